@@ -1,0 +1,175 @@
+"""Losses on Delta, the margin between the scores of the chosen and the rejected completion."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+from torch import Tensor
+
+from lightning_dpo import functional
+from lightning_dpo.functional.scores import Divergence
+from lightning_dpo.losses.base import PreferenceLoss, check_positive, check_range
+from lightning_dpo.types import PairLogps
+
+__all__ = ["DPOLoss", "HingeLoss", "IPOLoss", "MarginLoss"]
+
+BETA_HINT = "usual values are 0.01 to 0.5"
+SMOOTHING_HINT = "it is the assumed probability that a label is flipped, usually 0 to 0.2"
+
+
+class MarginLoss(PreferenceLoss):
+    """A loss on Delta = s(r_chosen) - s(r_rejected); subclass it for another one.
+
+    Any score function of the f-DPO family goes with it, because what the score leaves undetermined is a
+    constant of the prompt, which the difference cancels (https://arxiv.org/abs/2309.16240).
+
+    Args:
+        beta: Strength of the KL constraint, greater than 0.
+        divergence: "reverse_kl", "forward_kl", "js_divergence" or "alpha_divergence".
+        alpha: Parameter of the alpha-divergence, from 0 (forward KL) to 1 (reverse KL).
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self, beta: float = 0.1, *, divergence: Divergence = "reverse_kl", alpha: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.beta = check_positive("beta", beta, hint=BETA_HINT)
+        if divergence not in get_args(Divergence):
+            raise ValueError(f"`divergence` must be one of {get_args(Divergence)}, got {divergence=}")
+        self.divergence: Divergence = divergence
+        self.alpha = check_range(
+            "alpha", alpha, low=0, high=1, hint="0 is the forward KL and 1 the reverse KL, 0.5 lies between"
+        )
+
+    def scores(self, policy: PairLogps, reference: PairLogps | None) -> tuple[Tensor, Tensor]:
+        """Scores s(r) of chosen and rejected completions, (batch,) each.
+
+        Raises:
+            ValueError: If `reference` is None.
+        """
+        chosen, rejected = self.logratios(policy, reference)
+        return (
+            functional.divergence_score(chosen, divergence=self.divergence, alpha=self.alpha),
+            functional.divergence_score(rejected, divergence=self.divergence, alpha=self.alpha),
+        )
+
+    def margin(self, policy: PairLogps, reference: PairLogps | None) -> Tensor:
+        """Delta of each pair, (batch,).
+
+        Raises:
+            ValueError: If `reference` is None.
+        """
+        chosen, rejected = self.scores(policy, reference)
+        return chosen - rejected
+
+    def margin_per_token(self, policy: PairLogps, reference: PairLogps | None) -> Tensor:
+        """Delta with each score divided by its completion's token count, (batch,).
+
+        Raises:
+            ValueError: If `reference` is None.
+        """
+        chosen, rejected = self.scores(policy, reference)
+        return chosen / policy.chosen_lengths - rejected / policy.rejected_lengths
+
+
+class DPOLoss(MarginLoss):
+    """Direct preference optimisation, Eq. 7 of https://arxiv.org/abs/2305.18290.
+
+    Args:
+        beta: Strength of the KL constraint, greater than 0, usually 0.01 to 0.5.
+        label_smoothing: Assumed probability that a label is flipped, from 0 to below 0.5. Above 0 it is
+            conservative DPO (https://ericmitchell.ai/cdpo.pdf), which is smallest at
+            Delta = log((1 - label_smoothing) / label_smoothing) / beta and not at infinity.
+        divergence: Constraint in place of the reverse KL, see `MarginLoss`.
+        alpha: Parameter of "alpha_divergence".
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        *,
+        label_smoothing: float = 0.0,
+        divergence: Divergence = "reverse_kl",
+        alpha: float = 0.5,
+    ) -> None:
+        super().__init__(beta, divergence=divergence, alpha=alpha)
+        self.label_smoothing = check_range(
+            "label_smoothing", label_smoothing, low=0, high=0.5, ends="low", hint=SMOOTHING_HINT
+        )
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,)."""
+        delta = self.margin(policy, reference)
+        return functional.dpo_loss(delta, beta=self.beta, label_smoothing=self.label_smoothing)
+
+    def expected_at_start(self) -> float:
+        """Ln 2, whatever the label smoothing and the divergence."""
+        return math.log(2)
+
+
+class IPOLoss(MarginLoss):
+    """Identity preference optimisation, Eq. 17 of https://arxiv.org/abs/2310.12036.
+
+    It regresses the margin to 1 / (2 beta), so that the policy stays near the reference even where all labels
+    agree. The paper's formula is on sums over tokens, and its authors confirmed that the published results used
+    means. Both are in use, and one beta means different things in them: a margin of 1 / (2 beta) per token, or
+    per completion. The default is the mean, as in the published results, because its target does not depend on
+    how long the completions are. It asks for about |y| times the margin that the sum asks for.
+
+    Args:
+        beta: The paper's tau, greater than 0.
+        length_normalized: Divide each score by its completion's token count.
+        divergence: Constraint in place of the reverse KL, see `MarginLoss`.
+        alpha: Parameter of "alpha_divergence".
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        *,
+        length_normalized: bool = True,
+        divergence: Divergence = "reverse_kl",
+        alpha: float = 0.5,
+    ) -> None:
+        super().__init__(beta, divergence=divergence, alpha=alpha)
+        self.length_normalized = length_normalized
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,)."""
+        margin = self.margin_per_token if self.length_normalized else self.margin
+        return functional.ipo_loss(margin(policy, reference), beta=self.beta)
+
+    def expected_at_start(self) -> float:
+        """(1 / (2 beta))^2."""
+        return (1 / (2 * self.beta)) ** 2
+
+
+class HingeLoss(MarginLoss):
+    """Hinge loss of SLiC on the log-ratio margin, https://arxiv.org/abs/2309.06657.
+
+    Args:
+        beta: The loss is zero from Delta = 1 / beta; greater than 0.
+        divergence: Constraint in place of the reverse KL, see `MarginLoss`.
+        alpha: Parameter of "alpha_divergence".
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,)."""
+        return functional.hinge_loss(self.margin(policy, reference), beta=self.beta)
+
+    def expected_at_start(self) -> float:
+        """1."""
+        return 1.0
