@@ -4,5 +4,62 @@ Tensors in, tensors out; nothing here holds state or knows of models. `lightning
 per loss over these functions.
 """
 
-from lightning_dpo.functional.margin import *  # noqa: F403
-from lightning_dpo.functional.scores import *  # noqa: F403
+from lightning_dpo.functional.logratio import (
+    aot_margin,
+    apo_down_loss,
+    apo_zero_loss,
+    bco_loss,
+    nca_loss,
+    sppo_loss,
+)
+from lightning_dpo.functional.margin import (
+    discopop_loss,
+    dpo_loss,
+    dpop_loss,
+    exo_loss,
+    hinge_loss,
+    ipo_loss,
+    robust_dpo_loss,
+)
+from lightning_dpo.functional.reference_free import (
+    cpo_loss,
+    log_odds,
+    orpo_loss,
+    simpo_loss,
+    unlikelihood_loss,
+)
+from lightning_dpo.functional.scores import (
+    Divergence,
+    alpha_divergence_score,
+    divergence_score,
+    forward_kl_score,
+    js_divergence_score,
+    reverse_kl_score,
+)
+
+__all__ = [
+    "Divergence",
+    "alpha_divergence_score",
+    "aot_margin",
+    "apo_down_loss",
+    "apo_zero_loss",
+    "bco_loss",
+    "cpo_loss",
+    "discopop_loss",
+    "divergence_score",
+    "dpo_loss",
+    "dpop_loss",
+    "exo_loss",
+    "forward_kl_score",
+    "hinge_loss",
+    "ipo_loss",
+    "js_divergence_score",
+    "log_odds",
+    "nca_loss",
+    "orpo_loss",
+    "reverse_kl_score",
+    "robust_dpo_loss",
+    "simpo_loss",
+    "sppo_loss",
+    "unlikelihood_loss",
+]

@@ -31,8 +31,8 @@ EXPONENT_LIMIT = 30.0
 """Exponent from which `exp` goes on as its tangent.
 
 A log-ratio is a sum over tokens, so exp(-r) leaves float32 where training has gone wrong, and infinity minus
-infinity is NaN. At 30 the squared loss of a tangent at |r| = 1e4 still fits into float32. Cutting the exponent
-off instead would leave exactly those completions without a gradient.
+infinity is NaN. At 30 the squared loss of a tangent at |r| = 1e4 still fits into float32. Cutting the
+exponent off instead would leave exactly those completions without a gradient.
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
+from numbers import Real
 
 from torch import Tensor, nn
 
@@ -19,12 +20,17 @@ class PreferenceLoss(nn.Module, ABC):
     Attributes:
         needs_reference: Whether `forward` reads the reference's log-probs. False saves the reference model.
         needs_confidence: Whether `forward` reads the policy's confidences, which scoring then computes.
+        needs_heads: Whether `forward` reads the log-probs of the completions' heads.
+        mixes_pairs: Whether one pair's loss holds other pairs' completions, so that weights of single pairs
+            have no meaning.
         beta: Rewards are logged as beta times the log-ratio to the reference. A loss without such a constant
             leaves it at 1, so that its rewards are the log-ratios themselves.
     """
 
     needs_reference: bool = True
     needs_confidence: bool = False
+    needs_heads: bool = False
+    mixes_pairs: bool = False
     beta: float = 1.0
 
     @abstractmethod
@@ -75,7 +81,7 @@ class PreferenceLoss(nn.Module, ABC):
         """The constructor's plain arguments, for printing a module."""
         names = inspect.signature(type(self)).parameters
         values = {name: getattr(self, name, None) for name in names}
-        plain = {name: value for name, value in values.items() if isinstance(value, str | float | int)}
+        plain = {name: value for name, value in values.items() if isinstance(value, str | float | int | list)}
         return ", ".join(f"{name}={value!r}" for name, value in plain.items())
 
 
@@ -106,7 +112,7 @@ def check_range(name: str, value: float, *, low: float, high: float, hint: str, 
     return value
 
 
-def check_finite(name: str, value: float, *, hint: str) -> float:
+def check_non_negative(name: str, value: float, *, hint: str) -> float:
     """The value, if it is a finite number of at least 0; else a ValueError that names the argument."""
     if not (_is_number(value) and 0 <= value < math.inf):
         raise ValueError(f"`{name}` must be a finite number of at least 0, got {name}={value!r}; {hint}")
@@ -114,4 +120,4 @@ def check_finite(name: str, value: float, *, hint: str) -> float:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -9,10 +9,20 @@ from torch import Tensor
 
 from lightning_dpo import functional
 from lightning_dpo.functional.scores import Divergence
-from lightning_dpo.losses.base import PreferenceLoss, check_positive, check_range
+from lightning_dpo.losses.base import PreferenceLoss, check_non_negative, check_positive, check_range
 from lightning_dpo.types import PairLogps
 
-__all__ = ["DPOLoss", "HingeLoss", "IPOLoss", "MarginLoss"]
+__all__ = [
+    "DPOLoss",
+    "DPOPLoss",
+    "DiscoPOPLoss",
+    "EXOLoss",
+    "HingeLoss",
+    "IPOLoss",
+    "LengthNormalizedDPOLoss",
+    "MarginLoss",
+    "RobustDPOLoss",
+]
 
 BETA_HINT = "usual values are 0.01 to 0.5"
 SMOOTHING_HINT = "it is the assumed probability that a label is flipped, usually 0 to 0.2"
@@ -117,11 +127,12 @@ class DPOLoss(MarginLoss):
 class IPOLoss(MarginLoss):
     """Identity preference optimisation, Eq. 17 of https://arxiv.org/abs/2310.12036.
 
-    It regresses the margin to 1 / (2 beta), so that the policy stays near the reference even where all labels
-    agree. The paper's formula is on sums over tokens, and its authors confirmed that the published results used
-    means. Both are in use, and one beta means different things in them: a margin of 1 / (2 beta) per token, or
-    per completion. The default is the mean, as in the published results, because its target does not depend on
-    how long the completions are. It asks for about |y| times the margin that the sum asks for.
+    It regresses the margin to 1 / (2 beta), so that the policy stays near the reference even where all
+    labels agree. The paper's formula is on sums over tokens, and its authors confirmed that the published
+    results used means. Both are in use, and one beta means different things in them: a margin of 1 / (2 beta)
+    per token, or per completion. The default is the mean, as in the published results, because its target
+    does not depend on how long the completions are. It asks for about |y| times the margin that the sum asks
+    for.
 
     Args:
         beta: The paper's tau, greater than 0.
@@ -173,3 +184,171 @@ class HingeLoss(MarginLoss):
     def expected_at_start(self) -> float:
         """1."""
         return 1.0
+
+
+class LengthNormalizedDPOLoss(MarginLoss):
+    """DPO on scores per token, https://arxiv.org/abs/2405.14734: length alone earns nothing.
+
+    Args:
+        beta: Strength of the KL constraint, greater than 0. Margins per token are small, so it is large: 5 in
+            Tulu 3 (https://arxiv.org/abs/2411.15124).
+        divergence: Constraint in place of the reverse KL, see `MarginLoss`.
+        alpha: Parameter of "alpha_divergence".
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self, beta: float = 5.0, *, divergence: Divergence = "reverse_kl", alpha: float = 0.5
+    ) -> None:
+        super().__init__(beta, divergence=divergence, alpha=alpha)
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,)."""
+        return functional.dpo_loss(self.margin_per_token(policy, reference), beta=self.beta)
+
+    def expected_at_start(self) -> float:
+        """Ln 2."""
+        return math.log(2)
+
+
+class RobustDPOLoss(MarginLoss):
+    """Robust DPO, https://arxiv.org/abs/2403.00409: unbiased where labels are flipped at a known rate.
+
+    Args:
+        beta: Strength of the KL constraint, greater than 0.
+        label_smoothing: Probability that a label is flipped, from 0 (plain DPO) to below 0.5.
+        divergence: Constraint in place of the reverse KL, see `MarginLoss`.
+        alpha: Parameter of "alpha_divergence".
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        *,
+        label_smoothing: float = 0.1,
+        divergence: Divergence = "reverse_kl",
+        alpha: float = 0.5,
+    ) -> None:
+        super().__init__(beta, divergence=divergence, alpha=alpha)
+        self.label_smoothing = check_range(
+            "label_smoothing", label_smoothing, low=0, high=0.5, ends="low", hint=SMOOTHING_HINT
+        )
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,); negative where the margin is large."""
+        delta = self.margin(policy, reference)
+        return functional.robust_dpo_loss(delta, beta=self.beta, label_smoothing=self.label_smoothing)
+
+    def expected_at_start(self) -> float:
+        """Ln 2, whatever the label smoothing."""
+        return math.log(2)
+
+
+class EXOLoss(MarginLoss):
+    """Efficient exact optimisation for pairs, Eq. 16 of https://arxiv.org/abs/2402.00856.
+
+    Args:
+        beta: Strength of the KL constraint, greater than 0.
+        label_smoothing: Probability of the other label, above 0 and below 0.5; the loss is infinite at 0. The
+            paper recommends 1e-3.
+        divergence: Constraint in place of the reverse KL, see `MarginLoss`.
+        alpha: Parameter of "alpha_divergence".
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        *,
+        label_smoothing: float = 1e-3,
+        divergence: Divergence = "reverse_kl",
+        alpha: float = 0.5,
+    ) -> None:
+        super().__init__(beta, divergence=divergence, alpha=alpha)
+        self.label_smoothing = check_range(
+            "label_smoothing",
+            label_smoothing,
+            low=0,
+            high=0.5,
+            ends="none",
+            hint="EXO takes its logarithm; the paper recommends 1e-3",
+        )
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,)."""
+        delta = self.margin(policy, reference)
+        return functional.exo_loss(delta, beta=self.beta, label_smoothing=self.label_smoothing)
+
+    def expected_at_start(self) -> float:
+        """The KL between a fair coin and the smoothed label, coin first."""
+        return -math.log(2) - math.log(self.label_smoothing * (1 - self.label_smoothing)) / 2
+
+
+class DiscoPOPLoss(MarginLoss):
+    """DiscoPOP, the loss found by a language model, Eq. 5 of https://arxiv.org/abs/2406.08414.
+
+    Args:
+        beta: Strength of the KL constraint, greater than 0.
+        tau: Width of the change from logistic to exponential, above 0 and at most 1. Above 1 the exponential
+            would outgrow its weight, so that falling margins blow up.
+        divergence: Constraint in place of the reverse KL, see `MarginLoss`.
+        alpha: Parameter of "alpha_divergence".
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        *,
+        tau: float = 0.05,
+        divergence: Divergence = "reverse_kl",
+        alpha: float = 0.5,
+    ) -> None:
+        super().__init__(beta, divergence=divergence, alpha=alpha)
+        self.tau = check_range("tau", tau, low=0, high=1, ends="high", hint="the paper uses 0.05")
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,)."""
+        return functional.discopop_loss(self.margin(policy, reference), beta=self.beta, tau=self.tau)
+
+    def expected_at_start(self) -> float:
+        """(ln 2 + 1) / 2."""
+        return (math.log(2) + 1) / 2
+
+
+class DPOPLoss(PreferenceLoss):
+    """DPO-Positive, https://arxiv.org/abs/2402.13228: keeps the chosen completion's probability from falling.
+
+    Args:
+        beta: Strength of the KL constraint, greater than 0.
+        anchor: The paper's lambda, at least 0 (plain DPO): nats taken off the margin for each nat that the
+            chosen completion has lost against the reference.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(self, beta: float = 0.1, *, anchor: float = 50.0) -> None:
+        super().__init__()
+        self.beta = check_positive("beta", beta, hint=BETA_HINT)
+        self.anchor = check_non_negative("anchor", anchor, hint="0 is plain DPO, usual values are 5 to 500")
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,)."""
+        chosen, rejected = self.logratios(policy, reference)
+        return functional.dpop_loss(
+            chosen - rejected, chosen_logratio=chosen, beta=self.beta, anchor=self.anchor
+        )
+
+    def expected_at_start(self) -> float:
+        """Ln 2."""
+        return math.log(2)

@@ -1,0 +1,168 @@
+"""Losses made of other losses: modifiers, which wrap one, and weighted sums of several."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_dpo.losses.base import PreferenceLoss, check_non_negative, check_range
+from lightning_dpo.types import PairLogps
+
+__all__ = ["LDDPO", "WPO", "CombinedLoss"]
+
+
+class ComposedLoss(PreferenceLoss):
+    """A loss that takes over what its parts need, and beta from the first part that has one."""
+
+    def _take_over(self, parts: list[PreferenceLoss]) -> None:
+        self.needs_reference = any(part.needs_reference for part in parts)
+        self.needs_confidence = any(part.needs_confidence for part in parts)
+        self.needs_heads = any(part.needs_heads for part in parts)
+        self.mixes_pairs = any(part.mixes_pairs for part in parts)
+        betas = [part.beta for part in parts if "beta" in vars(part)]
+        if betas:
+            self.beta = betas[0]
+
+
+class WPO(ComposedLoss):
+    """Weighted preference optimisation, Eq. 2 of https://arxiv.org/abs/2406.11827.
+
+    Weights each pair by how likely the policy is to write its completions itself, which brings training on
+    stored pairs nearer to training on the policy's own. The weights take no gradient.
+
+    Args:
+        loss: The loss to weight.
+
+    Raises:
+        ValueError: If `loss` sorts the batch, as AOTLoss does: its elements belong to no single pair.
+    """
+
+    def __init__(self, loss: PreferenceLoss) -> None:
+        super().__init__()
+        if loss.mixes_pairs:
+            raise ValueError(
+                f"`loss` must give each pair a loss of its own to be weighted, got {type(loss).__name__}, "
+                "which compares pairs across the batch; use it without WPO"
+            )
+        self.loss = loss
+        self._take_over([loss])
+        self.needs_confidence = True
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Weighted loss of each pair, (batch,).
+
+        Raises:
+            ValueError: If the policy's confidences were not computed.
+        """
+        if policy.chosen_confidence is None or policy.rejected_confidence is None:
+            raise ValueError(
+                "`policy` must hold `chosen_confidence` and `rejected_confidence` for WPO, got None; "
+                "score it with `confidence=True`"
+            )
+        confidence = policy.chosen_confidence + policy.rejected_confidence
+        losses: Tensor = self.loss(policy, reference)
+        return losses * torch.exp(confidence.detach())
+
+
+class LDDPO(ComposedLoss):
+    """Length desensitisation, LD-DPO, https://arxiv.org/abs/2409.06411.
+
+    Both completions count in full up to the shorter one's length m, and what the longer one has beyond it
+    counts `alpha` times, under policy and reference alike. A loss per token divides by the tokens as they
+    count, m + alpha (|y| - m), so that its means stay weighted means; divided by |y|, a score would shrink
+    for the length that is meant not to matter.
+
+    Args:
+        loss: The loss that sees the reweighted log-probs.
+        alpha: Weight of the tokens beyond the shorter completion's length, from 0 (cut off) to 1 (no change).
+
+    Raises:
+        ValueError: If `alpha` is out of its range.
+    """
+
+    def __init__(self, loss: PreferenceLoss, *, alpha: float = 0.5) -> None:
+        super().__init__()
+        self.loss = loss
+        self.alpha = check_range(
+            "alpha", alpha, low=0, high=1, hint="it weights the tokens beyond the shorter completion"
+        )
+        self._take_over([loss])
+        self.needs_heads = True
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,).
+
+        Raises:
+            ValueError: If the log-probs of the completions' heads were not computed.
+        """
+        policy = self._reweighted(policy, name="policy")
+        if reference is not None and self.loss.needs_reference:
+            reference = self._reweighted(reference, name="reference")
+        losses: Tensor = self.loss(policy, reference)
+        return losses
+
+    def expected_at_start(self) -> float | None:
+        """That of the wrapped loss."""
+        return self.loss.expected_at_start()
+
+    def _reweighted(self, logps: PairLogps, *, name: str) -> PairLogps:
+        if logps.chosen_head is None or logps.rejected_head is None:
+            raise ValueError(
+                f"`{name}` must hold `chosen_head` and `rejected_head` for LDDPO, got None; "
+                "`lightning_dpo.scoring` computes them"
+            )
+        dtype = logps.chosen.dtype
+        chosen_lengths, rejected_lengths = logps.chosen_lengths.to(dtype), logps.rejected_lengths.to(dtype)
+        shorter = torch.minimum(chosen_lengths, rejected_lengths)
+        return logps._replace(
+            chosen=torch.lerp(logps.chosen_head, logps.chosen, self.alpha),
+            rejected=torch.lerp(logps.rejected_head, logps.rejected, self.alpha),
+            chosen_lengths=torch.lerp(shorter, chosen_lengths, self.alpha),
+            rejected_lengths=torch.lerp(shorter, rejected_lengths, self.alpha),
+        )
+
+
+class CombinedLoss(ComposedLoss):
+    """Weighted sum of losses, such as DPO + SFT, or MPO (https://arxiv.org/abs/2411.10442).
+
+    Args:
+        losses: The losses to add, at least one.
+        weights: Weight of each, at least 0; 1 each where not given.
+
+    Raises:
+        ValueError: If there are no losses, or not as many weights as losses, or a weight is negative.
+    """
+
+    def __init__(self, losses: list[PreferenceLoss], *, weights: list[float] | None = None) -> None:
+        super().__init__()
+        if not losses:
+            raise ValueError("`losses` must hold at least one loss, got none")
+        weights = [1.0] * len(losses) if weights is None else list(weights)
+        if len(weights) != len(losses):
+            raise ValueError(
+                f"`weights` must have one number for each of the {len(losses)} losses, got {weights=}"
+            )
+        self.losses = nn.ModuleList(losses)
+        self.weights = [
+            check_non_negative(f"weights[{index}]", weight, hint="leave the loss out to switch it off")
+            for index, weight in enumerate(weights)
+        ]
+        self._take_over(losses)
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Weighted sum of the losses of each pair, (batch,)."""
+        terms = [
+            weight * loss(policy, reference) for weight, loss in zip(self.weights, self.losses, strict=True)
+        ]
+        return torch.stack(terms).sum(0)
+
+    def expected_at_start(self) -> float | None:
+        """The weighted sum of the parts' values; None if one of them depends on the data."""
+        total = 0.0
+        for weight, loss in zip(self.weights, self.losses, strict=True):
+            assert isinstance(loss, PreferenceLoss)
+            value = loss.expected_at_start()
+            if value is None:
+                return None
+            total += weight * value
+        return total

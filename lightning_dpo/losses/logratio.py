@@ -1,0 +1,221 @@
+"""Losses on the completions' log-ratios themselves, each for itself or across the batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, distributed
+
+from lightning_dpo import functional
+from lightning_dpo.losses.base import PreferenceLoss, check_positive, check_range
+from lightning_dpo.types import PairLogps
+
+__all__ = ["AOTLoss", "APODownLoss", "APOZeroLoss", "BCOLoss", "NCALoss", "SPPOLoss"]
+
+BETA_HINT = "usual values are 0.01 to 0.5"
+
+
+class LogRatioLoss(PreferenceLoss):
+    """What the losses of this file have in common: beta, and no choice of the divergence.
+
+    They look at one completion's log-ratio at a time, so that the constant of the prompt that other score
+    functions leave undetermined would not cancel.
+
+    Args:
+        beta: Strength of the KL constraint, greater than 0.
+
+    Raises:
+        ValueError: If `beta` is not greater than 0.
+    """
+
+    def __init__(self, beta: float = 0.1) -> None:
+        super().__init__()
+        self.beta = check_positive("beta", beta, hint=BETA_HINT)
+
+
+class NCALoss(LogRatioLoss):
+    """Noise contrastive alignment for pairs, https://arxiv.org/abs/2402.05369.
+
+    Args:
+        beta: Strength of the KL constraint, greater than 0.
+
+    Raises:
+        ValueError: If `beta` is not greater than 0.
+    """
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,)."""
+        chosen, rejected = self.logratios(policy, reference)
+        return functional.nca_loss(chosen, rejected_logratio=rejected, beta=self.beta)
+
+    def expected_at_start(self) -> float:
+        """2 ln 2."""
+        return 2 * math.log(2)
+
+
+class BCOLoss(LogRatioLoss):
+    """Binary classifier optimisation, https://arxiv.org/abs/2404.04656.
+
+    The reward that divides chosen from rejected is the mean of all rewards seen in training so far, over all
+    ranks; every pair counts the same and none is forgotten. A batch enters the mean before its loss is taken.
+    Validation reads the mean and leaves it as it is. Checkpoints keep it.
+
+    Args:
+        beta: Strength of the KL constraint, greater than 0.
+        track_delta: Whether to shift rewards by their running mean; False fixes the shift at 0.
+
+    Raises:
+        ValueError: If `beta` is not greater than 0.
+    """
+
+    delta: Tensor
+    pairs_seen: Tensor
+
+    def __init__(self, beta: float = 0.1, *, track_delta: bool = True) -> None:
+        super().__init__(beta)
+        self.track_delta = track_delta
+        self.register_buffer("delta", torch.zeros(()))
+        self.register_buffer("pairs_seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,); in training mode the running mean takes the batch in first."""
+        chosen, rejected = self.logratios(policy, reference)
+        if self.track_delta and self.training:
+            self._update((self.beta * (chosen + rejected) / 2).detach())
+        return functional.bco_loss(
+            chosen, rejected_logratio=rejected, beta=self.beta, shift=self.delta.to(chosen)
+        )
+
+    def expected_at_start(self) -> float:
+        """2 ln 2."""
+        return 2 * math.log(2)
+
+    @torch.no_grad()
+    def _update(self, rewards: Tensor) -> None:
+        total = torch.stack([rewards.sum().float(), rewards.new_tensor(len(rewards)).float()])
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(total)
+        # In place, and where the buffers are: strategies keep hold of a module's buffers, moved or not.
+        rewards_sum, pairs = total.to(self.delta.device)
+        self.pairs_seen += pairs.long()
+        self.delta += (rewards_sum - pairs * self.delta) / self.pairs_seen
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BCOLoss:  # noqa: FBT001
+        # A module cast to bfloat16 would round the mean to three digits and lose late updates altogether.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.delta = self.delta.float()
+        return self
+
+
+class SPPOLoss(LogRatioLoss):
+    """Self-play preference optimisation with hard labels, https://arxiv.org/abs/2405.00675.
+
+    Args:
+        beta: Strength of the KL constraint, greater than 0: log-ratios are regressed to plus or minus
+            1 / (2 beta).
+
+    Raises:
+        ValueError: If `beta` is not greater than 0.
+    """
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,)."""
+        chosen, rejected = self.logratios(policy, reference)
+        return functional.sppo_loss(chosen, rejected_logratio=rejected, beta=self.beta)
+
+    def expected_at_start(self) -> float:
+        """2 (1 / (2 beta))^2."""
+        return 2 * (1 / (2 * self.beta)) ** 2
+
+
+class APOZeroLoss(LogRatioLoss):
+    """Anchored preference optimisation, zero, Eq. 7 of https://arxiv.org/abs/2408.06266.
+
+    Raises the chosen and lowers the rejected: for chosen completions better than what the model writes.
+
+    Args:
+        beta: Strength of the KL constraint, greater than 0.
+
+    Raises:
+        ValueError: If `beta` is not greater than 0.
+    """
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,)."""
+        chosen, rejected = self.logratios(policy, reference)
+        return functional.apo_zero_loss(chosen, rejected_logratio=rejected, beta=self.beta)
+
+    def expected_at_start(self) -> float:
+        """1."""
+        return 1.0
+
+
+class APODownLoss(LogRatioLoss):
+    """Anchored preference optimisation, down, Eq. 8 of https://arxiv.org/abs/2408.06266.
+
+    Lowers the rejected more than the chosen: for chosen completions worse than what the model writes.
+
+    Args:
+        beta: Strength of the KL constraint, greater than 0.
+
+    Raises:
+        ValueError: If `beta` is not greater than 0.
+    """
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,)."""
+        chosen, rejected = self.logratios(policy, reference)
+        return functional.apo_down_loss(chosen, rejected_logratio=rejected, beta=self.beta)
+
+    def expected_at_start(self) -> float:
+        """1."""
+        return 1.0
+
+
+class AOTLoss(LogRatioLoss):
+    """Alignment via optimal transport, https://arxiv.org/abs/2406.05882.
+
+    Asks the distribution of the policy's margins to dominate the reference's, quantile by quantile. They are
+    the quantiles of the batch at hand, each rank's micro-batch for itself: small batches do not add up to a
+    large one, and a batch of one pair is plain DPO.
+
+    Args:
+        beta: Strength of the KL constraint, greater than 0.
+        label_smoothing: Assumed probability that a label is flipped, from 0 to below 0.5.
+        unpaired: Compare the chosen completions' log-ratios with the rejected ones', whichever pair they
+            come from. A pair's loss is then that of its chosen completion.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    mixes_pairs = True
+
+    def __init__(self, beta: float = 0.1, *, label_smoothing: float = 0.0, unpaired: bool = False) -> None:
+        super().__init__(beta)
+        self.label_smoothing = check_range(
+            "label_smoothing",
+            label_smoothing,
+            low=0,
+            high=0.5,
+            ends="low",
+            hint="it is the assumed probability that a label is flipped, usually 0 to 0.2",
+        )
+        self.unpaired = unpaired
+
+    def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+        """Loss of each pair, (batch,)."""
+        if self.unpaired:
+            first, second = self.logratios(policy, reference)
+        else:
+            reference = self.required(reference)
+            first = policy.chosen - policy.rejected
+            second = reference.chosen - reference.rejected
+        delta = functional.aot_margin(first, second=second)
+        return functional.dpo_loss(delta, beta=self.beta, label_smoothing=self.label_smoothing)
+
+    def expected_at_start(self) -> float:
+        """Ln 2."""
+        return math.log(2)
