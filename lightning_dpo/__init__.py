@@ -1,3 +1,32 @@
 """Direct Preference Optimization for PyTorch Lightning, with Ray Tune search."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_dpo.data import PreferenceDataModule
+    from lightning_dpo.module import DPOModule
+    from lightning_dpo.types import PairBatch, PairLogps, PreferencePair, TokenPair
+
+__all__ = ["DPOModule", "PairBatch", "PairLogps", "PreferenceDataModule", "PreferencePair", "TokenPair"]
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "DPOModule": "lightning_dpo.module",
+    "PreferenceDataModule": "lightning_dpo.data",
+    "PairBatch": "lightning_dpo.types",
+    "PairLogps": "lightning_dpo.types",
+    "PreferencePair": "lightning_dpo.types",
+    "TokenPair": "lightning_dpo.types",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import lightning_dpo` alone stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -101,13 +101,17 @@ class PairBatch:
             if not all(len(part) for part in pair):
                 sizes = dict(zip(TokenPair._fields, map(len, pair), strict=True))
                 raise ValueError(f"`pairs` must have no empty part, got {sizes} at index {index}")
-        flat = [
-            torch.cat([torch.as_tensor(part, dtype=torch.long) for part in parts])
-            for parts in zip(*pairs, strict=True)
-        ]
-        lengths = [torch.tensor([len(part) for part in parts]) for parts in zip(*pairs, strict=True)]
-        weight = torch.ones(len(pairs)) if weights is None else torch.tensor(weights, dtype=torch.float32)
-        return cls(*flat, *lengths, weights=weight, denominator=denominator)
+        prompts, chosen, rejected = zip(*pairs, strict=True)
+        return cls(
+            prompt_ids=_flat(prompts),
+            chosen_ids=_flat(chosen),
+            rejected_ids=_flat(rejected),
+            prompt_lengths=_lengths(prompts),
+            chosen_lengths=_lengths(chosen),
+            rejected_lengths=_lengths(rejected),
+            weights=torch.ones(len(pairs)) if weights is None else torch.tensor(weights, dtype=torch.float32),
+            denominator=denominator,
+        )
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -122,6 +126,14 @@ class PairBatch:
         """Pin ids and weights, as a data loader does before the copy to a GPU."""
         names = ("prompt_ids", "chosen_ids", "rejected_ids", "weights")
         return replace(self, **{n: getattr(self, n).pin_memory() for n in names})
+
+
+def _flat(parts: Sequence[Sequence[int]]) -> Tensor:
+    return torch.cat([torch.as_tensor(part, dtype=torch.long) for part in parts])
+
+
+def _lengths(parts: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor([len(part) for part in parts])
 
 
 class PairLogps(NamedTuple):
@@ -150,3 +162,7 @@ class PairLogps(NamedTuple):
     rejected_head: Tensor | None = None
     chosen_confidence: Tensor | None = None
     rejected_confidence: Tensor | None = None
+
+    def detach(self) -> PairLogps:
+        """The same numbers without gradient."""
+        return self._replace(**{k: v.detach() for k, v in self._asdict().items() if v is not None})

@@ -1,0 +1,150 @@
+"""The command `lightning-dpo`: fit and validate through LightningCLI, and what surrounds them."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+__all__ = ["DPOCLI", "main"]
+
+
+class DPOCLI(LightningCLI):
+    """LightningCLI with the defaults of preference optimisation.
+
+    Your own module or data module goes in as in any LightningCLI: ``DPOCLI(MyModule, MyData)``.
+    """
+
+    def __init__(
+        self,
+        model_class: Any = None,
+        datamodule_class: Any = None,
+        *,
+        args: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Parse and run.
+
+        Args:
+            model_class: `DPOModule` or a subclass.
+            datamodule_class: `PreferenceDataModule` or any data module that yields `PairBatch`.
+            args: Command line without the program's name; by default the process's.
+            kwargs: For LightningCLI.
+        """
+        from lightning_dpo.data import PreferenceDataModule
+        from lightning_dpo.module import DPOModule
+
+        # "omegaconf+" and not "omegaconf": interpolations then see values given on the command line.
+        parser_kwargs = {"parser_mode": "omegaconf+", **kwargs.pop("parser_kwargs", {})}
+        super().__init__(
+            model_class or DPOModule,
+            datamodule_class or PreferenceDataModule,
+            args=list(args) if args is not None else None,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            trainer_defaults={"max_epochs": 1, "log_every_n_steps": 1, "callbacks": _default_callbacks()},
+            parser_kwargs=parser_kwargs,
+            **kwargs,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only what preference optimisation has a meaning for."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] for name in ("fit", "validate")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The default loss is set here, so that ``--model.loss.beta`` alone works."""
+        parser.set_defaults({"model.loss": {"class_path": "lightning_dpo.losses.DPOLoss"}})
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: what the command line says wins over what a checkpoint says."""
+
+
+def export(checkpoint: Path, output: Path, *, merge: bool = True) -> None:
+    """Write the policy of a checkpoint as a Hugging Face folder that `from_pretrained` loads.
+
+    Args:
+        checkpoint: A file that `fit` saved.
+        output: The folder to write; must be missing or empty.
+        merge: Fold an adapter into the base weights; false writes the adapter alone.
+    """
+    from lightning_dpo.checkpoint import export_checkpoint
+
+    print(f"exported to {export_checkpoint(checkpoint, output, merge=merge)}")
+
+
+def demo(*, output: Path = Path("outputs/demo"), beta: float = 0.1, seed: int = 0) -> None:
+    """Train the embedded task and show samples before and after; needs no download and no GPU.
+
+    Args:
+        output: Folder for the task's model, data and result.
+        beta: Strength of the pull towards the reference.
+        seed: Of everything.
+    """
+    from lightning_dpo.demo.run import run_demo
+
+    run_demo(output=output, beta=beta, seed=seed)
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {"export": export, "demo": demo}
+
+_HELP = """usage: lightning-dpo COMMAND [options]
+
+Direct Preference Optimization for PyTorch Lightning.
+
+commands:
+  fit       train on preference pairs
+            lightning-dpo fit --config configs/smollm2_dpo.yaml --data.train pairs.jsonl
+  validate  accuracy on held-out pairs
+            lightning-dpo validate --config … --ckpt_path last.ckpt
+  export    from a checkpoint to a model folder
+            lightning-dpo export --checkpoint last.ckpt --output model/
+  demo      the embedded task: no download, no GPU
+
+`lightning-dpo COMMAND --help` lists the options of one; `--print_config` shows a complete configuration.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        args: Command line without the program's name; by default the process's.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_HELP, end="")
+        return
+    command, rest = arguments[0], arguments[1:]
+    try:
+        if command in _COMMANDS:
+            auto_cli(_COMMANDS[command], args=rest, as_positional=False, prog=f"lightning-dpo {command}")
+        elif command in DPOCLI.subcommands():
+            DPOCLI(args=arguments)
+        else:
+            known = ", ".join([*DPOCLI.subcommands(), *_COMMANDS])
+            raise ValueError(f"the command must be one of {known}, got {command!r}")
+    except ValueError as error:
+        if not _is_ours(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised the error to tell the user something; then a traceback only hides it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+
+
+def _default_callbacks() -> list[Any]:
+    from lightning.pytorch.callbacks import RichProgressBar
+
+    return [RichProgressBar()]

@@ -1,0 +1,131 @@
+"""What is logged about preferences: rewards, accuracy, margins; exact per pair over any number of ranks."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_dpo.types import PairLogps
+
+__all__ = ["PairStatistics", "PreferenceMetrics", "pair_statistics"]
+
+
+class PairStatistics(NamedTuple):
+    """Numbers of each pair, (batch,) each, without gradient.
+
+    Attributes:
+        loss: The preference loss.
+        chosen_reward: beta * (log pi - log pi_ref) of the chosen completion.
+        rejected_reward: The same of the rejected one.
+        margin: Difference of the two rewards.
+        accuracy: 1 where the chosen reward is larger, 0 where it is smaller, 1/2 at a tie (as at the start,
+            where both are 0).
+        chosen_logps: log pi of the chosen completion, nats.
+        rejected_logps: The same of the rejected one.
+        logratio_margin: The margin without beta, nats: comparable between runs of different beta.
+    """
+
+    loss: Tensor
+    chosen_reward: Tensor
+    rejected_reward: Tensor
+    margin: Tensor
+    accuracy: Tensor
+    chosen_logps: Tensor
+    rejected_logps: Tensor
+    logratio_margin: Tensor
+
+
+METRIC_NAMES = dict(
+    zip(
+        PairStatistics._fields,
+        (
+            "loss",
+            "rewards/chosen",
+            "rewards/rejected",
+            "rewards/margin",
+            "rewards/accuracy",
+            "logps/chosen",
+            "logps/rejected",
+            "logratio/margin",
+        ),
+        strict=True,
+    )
+)
+"""Under which name each statistic is logged, after "train/" or "val/"."""
+
+
+@torch.no_grad()
+def pair_statistics(
+    losses: Tensor, policy: PairLogps, reference: PairLogps | None, *, beta: float
+) -> PairStatistics:
+    """Statistics of a scored batch.
+
+    Args:
+        losses: Loss of each pair, (batch,).
+        policy: The policy's log-probabilities.
+        reference: The reference's; without one the log-probabilities themselves stand in for log-ratios.
+        beta: Factor of the rewards.
+    """
+    policy = policy.detach()
+    chosen = policy.chosen if reference is None else policy.chosen - reference.chosen
+    rejected = policy.rejected if reference is None else policy.rejected - reference.rejected
+    difference = chosen - rejected
+    return PairStatistics(
+        loss=losses.detach(),
+        chosen_reward=beta * chosen,
+        rejected_reward=beta * rejected,
+        margin=beta * difference,
+        accuracy=(difference.sign() + 1) / 2,
+        chosen_logps=policy.chosen,
+        rejected_logps=policy.rejected,
+        logratio_margin=difference,
+    )
+
+
+class PreferenceMetrics(Metric):
+    """Weighted means of pair statistics: sums are kept, so no batch size or rank count shifts them."""
+
+    full_state_update = False
+    higher_is_better = None
+    is_differentiable = False
+    totals: Tensor
+    weight: Tensor
+
+    def __init__(self, prefix: str, **kwargs: Any) -> None:
+        """Prepare empty sums.
+
+        Args:
+            prefix: Put before each name, as "val/".
+            kwargs: For torchmetrics.
+        """
+        super().__init__(**kwargs)
+        self.prefix = prefix
+        # Apple's GPUs have no float64; elsewhere a million pairs add up without losing a digit.
+        dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        size = len(PairStatistics._fields)
+        self.add_state("totals", torch.zeros(size, dtype=dtype), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
+
+    def update(self, statistics: PairStatistics, weights: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            statistics: Of each pair.
+            weights: Of each pair, (batch,); 0 leaves a filler out.
+        """
+        weights = weights.to(self.totals)
+        # A filler's numbers may be anything; 0 * nan would not be 0.
+        values = torch.stack([value.to(self.totals) for value in statistics])
+        self.totals += torch.where(weights > 0, values * weights, 0).sum(-1)
+        self.weight += weights.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Mean of each statistic, by its logged name; float32."""
+        means = (self.totals / self.weight).float()
+        return {
+            f"{self.prefix}{METRIC_NAMES[field]}": mean
+            for field, mean in zip(PairStatistics._fields, means, strict=True)
+        }

@@ -1,0 +1,278 @@
+"""DPOModule: a policy, its reference and a preference loss as a LightningModule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from lightning_dpo.builder import PolicySettings, build_policy, build_reference
+from lightning_dpo.callbacks import StartupCheck, Throughput
+from lightning_dpo.checkpoint import RECORD_KEY, ModelRecord, adapter_state, export_model
+from lightning_dpo.lora import LoraSettings
+from lightning_dpo.losses import DPOLoss, PreferenceLoss
+from lightning_dpo.metrics import METRIC_NAMES, PairStatistics, PreferenceMetrics, pair_statistics
+from lightning_dpo.proof import LayoutChoice, prove
+from lightning_dpo.reference import NoReference, Reference
+from lightning_dpo.schedule import linear_warmup
+from lightning_dpo.scoring import ScoringPlan, rows_for, score
+from lightning_dpo.types import PairBatch, PairLogps
+
+__all__ = ["DPOModule", "StepRecord"]
+
+DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
+
+
+class StepRecord(NamedTuple):
+    """What the last training or validation step saw, without gradient, for callbacks.
+
+    Attributes:
+        policy: Log-probabilities under the policy.
+        reference: Log-probabilities under the reference, or None.
+        losses: Loss of each pair, (batch,).
+        num_tokens: Tokens the policy computed.
+    """
+
+    policy: PairLogps
+    reference: PairLogps | None
+    losses: Tensor
+    num_tokens: int
+
+
+class DPOModule(pl.LightningModule):
+    """Aligns a causal language model to preference pairs (https://arxiv.org/abs/2305.18290).
+
+    Batches are `PairBatch`. The reference is kept outside the module's registry: it is in no optimizer, no
+    gradient bucket and no checkpoint.
+
+    Attributes:
+        policy: The model that is trained, after `configure_model`.
+        latest: What the last step saw.
+    """
+
+    policy: nn.Module
+
+    def __init__(
+        self,
+        policy: str | nn.Module,
+        *,
+        reference: str | nn.Module = "frozen",
+        loss: PreferenceLoss | None = None,
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-6, weight_decay=0.0),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        warmup_ratio: float = 0.1,
+        lora: LoraSettings | None = None,
+        layout: LayoutChoice = "auto",
+        dtype: DtypeName = "float32",
+        attn_implementation: str | None = None,
+        gradient_checkpointing: bool = False,
+        compile_model: bool = False,
+        disable_dropout: bool = True,
+        startup_check: bool = True,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Say what to train; nothing is loaded before `configure_model`.
+
+        Args:
+            policy: A folder, a hub id, a .gguf file, ``package:NAME/FILE``, a PreTrainedModel, or any module
+                that maps (input_ids, attention_mask) to logits.
+            reference: "frozen" (a copy of the policy at the start), "adapter" (the policy with its adapter
+                off), "none", a source like those of `policy`, or a module.
+            loss: Any loss of `lightning_dpo.losses`; `DPOLoss(beta=0.1)` by default.
+            optimizer: Makes the optimizer from the trainable parameters.
+            lr_scheduler: Makes the scheduler, stepped every optimizer step; None is a linear warm-up.
+            warmup_ratio: Share of the steps that the default warm-up takes.
+            lora: Train adapters of this shape in place of all weights.
+            layout: "shared" computes prompts once per pair, "concatenated" once per completion; "auto" takes
+                shared where it is proved exact for the model.
+            dtype: Type the weights are loaded in. Keep float32 with mixed precision.
+            attn_implementation: Passed to transformers.
+            gradient_checkpointing: Recompute activations in the backward pass.
+            compile_model: Compile the policy's backbone with torch.compile.
+            disable_dropout: Set all dropout of the policy to 0.
+            startup_check: Stop if the first batch shows that policy and reference disagree at the start.
+            trust_remote_code: Run modelling code that comes with a hub repository.
+
+        Raises:
+            ValueError: If arguments contradict each other.
+        """
+        super().__init__()
+        self.strict_loading = lora is None  # checkpoints of adapters hold no base weights
+        self.loss = DPOLoss() if loss is None else loss
+        if not 0 <= warmup_ratio <= 1:
+            raise ValueError(f"`warmup_ratio` must be between 0 and 1, got {warmup_ratio}")
+        if reference == "adapter" and lora is None and not hasattr(policy, "disable_adapter"):
+            raise ValueError('`reference="adapter"` needs an adapter to switch off; set `lora`')
+        if reference == "none" and self.loss.needs_reference:
+            raise ValueError(
+                f'`reference="none"` does not go with {type(self.loss).__name__}, which compares with a '
+                'reference; use reference="frozen" or a loss without one, such as SimPOLoss'
+            )
+        self._settings = PolicySettings(
+            policy=policy,
+            lora=lora,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            gradient_checkpointing=gradient_checkpointing,
+            disable_dropout=disable_dropout,
+            trust_remote_code=trust_remote_code,
+        )
+        self._reference_source = reference
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+        self._warmup_ratio = warmup_ratio
+        self._layout: LayoutChoice = layout
+        self._compile_model = compile_model
+        self._startup_check = startup_check
+        self._reference: Reference = NoReference()
+        self._plan: ScoringPlan | None = None
+        self.latest: StepRecord | None = None
+        self.val_metrics = PreferenceMetrics("val/")
+        self.save_hyperparameters(_plain_hyperparameters(self._settings, reference))
+
+    @property
+    def reference_model(self) -> nn.Module | None:
+        """The reference's own weights; None where it has none, as with an adapter."""
+        return self._reference.model
+
+    @property
+    def tokenizer_source(self) -> str | None:
+        """Where the policy's tokenizer is loaded from, if the data module is given none."""
+        return self._settings.policy if isinstance(self._settings.policy, str) else None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether reference log-probabilities are computed: if the loss asks, or the user named one."""
+        return self.loss.needs_reference or self._reference_source not in ("frozen", "none")
+
+    def configure_model(self) -> None:
+        """Load the policy and the reference; called by the trainer, any number of times."""
+        if "policy" in self._modules:
+            return
+        policy = build_policy(self._settings)
+        if self.needs_reference:
+            self._reference = build_reference(self._reference_source, policy=policy, settings=self._settings)
+        self.policy = policy.train()
+        if self._compile_model:
+            getattr(policy, "base_model", policy).compile(dynamic=True)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The start-up check, if wanted, and the token rate."""
+        return [Throughput(), *([StartupCheck()] if self._startup_check else [])]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over trainable parameters, its scheduler stepped every optimizer step."""
+        optimizer = self._optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        if self._lr_scheduler is not None:
+            scheduler = self._lr_scheduler(optimizer)
+        else:
+            steps = self.trainer.estimated_stepping_batches
+            scheduler = linear_warmup(optimizer, steps=round(self._warmup_ratio * steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def plan(self) -> ScoringPlan:
+        """How the policy is scored, proved on the model at hand the first time."""
+        if self._plan is None:
+            self._reference.match(self.policy)
+            with torch.autocast(self.device.type, enabled=False):
+                self._plan = prove(self.policy, layout=self._layout, device=self.device).plan
+        return self._plan
+
+    def score(self, batch: PairBatch) -> tuple[PairLogps, PairLogps | None, int]:
+        """Score a batch under policy and reference; the reference first, while no activations are held.
+
+        Returns:
+            The policy's log-probabilities, the reference's or None, and the tokens computed for each.
+        """
+        plan = self.plan()
+        rows = rows_for(batch, model=self.policy, plan=plan)
+        confidence = self.loss.needs_confidence
+        reference = self._reference.logps(batch, rows=rows, plan=plan, confidence=confidence)
+        policy = score(self.policy, batch, plan=plan, rows=rows, confidence=confidence)
+        return policy, reference, rows.num_tokens
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        """Mean loss of the batch's pairs; logs what `lightning_dpo.metrics` names under train/."""
+        loss, statistics = self._step(batch)
+        for field in PairStatistics._fields:
+            mean = _weighted_mean(getattr(statistics, field), batch)
+            self.log(
+                f"train/{METRIC_NAMES[field]}",
+                mean,
+                prog_bar=field in _IN_PROGRESS_BAR,
+                batch_size=len(batch),
+            )
+        return loss
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """Collect the batch's statistics."""
+        _, statistics = self._step(batch)
+        self.val_metrics.update(statistics, batch.weights)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over all pairs of all ranks."""
+        means = self.val_metrics.compute()
+        shown = {"val/loss", "val/rewards/accuracy"}
+        for name, value in means.items():
+            self.log(name, value, prog_bar=name in shown)
+        self.val_metrics.reset()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the gradient norm, before clipping, and the learning rate."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+        self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only the adapter's weights, where there is one; record what rebuilds the model."""
+        if self._settings.lora is not None:
+            checkpoint["state_dict"] = adapter_state(checkpoint["state_dict"])
+        checkpoint[RECORD_KEY] = ModelRecord.of(self.policy, self._settings).to_dict()
+
+    def export(self, folder: str | Path, *, merge: bool = True) -> Path:
+        """Write the policy as a plain Hugging Face folder, with its tokenizer where one is known.
+
+        Args:
+            folder: Must not hold anything yet; appears complete or not at all.
+            merge: Fold adapters into the weights; False writes the adapter alone.
+
+        Returns:
+            The folder.
+        """
+        self.configure_model()
+        return export_model(self.policy, folder, tokenizer=self._tokenizer(), merge=merge)
+
+    def _tokenizer(self) -> Any:
+        data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        tokenizer = getattr(data, "tokenizer", None)
+        return tokenizer if tokenizer is not None else self.tokenizer_source
+
+    def _step(self, batch: PairBatch) -> tuple[Tensor, PairStatistics]:
+        policy, reference, num_tokens = self.score(batch)
+        losses = self.loss(policy, reference)
+        self.latest = StepRecord(policy.detach(), reference, losses.detach(), num_tokens)
+        statistics = pair_statistics(losses, policy, reference, beta=self.loss.beta)
+        denominator = batch.weights.sum() if batch.denominator is None else batch.denominator
+        # where, not a product alone: a filler's loss may be anything, and 0 * nan is not 0.
+        weighted = torch.where(batch.weights > 0, losses * batch.weights, 0.0)
+        return weighted.sum() / denominator, statistics
+
+
+_IN_PROGRESS_BAR = frozenset({"loss", "margin", "accuracy"})
+
+
+def _weighted_mean(values: Tensor, batch: PairBatch) -> Tensor:
+    weights = batch.weights
+    return torch.where(weights > 0, values * weights, 0.0).sum() / weights.sum().clamp(min=1e-12)
+
+
+def _plain_hyperparameters(settings: PolicySettings, reference: str | nn.Module) -> dict[str, Any]:
+    """Arguments that `load_from_checkpoint` can pass again: no modules, no callables."""
+    candidates = {"policy": settings.policy, "reference": reference}
+    return {name: value for name, value in candidates.items() if isinstance(value, str)}
