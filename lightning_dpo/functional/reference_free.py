@@ -9,7 +9,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, relu
 
 __all__ = ["cpo_loss", "log_odds", "orpo_loss", "simpo_loss", "unlikelihood_loss"]
 
@@ -45,7 +45,7 @@ def log_odds(logps: Tensor) -> Tensor:
     """
     below = logps.clamp(max=_NEAR_ONE)
     slope = -1 / math.expm1(_NEAR_ONE)
-    return below - torch.log(-torch.expm1(below)) + slope * (logps - below)
+    return below - torch.log(-torch.expm1(below)) + slope * relu(logps - _NEAR_ONE)
 
 
 def orpo_loss(chosen_mean_logps: Tensor, *, rejected_mean_logps: Tensor, odds_weight: float) -> Tensor:

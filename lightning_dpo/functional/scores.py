@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, relu
 
 __all__ = [
     "EXPONENT_LIMIT",
@@ -37,8 +37,9 @@ exponent off instead would leave exactly those completions without a gradient.
 
 
 def _expm1_with_tangent(exponent: Tensor) -> Tensor:
-    below = exponent.clamp(max=EXPONENT_LIMIT)
-    return torch.expm1(below) + math.exp(EXPONENT_LIMIT) * (exponent - below)
+    # relu and not a difference to the clamped exponent, whose two gradients of 1e13 would cancel only roughly.
+    beyond = relu(exponent - EXPONENT_LIMIT)
+    return torch.expm1(exponent.clamp(max=EXPONENT_LIMIT)) + math.exp(EXPONENT_LIMIT) * beyond
 
 
 def reverse_kl_score(logratio: Tensor) -> Tensor:
