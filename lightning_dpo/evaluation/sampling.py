@@ -1,0 +1,212 @@
+"""Completions sampled from a causal language model, or from any module that maps tokens to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lightning_dpo.scoring import causal_lm
+
+__all__ = ["Sample", "evaluating", "sample_completions"]
+
+_Settings: TypeAlias = tuple[set[int], int, int, float, float]
+
+
+class Sample(NamedTuple):
+    """One completion of one prompt.
+
+    Attributes:
+        prompt_ids: The prompt's token ids.
+        completion_ids: The completion's token ids, with the end-of-sequence token where it was drawn and
+            nothing after it; at least one.
+        finished: Whether the end-of-sequence token was drawn, rather than `max_new_tokens` reached.
+    """
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+    finished: bool = True
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Put models in eval mode without gradients, and leave every submodule's mode as it was."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def sample_completions(
+    model: nn.Module,
+    *,
+    prompts: Sequence[Sequence[int]],
+    eos_token_id: int | Sequence[int],
+    pad_token_id: int = 0,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> list[Sample]:
+    """Sample one completion for each prompt; repeat a prompt for several.
+
+    A Hugging Face model runs its own `generate`, on prompts padded on the left, with its stored generation
+    settings (top-k, repetition penalty and the like) set aside, so that what comes is the distribution
+    asked for. Any other module is called again for every token, in batches of prompts of one length, so
+    that it never sees padding before a token. The global random state is left as it was.
+
+    Args:
+        model: A causal language model with `generate`, or a module that maps (input_ids, attention_mask) to
+            logits (rows, seq_len, vocab) or to an object with such `logits`.
+        prompts: Token ids of each prompt, each at least one.
+        eos_token_id: The token, or tokens, that end a completion.
+        pad_token_id: Fills rows; never part of a result.
+        max_new_tokens: Longest completion.
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_p: Keeps the smallest set of tokens that holds this probability; 1 keeps all.
+        seed: The same seed, prompts and batch size give the same completions on one machine.
+        batch_size: Prompts sampled at once.
+
+    Returns:
+        One sample for each prompt, in their order.
+
+    Raises:
+        ValueError: If an argument is out of its range or a prompt is empty.
+    """
+    _check(prompts, max_new_tokens, temperature, top_p, batch_size)
+    ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
+    settings = (ends, pad_token_id, max_new_tokens, temperature, top_p)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    generates = callable(getattr(model, "generate", None))
+    results: dict[int, Sample] = {}
+    with evaluating(model), _seeded(seed, device):
+        for batch in _batches(prompts, batch_size, same_length=not generates):
+            chosen = [prompts[index] for index in batch]
+            drawn = (_generate if generates else _loop)(model, chosen, device, settings)
+            for index, row in zip(batch, drawn.tolist(), strict=True):
+                results[index] = _trimmed(prompts[index], row, ends)
+    return [results[index] for index in range(len(prompts))]
+
+
+def _check(
+    prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, top_p: float, batch_size: int
+) -> None:
+    empty = [index for index, prompt in enumerate(prompts) if not len(prompt)]
+    if empty:
+        raise ValueError(f"`prompts` must have at least one token each, got an empty one at index {empty[0]}")
+    for name, value in {"max_new_tokens": max_new_tokens, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
+    if temperature < 0:
+        raise ValueError(f"`temperature` must not be negative, got {temperature=}; 0 is greedy")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"`top_p` must be above 0 and at most 1, got {top_p=}")
+
+
+def _batches(prompts: Sequence[Sequence[int]], size: int, *, same_length: bool) -> Iterator[list[int]]:
+    """Indices of each batch; in order, or by length."""
+    groups: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(len(prompt) if same_length else 0, []).append(index)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the generators that sampling draws from, and restore them afterwards."""
+    on_cpu = device.type == "cpu"
+    options: dict[str, Any] = {} if on_cpu else {"device_type": device.type}
+    with torch.random.fork_rng(devices=[] if on_cpu else [device], **options):
+        torch.default_generator.manual_seed(seed)
+        if not on_cpu:
+            torch.get_device_module(device).manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _plain_generation(*models: Any) -> Iterator[None]:
+    """Set aside the generation settings stored with a model: `generate` adds them to those it is given."""
+    from transformers import GenerationConfig
+
+    stored = [(m, m.generation_config) for m in models if getattr(m, "generation_config", None) is not None]
+    try:
+        for model, _ in stored:
+            model.generation_config = GenerationConfig()
+        yield
+    finally:
+        for model, config in stored:
+            model.generation_config = config
+
+
+def _generate(
+    model: Any, prompts: Sequence[Sequence[int]], device: torch.device, settings: _Settings
+) -> Tensor:
+    """New tokens of each prompt by transformers' own sampler, (batch, new_tokens)."""
+    from transformers import GenerationConfig
+
+    ends, pad, max_new_tokens, temperature, top_p = settings
+    width = max(map(len, prompts))
+    input_ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=pad,
+        **(drawn if temperature > 0 else {"do_sample": False}),
+    )
+    with _plain_generation(model, causal_lm(model)):
+        output: Tensor = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
+    return output[:, width:]
+
+
+def _loop(
+    model: nn.Module, prompts: Sequence[Sequence[int]], device: torch.device, settings: _Settings
+) -> Tensor:
+    """New tokens of prompts of one length, (batch, new_tokens), one forward pass of all tokens for each."""
+    ends, pad, max_new_tokens, temperature, top_p = settings
+    ids = torch.tensor([list(prompt) for prompt in prompts], device=device)
+    start = ids.shape[1]
+    stop = torch.tensor(sorted(ends), device=device)
+    done = torch.zeros(len(ids), dtype=torch.bool, device=device)
+    for _ in range(max_new_tokens):
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        logits = (output if isinstance(output, Tensor) else output.logits)[:, -1].float()
+        tokens = _draw(logits, temperature, top_p).masked_fill(done, pad)
+        ids = torch.cat([ids, tokens[:, None]], dim=1)
+        done |= torch.isin(tokens, stop)
+        if done.all():
+            break
+    return ids[:, start:]
+
+
+def _draw(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """One token of each row, (batch, vocab) -> (batch,)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = (logits / temperature).softmax(-1)
+    if top_p < 1:
+        ordered, order = probabilities.sort(descending=True)
+        before = ordered.cumsum(-1) - ordered
+        dropped = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
+        probabilities = probabilities.masked_fill(dropped, 0.0)
+    return torch.multinomial(probabilities, 1).squeeze(-1)
+
+
+def _trimmed(prompt: Sequence[int], row: list[int], ends: set[int]) -> Sample:
+    """Cut a row after its first end-of-sequence token."""
+    for position, token in enumerate(row):
+        if token in ends:
+            return Sample(prompt, row[: position + 1], True)
+    return Sample(prompt, row, False)
