@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import FALLEN_BACK, SHARED, OwnNetwork, random_batch, random_pairs, tiny_model
+
+from lightning_dpo.proof import prove
+from lightning_dpo.scoring import ScoringPlan, rows_for, score
+from lightning_dpo.types import PairBatch, PairLogps, TokenPair
+
+SHARED_PLAN = ScoringPlan("shared", chunked_head=True)
+CONCATENATED_PLAN = ScoringPlan("concatenated", chunked_head=True)
+
+
+def one_by_one(model: Any, pairs: list[TokenPair], **options: Any) -> PairLogps:
+    """The definition: every completion alone behind its prompt, full logits, no batch and no padding."""
+
+    def total(prompt: Any, completion: Any, keep: int | None = None) -> torch.Tensor:
+        ids = torch.tensor([[*prompt, *completion]])
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+        logits = output if isinstance(output, torch.Tensor) else output.logits
+        logps = torch.log_softmax(logits[0, len(prompt) - 1 : -1].float(), -1)
+        picked = logps[torch.arange(len(completion)), torch.tensor(completion)]
+        return picked[:keep].sum()
+
+    shorter = [min(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+    return PairLogps(
+        torch.stack([total(pair.prompt_ids, pair.chosen_ids) for pair in pairs]),
+        torch.stack([total(pair.prompt_ids, pair.rejected_ids) for pair in pairs]),
+        torch.tensor([len(pair.chosen_ids) for pair in pairs]),
+        torch.tensor([len(pair.rejected_ids) for pair in pairs]),
+        torch.stack([total(p.prompt_ids, p.chosen_ids, m) for p, m in zip(pairs, shorter, strict=True)]),
+        torch.stack([total(p.prompt_ids, p.rejected_ids, m) for p, m in zip(pairs, shorter, strict=True)]),
+    )
+
+
+def assert_same(actual: PairLogps, expected: PairLogps, *, atol: float = 1e-4) -> None:
+    for field in PairLogps._fields[:6]:
+        torch.testing.assert_close(
+            getattr(actual, field), getattr(expected, field), atol=atol, rtol=0, msg=field
+        )
+
+
+def gradients(model: Any, logps: PairLogps) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    # Chosen and rejected with different weights, so that a swap would show.
+    (logps.chosen.sum() - 0.3 * logps.rejected.sum()).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_rows_are_exact_in_value_and_gradient(name: str) -> None:
+    model, pairs = tiny_model(name), random_pairs(7, longest=14)
+    assert prove(model).plan == SHARED_PLAN
+    batch = PairBatch.from_pairs(pairs)
+    expected = one_by_one(model, pairs)
+    wanted = gradients(model, expected)
+    for plan in (SHARED_PLAN, CONCATENATED_PLAN):
+        actual = score(model, batch, plan=plan)
+        assert_same(actual, expected)
+        got = gradients(model, actual)
+        assert got.keys() == wanted.keys()
+        for key, value in wanted.items():
+            torch.testing.assert_close(got[key], value, atol=1e-4, rtol=1e-3, msg=f"{plan.layout}: {key}")
+
+
+@pytest.mark.parametrize("name", FALLEN_BACK)
+def test_models_that_mix_branches_fall_back_and_stay_exact(name: str) -> None:
+    model, pairs = tiny_model(name), random_pairs(5)
+    proof = prove(model)
+    assert proof.plan == CONCATENATED_PLAN
+    assert proof.reason
+    assert_same(
+        score(model, PairBatch.from_pairs(pairs), plan=proof.plan), one_by_one(model, pairs, use_cache=False)
+    )
+
+
+def test_a_users_own_network_is_scored_through_its_logits() -> None:
+    model, pairs = OwnNetwork(), random_pairs(5)
+    proof = prove(model)
+    assert proof.plan == ScoringPlan("concatenated", chunked_head=False)
+    assert_same(score(model, PairBatch.from_pairs(pairs), plan=proof.plan), one_by_one(model, pairs))
+
+
+def test_the_proof_sees_a_shared_row_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the window in the mask Mistral's shared rows are wrong; the proof must notice."""
+    import lightning_dpo.attention as attention
+
+    original = attention.dense_mask
+    monkeypatch.setattr(attention, "dense_mask", lambda rows, window=None: original(rows))
+    proof = prove(tiny_model("mistral"))
+    assert proof.plan == CONCATENATED_PLAN
+    assert proof.shared_error is not None
+    assert proof.shared_error > 1e-2
+
+
+def test_the_proof_sees_a_head_that_does_more(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model("llama")
+    forward = model.forward
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * 0.5
+        return output
+
+    model.forward = scaled
+    pairs = random_pairs(4)
+    proof = prove(model)
+    assert proof.plan == ScoringPlan()
+    assert "head" in caplog.text
+    assert_same(score(model, PairBatch.from_pairs(pairs), plan=proof.plan), one_by_one(model, pairs))
+
+
+def test_a_layout_that_is_not_exact_is_refused_when_asked_for() -> None:
+    with pytest.raises(ValueError, match="`layout=.*BloomForCausalLM"):
+        prove(tiny_model("bloom"), layout="shared")
+    with pytest.raises(ValueError, match="`layout=.*OwnNetwork"):
+        prove(OwnNetwork(), layout="shared")
+    assert prove(tiny_model("llama"), layout="concatenated").plan == CONCATENATED_PLAN
+
+
+def test_the_proof_leaves_modes_alone() -> None:
+    model = tiny_model("llama")
+    model.train()
+    model.model.layers[0].eval()
+    prove(model)
+    assert model.training
+    assert not model.model.layers[0].training
+
+
+def test_a_batch_scores_as_its_parts() -> None:
+    model, pairs = tiny_model("qwen3"), random_pairs(6)
+    together = score(model, PairBatch.from_pairs(pairs), plan=SHARED_PLAN)
+    alone = [score(model, PairBatch.from_pairs([pair]), plan=SHARED_PLAN) for pair in pairs]
+    for field in ("chosen", "rejected"):
+        torch.testing.assert_close(getattr(together, field), torch.cat([getattr(a, field) for a in alone]))
+
+
+def test_confidences_are_means_over_a_completion() -> None:
+    model, pairs = tiny_model("llama"), random_pairs(3)
+    result = score(model, PairBatch.from_pairs(pairs), plan=SHARED_PLAN, confidence=True)
+    assert result.chosen_confidence is not None
+    for index, pair in enumerate(pairs):
+        ids = torch.tensor([[*pair.prompt_ids, *pair.chosen_ids]])
+        p = torch.softmax(model(ids).logits[0, len(pair.prompt_ids) - 1 : -1], -1)
+        picked = p[torch.arange(len(pair.chosen_ids)), torch.tensor(pair.chosen_ids)]
+        expected = (torch.log(picked) - torch.log((p**2).sum(-1))).mean()
+        torch.testing.assert_close(result.chosen_confidence[index], expected)
+
+
+def test_shared_rows_compute_every_unique_token_once() -> None:
+    batch = random_batch(9, longest=40)
+    rows = rows_for(batch, model=tiny_model("llama"), plan=SHARED_PLAN)
+    unique = int(batch.prompt_lengths.sum() + batch.chosen_lengths.sum() + batch.rejected_lengths.sum())
+    assert rows.num_tokens == unique
+    assert rows_for(batch, model=OwnNetwork(), plan=ScoringPlan()).num_tokens == unique + int(
+        batch.prompt_lengths.sum()
+    )
