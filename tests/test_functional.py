@@ -107,11 +107,11 @@ def test_unknown_divergence_is_named():
 @pytest.mark.parametrize("logit", [-1e4, -60.0, -2.0, 0.0, 2.0, 60.0, 1e4])
 @pytest.mark.parametrize("name", ["dpo", "exo", "robust", "discopop", "discopop, widest"])
 def test_sigmoid_forms_stay_exact_far_out(name, logit):
-    x = Decimal(0.3) * Decimal(logit)
+    beta, tau, e = 0.3, 1.0 if "widest" in name else 0.05, 0.01 if name == "exo" else 0.2
+    x = Decimal(beta) * Decimal(logit)
     m = 1 / (1 + (-x).exp())
-    tau = Decimal(1.0 if "widest" in name else 0.05)
-    gate = 1 / (1 + (-x / tau).exp())
-    e = Decimal(0.01 if name == "exo" else 0.2)
+    gate = 1 / (1 + (-x / Decimal(tau)).exp())
+    e = Decimal(e)
     # log of p and 1 - p from the quotient of their exponentials, so that 50 digits are enough for 1e-4343
     log_p, log_q = -(1 + (-x).exp()).ln(), -(1 + x.exp()).ln()
     expected = {
@@ -219,7 +219,10 @@ def test_logratio_losses_are_finite_at_extremes(name):
 
 @pytest.mark.parametrize("name", LOGP_LOSSES)
 def test_logp_losses_are_finite_at_extremes(name):
-    chosen, rejected = leaf([-1e4, 0.0, 0.0, -1e4], torch.float32), leaf([0.0, -1e4, 0.0, -1e4], torch.float32)
+    chosen, rejected = (
+        leaf([-1e4, 0.0, 0.0, -1e4], torch.float32),
+        leaf([0.0, -1e4, 0.0, -1e4], torch.float32),
+    )
     assert_finite(LOGP_LOSSES[name](chosen, rejected), chosen, rejected)
 
 
