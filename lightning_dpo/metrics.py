@@ -114,12 +114,10 @@ class PreferenceMetrics(Metric):
 
         Args:
             statistics: Of each pair.
-            weights: Of each pair, (batch,); 0 leaves a filler out.
+            weights: Of each pair, (batch,).
         """
         weights = weights.to(self.totals)
-        # A filler's numbers may be anything; 0 * nan would not be 0.
-        values = torch.stack([value.to(self.totals) for value in statistics])
-        self.totals += torch.where(weights > 0, values * weights, 0).sum(-1)
+        self.totals += torch.stack([value.to(self.totals) for value in statistics]) @ weights
         self.weight += weights.sum()
 
     def compute(self) -> dict[str, Tensor]:

@@ -199,21 +199,18 @@ class DPOModule(pl.LightningModule):
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """Mean loss of the batch's pairs; logs what `lightning_dpo.metrics` names under train/."""
-        loss, statistics = self._step(batch)
-        for field in PairStatistics._fields:
-            mean = _weighted_mean(getattr(statistics, field), batch)
-            self.log(
-                f"train/{METRIC_NAMES[field]}",
-                mean,
-                prog_bar=field in _IN_PROGRESS_BAR,
-                batch_size=len(batch),
-            )
-        return loss
+        scored = self._step(batch)
+        if len(scored.weights):
+            for field, values in scored.statistics._asdict().items():
+                mean = (values * scored.weights).sum() / scored.weights.sum()
+                shown = field in _IN_PROGRESS_BAR
+                self.log(f"train/{METRIC_NAMES[field]}", mean, prog_bar=shown, batch_size=len(batch))
+        return scored.loss
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Collect the batch's statistics."""
-        _, statistics = self._step(batch)
-        self.val_metrics.update(statistics, batch.weights)
+        scored = self._step(batch)
+        self.val_metrics.update(scored.statistics, scored.weights)
 
     def on_validation_epoch_end(self) -> None:
         """Log means over all pairs of all ranks."""
@@ -253,23 +250,35 @@ class DPOModule(pl.LightningModule):
         tokenizer = getattr(data, "tokenizer", None)
         return tokenizer if tokenizer is not None else self.tokenizer_source
 
-    def _step(self, batch: PairBatch) -> tuple[Tensor, PairStatistics]:
+    def _step(self, batch: PairBatch) -> _Scored:
         policy, reference, num_tokens = self.score(batch)
+        weights = batch.weights
+        if not weights.all():
+            # Fillers were scored so that ranks stay in step; nothing else may see them.
+            real = weights.nonzero().squeeze(1)
+            weights, indices = weights[real], real.to(policy.chosen.device)
+            policy = policy.select(indices)
+            reference = None if reference is None else reference.select(indices)
+        weights = weights.to(policy.chosen.device, non_blocking=True)
         losses = self.loss(policy, reference)
         self.latest = StepRecord(policy.detach(), reference, losses.detach(), num_tokens)
-        statistics = pair_statistics(losses, policy, reference, beta=self.loss.beta)
-        denominator = batch.weights.sum() if batch.denominator is None else batch.denominator
-        # where, not a product alone: a filler's loss may be anything, and 0 * nan is not 0.
-        weighted = torch.where(batch.weights > 0, losses * batch.weights, 0.0)
-        return weighted.sum() / denominator, statistics
+        denominator = batch.denominator or float(batch.weights.sum()) or 1.0
+        return _Scored(
+            loss=(losses * weights).sum() / denominator,
+            weights=weights,
+            statistics=pair_statistics(losses, policy, reference, beta=self.loss.beta),
+        )
+
+
+class _Scored(NamedTuple):
+    """A batch after scoring; fillers are gone."""
+
+    loss: Tensor
+    weights: Tensor
+    statistics: PairStatistics
 
 
 _IN_PROGRESS_BAR = frozenset({"loss", "margin", "accuracy"})
-
-
-def _weighted_mean(values: Tensor, batch: PairBatch) -> Tensor:
-    weights = batch.weights
-    return torch.where(weights > 0, values * weights, 0.0).sum() / weights.sum().clamp(min=1e-12)
 
 
 def _plain_hyperparameters(settings: PolicySettings, reference: str | nn.Module) -> dict[str, Any]:

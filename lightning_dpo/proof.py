@@ -29,7 +29,7 @@ class Proof(NamedTuple):
         plan: How it is scored from now on.
         head_error: Largest difference of a token's log-probability between the chunked head and the model's
             own logits, nats; None where the model shows no head.
-        shared_error: The same between shared and concatenated rows; None where not tried.
+        shared_error: The same for shared rows; None where not tried.
         reason: Why the plan is not the cheapest one, or an empty string.
     """
 
@@ -88,9 +88,8 @@ def _prove(model: nn.Module, layout: LayoutChoice, device: torch.device) -> Proo
         )
     if layout == "concatenated":
         return Proof(plan, head_error, None, "")
-    baseline = _token_logps(model, batch, plan)
     shared = ScoringPlan("shared", chunked_head=True)
-    shared_error, error = _compare(model, batch, shared, baseline)
+    shared_error, error = _compare(model, batch, shared, truth)
     if shared_error is None or not _within(shared_error, lm.dtype):
         kind = type(lm).__name__
         return Proof(

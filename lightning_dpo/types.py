@@ -48,12 +48,12 @@ class TokenPair(NamedTuple):
     rejected_ids: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: Lightning's precision plugins set fields of a copy
 class PairBatch:
     """A batch of tokenised pairs, ragged: ids laid end to end, without padding.
 
     How the ids become rows of a model's input is decided in `lightning_dpo.layout`, once the model is
-    known. Lengths stay on the CPU so that rows are planned without waiting for the device.
+    known. Lengths and weights stay on the CPU so that rows are planned without waiting for the device.
 
     Attributes:
         prompt_ids: Every prompt's token ids, (sum of prompt_lengths,).
@@ -62,8 +62,8 @@ class PairBatch:
         prompt_lengths: Tokens of each prompt, (batch,), on the CPU.
         chosen_lengths: Tokens of each preferred completion, (batch,), on the CPU.
         rejected_lengths: Tokens of each other completion, (batch,), on the CPU.
-        weights: Weight of each pair in losses and metrics, (batch,); 0 marks a filler that makes ranks
-            take equally many steps.
+        weights: Weight of each pair in losses and metrics, (batch,), on the CPU; 0 marks a filler that
+            makes ranks take equally many steps.
         denominator: What the weighted sum of losses is divided by. None means the sum of the weights. A
             sampler whose batches differ in size sets it so that accumulated batches equal one large batch.
     """
@@ -118,14 +118,15 @@ class PairBatch:
         return len(self.prompt_lengths)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:  # noqa: FBT001
-        """Move ids and weights to a device; lengths stay on the CPU."""
-        names = ("prompt_ids", "chosen_ids", "rejected_ids", "weights")
-        return replace(self, **{n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names})
+        """Move ids to a device; lengths and weights stay on the CPU."""
+        return replace(self, **{n: getattr(self, n).to(device, non_blocking=non_blocking) for n in _IDS})
 
     def pin_memory(self) -> PairBatch:
-        """Pin ids and weights, as a data loader does before the copy to a GPU."""
-        names = ("prompt_ids", "chosen_ids", "rejected_ids", "weights")
-        return replace(self, **{n: getattr(self, n).pin_memory() for n in names})
+        """Pin ids, as a data loader does before the copy to a GPU."""
+        return replace(self, **{n: getattr(self, n).pin_memory() for n in _IDS})
+
+
+_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 def _flat(parts: Sequence[Sequence[int]]) -> Tensor:
@@ -166,3 +167,7 @@ class PairLogps(NamedTuple):
     def detach(self) -> PairLogps:
         """The same numbers without gradient."""
         return self._replace(**{k: v.detach() for k, v in self._asdict().items() if v is not None})
+
+    def select(self, pairs: Tensor) -> PairLogps:
+        """The pairs of these indices, (count,)."""
+        return self._replace(**{k: v[pairs] for k, v in self._asdict().items() if v is not None})

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import CONFIGS, tiny_model
+from training import History, loader, sgd, trainer
+from transformers import AutoModelForCausalLM
+
+from lightning_dpo import DPOModule
+
+
+def fit(module: DPOModule, **options: Any) -> None:
+    trainer(**options).fit(module, loader())
+
+
+def assert_unchanged(module: DPOModule, before: dict[str, torch.Tensor]) -> None:
+    for name, value in module.policy.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_wrong_reference_stops_before_the_first_step() -> None:
+    policy = tiny_model(seed=0)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    module = DPOModule(policy, reference=tiny_model(seed=1), optimizer=sgd)
+    with pytest.raises(
+        ValueError, match=r"loss .* where 0\.6931 is due.*reference is another model"
+    ) as error:
+        fit(module)
+    assert "startup_check=False" in str(error.value)
+    assert_unchanged(module, before)
+
+
+def test_a_reference_that_is_meant_to_differ_can_be_used() -> None:
+    module = DPOModule(tiny_model(seed=0), reference=tiny_model(seed=1), optimizer=sgd, startup_check=False)
+    fit(module)
+
+
+def test_dropout_is_named() -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS["gpt2"])
+    with pytest.raises(ValueError, match="dropout is on in the policy.*disable_dropout=True"):
+        fit(DPOModule(model, disable_dropout=False, optimizer=sgd))
+
+
+def test_dtypes_are_named() -> None:
+    policy = tiny_model()
+    module = DPOModule(policy, optimizer=sgd)
+    module.configure_model()
+    # The reference would follow the policy's type; keep it from doing so.
+    module._reference.match = lambda policy: None
+    module.policy.to(torch.float64)
+    with pytest.raises(ValueError, match="dtypes differ: policy float64, reference float32"):
+        fit(DPOModuleWithLossyReference.of(module))
+
+
+class DPOModuleWithLossyReference(DPOModule):
+    """A reference whose weights were rounded, as by a load in the wrong type."""
+
+    @classmethod
+    def of(cls, module: DPOModule) -> DPOModule:
+        reference = module.reference_model
+        assert reference is not None
+        reference.to(torch.bfloat16).to(torch.float32)
+        return module
+
+
+def test_a_nan_is_not_agreement() -> None:
+    policy = tiny_model()
+    policy.lm_head.weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match="policy and reference must agree"):
+        fit(DPOModule(policy, optimizer=sgd, layout="concatenated"))
+
+
+def test_the_check_looks_at_the_first_batch_only() -> None:
+    history = History()
+    module = DPOModule(tiny_model(), optimizer=sgd)
+    trainer(max_epochs=3, accumulate_grad_batches=2, callbacks=[history]).fit(module, loader())
+    assert abs(history.values["train/logratio/margin"][-1]) > 0.1
