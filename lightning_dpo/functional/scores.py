@@ -37,7 +37,7 @@ exponent off instead would leave exactly those completions without a gradient.
 
 
 def _expm1_with_tangent(exponent: Tensor) -> Tensor:
-    # relu and not a difference to the clamped exponent, whose two gradients of 1e13 would cancel only roughly.
+    # relu, not a difference to the clamped exponent: two gradients of 1e13 would cancel only roughly.
     beyond = relu(exponent - EXPONENT_LIMIT)
     return torch.expm1(exponent.clamp(max=EXPONENT_LIMIT)) + math.exp(EXPONENT_LIMIT) * beyond
 
