@@ -63,6 +63,13 @@ class DPOCLI(LightningCLI):
         """The default loss is set here, so that ``--model.loss.beta`` alone works."""
         parser.set_defaults({"model.loss": {"class_path": "lightning_dpo.losses.DPOLoss"}})
 
+    def before_instantiate_classes(self) -> None:
+        """A data module that was given no tokenizer gets the policy's."""
+        config = self.config[self.subcommand]
+        data = config.get("data")
+        if data is not None and "tokenizer" in data and data.tokenizer is None:
+            data.tokenizer = config.model.policy
+
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: what the command line says wins over what a checkpoint says."""
 
@@ -127,7 +134,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if command in _COMMANDS:
             auto_cli(_COMMANDS[command], args=rest, as_positional=False, prog=f"lightning-dpo {command}")
         elif command in DPOCLI.subcommands():
-            DPOCLI(args=arguments)
+            DPOCLI(args=None if args is None else arguments)
         else:
             known = ", ".join([*DPOCLI.subcommands(), *_COMMANDS])
             raise ValueError(f"the command must be one of {known}, got {command!r}")
