@@ -40,7 +40,7 @@ class DPOCLI(LightningCLI):
         from lightning_dpo.module import DPOModule
 
         # "omegaconf+" and not "omegaconf": interpolations then see values given on the command line.
-        parser_kwargs = {"parser_mode": "omegaconf+", **kwargs.pop("parser_kwargs", {})}
+        parser_kwargs = {"prog": "lightning-dpo", "parser_mode": "omegaconf+", **kwargs.pop("parser_kwargs", {})}
         super().__init__(
             model_class or DPOModule,
             datamodule_class or PreferenceDataModule,
@@ -65,7 +65,7 @@ class DPOCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """A data module that was given no tokenizer gets the policy's."""
-        config = self.config[self.subcommand]
+        config = self.config[self.subcommand] if self.subcommand else self.config
         data = config.get("data")
         if data is not None and "tokenizer" in data and data.tokenizer is None:
             data.tokenizer = config.model.policy
@@ -139,16 +139,25 @@ def main(args: Sequence[str] | None = None) -> None:
             known = ", ".join([*DPOCLI.subcommands(), *_COMMANDS])
             raise ValueError(f"the command must be one of {known}, got {command!r}")
     except ValueError as error:
-        if not _is_ours(error):
+        ours = _our_error(error)
+        if ours is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {ours}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised the error to tell the user something; then a traceback only hides it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+def _our_error(error: BaseException) -> BaseException | None:
+    """What this package raised to tell the user something, alone or within the parser's own error.
+
+    Then a traceback only hides it; an error from anywhere else keeps its traceback.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        frames = traceback.extract_tb(link.__traceback__)
+        if isinstance(link, ValueError) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
+            return link
+        link = link.__cause__ or link.__context__
+    return None
 
 
 def _default_callbacks() -> list[Any]:

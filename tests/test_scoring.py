@@ -114,9 +114,9 @@ def test_the_proof_sees_a_head_that_does_more(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_layout_that_is_not_exact_is_refused_when_asked_for() -> None:
-    with pytest.raises(ValueError, match="`layout=.*BloomForCausalLM"):
+    with pytest.raises(ValueError, match=r"`layout=.*BloomForCausalLM"):
         prove(tiny_model("bloom"), layout="shared")
-    with pytest.raises(ValueError, match="`layout=.*OwnNetwork"):
+    with pytest.raises(ValueError, match=r"`layout=.*OwnNetwork"):
         prove(OwnNetwork(), layout="shared")
     assert prove(tiny_model("llama"), layout="concatenated").plan == CONCATENATED_PLAN
 

@@ -40,7 +40,7 @@ def test_a_reference_that_is_meant_to_differ_can_be_used() -> None:
 def test_dropout_is_named() -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS["gpt2"])
-    with pytest.raises(ValueError, match="dropout is on in the policy.*disable_dropout=True"):
+    with pytest.raises(ValueError, match=r"dropout is on in the policy.*disable_dropout=True"):
         fit(DPOModule(model, disable_dropout=False, optimizer=sgd))
 
 
