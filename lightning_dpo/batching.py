@@ -30,12 +30,31 @@ class BatchRecord(NamedTuple):
     denominator: float
 
 
+class _Epoch(NamedTuple):
+    """The batches of an epoch.
+
+    Attributes:
+        number: Which epoch, from 0.
+        order: The pairs, batch after batch, (pairs,).
+        offsets: Where each batch begins in `order`, and where the last one ends, (batches + 1,).
+        steps: Which batch each rank has at each step, -1 where it has none, (steps, ranks).
+    """
+
+    number: int
+    order: _Ints
+    offsets: _Ints
+    steps: _Ints
+
+
 class BatchPlan(DistributedSampler[BatchRecord]):
     """The batches of one rank, epoch by epoch; every pair is in exactly one batch of an epoch.
 
     Batches have `batch_size` pairs, or as many pairs of like length as `tokens_per_batch` holds. Their number
     is the same in every epoch and on every rank. It is a DistributedSampler so that Lightning leaves it
     alone: it divides the batches among the ranks itself.
+
+    Attributes:
+        start: The first batch of the next iteration, to go on in the middle of an epoch.
     """
 
     def __init__(
@@ -89,17 +108,12 @@ class BatchPlan(DistributedSampler[BatchRecord]):
         self._buckets = self._make_buckets()
         self.epoch = 0
         self.start = 0
-        self._offsets: _Ints = np.zeros(0, dtype=np.int64)
-        self._order: _Ints = np.zeros(0, dtype=np.int64)
-        self._steps: _Ints = np.zeros((0, world_size), dtype=np.int64)
-        self._arrange()
+        self._epoch = self._arrange(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; Lightning calls this."""
-        if epoch != self.epoch:
-            self.start = 0
         self.epoch = epoch
-        self._arrange()
+        self._epoch = self._arrange(epoch)
 
     def limit(self, batches: int | float) -> None:
         """Count on so many batches of an epoch being used, or such a share, as `limit_train_batches` says.
@@ -110,47 +124,33 @@ class BatchPlan(DistributedSampler[BatchRecord]):
 
     def __len__(self) -> int:
         """Batches of an epoch on each rank."""
-        return len(self._steps)
+        return len(self._epoch.steps)
 
     def __iter__(self) -> Iterator[BatchRecord]:
-        for step in range(self.start, len(self)):
-            yield self.record(step)
+        epoch = self._epoch
+        return (self._record(step, epoch) for step in range(self.start, len(self)))
 
-    def record(self, step: int) -> BatchRecord:
-        """The batch of this rank at a step of the epoch."""
-        batch = int(self._steps[step, self.rank])
-        indices = self._filler if batch < 0 else self._pairs(batch)
+    def _record(self, step: int, epoch: _Epoch) -> BatchRecord:
+        batch = int(epoch.steps[step, self.rank])
+        indices = epoch.order[epoch.offsets[batch] : epoch.offsets[batch + 1]] if batch >= 0 else self._filler
         weights = np.full(len(indices), float(batch >= 0), dtype=np.float32)
-        return BatchRecord(indices, weights, self._denominator(step))
+        return BatchRecord(indices, weights, self._denominator(step, epoch))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where an epoch was left; `next` is the caller's to set, who knows which batches were used."""
-        return {"epoch": self.epoch, "next": self.start}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Begin the next iteration at the batch after those already used."""
-        self.set_epoch(int(state["epoch"]))
-        self.start = int(state["next"])
-
-    def _denominator(self, step: int) -> float:
+    def _denominator(self, step: int, epoch: _Epoch) -> float:
         """Pairs of the accumulation window over (batches of the window x ranks).
 
         Lightning divides each loss by the number of batches it accumulates, also in a last window that is
         incomplete, and gradients are averaged over ranks.
         """
-        first_epoch = max((epoch for epoch in self._accumulate if epoch <= self.epoch), default=None)
-        window = 1 if first_epoch is None else self._accumulate[first_epoch]
-        first = step - step % window
+        changed = max((first for first in self._accumulate if first <= epoch.number), default=None)
+        window = 1 if changed is None else self._accumulate[changed]
+        start = step - step % window
         used = int(self._limit * len(self)) if isinstance(self._limit, float) else self._limit
-        last = max(min(len(self), used), step + 1)
-        batches = self._steps[first : min(first + window, last)].ravel()
+        stop = min(start + window, max(min(len(self), used), step + 1))
+        batches = epoch.steps[start:stop].ravel()
         batches = batches[batches >= 0]
-        return float((self._offsets[batches + 1] - self._offsets[batches]).sum()) / (
-            window * self.num_replicas
-        )
-
-    def _pairs(self, batch: int) -> _Ints:
-        return self._order[self._offsets[batch] : self._offsets[batch + 1]]
+        count = (epoch.offsets[batches + 1] - epoch.offsets[batches]).sum()
+        return float(count) / (window * self.num_replicas)
 
     def _make_buckets(self) -> list[tuple[int, _Ints]]:
         """Batch size, and the pairs of like length that so many of fit in a batch; from short to long."""
@@ -165,34 +165,33 @@ class BatchPlan(DistributedSampler[BatchRecord]):
         by_length = np.argsort(self._lengths, kind="stable")
         return [(int(size), by_length[size_of[by_length] == size]) for size in np.unique(size_of)[::-1]]
 
-    def _arrange(self) -> None:
-        """Lay out the epoch: the pairs in order, where batches begin, and which rank has which."""
-        random = np.random.default_rng((self.seed, self.epoch)) if self.shuffle else None
+    def _arrange(self, number: int) -> _Epoch:
+        """Lay out an epoch."""
+        random = np.random.default_rng((self.seed, number)) if self.shuffle else None
         carried: _Ints = np.zeros(0, dtype=np.int64)
         order: list[_Ints] = []
         counts: list[int] = []
-        for number, (size, pairs) in enumerate(self._buckets):
+        for bucket, (size, pairs) in enumerate(self._buckets):
             # Pairs that fill no batch go on to the next bucket, whose batches have room for them.
             pairs = np.concatenate([carried, random.permutation(pairs) if random is not None else pairs])
             full = len(pairs) // size * size
-            if number + 1 < len(self._buckets):
+            if bucket + 1 < len(self._buckets):
                 pairs, carried = pairs[:full], pairs[full:]
             order.append(pairs)
             counts += [size] * (full // size)
         if len(order[-1]) % self._buckets[-1][0]:
             counts.append(len(order[-1]) % self._buckets[-1][0])
-        self._order = np.concatenate(order)
-        self._offsets = np.cumsum([0, *counts])
         ranks = self.num_replicas
-        steps = -np.ones(-(-len(counts) // ranks) * ranks, dtype=np.int64)
-        steps[: len(counts)] = np.arange(len(counts))
+        batches = np.full(-(-len(counts) // ranks) * ranks, -1, dtype=np.int64)
+        batches[: len(counts)] = np.arange(len(counts))
         # Ranks take neighbouring batches, of like length, so that none waits for another.
-        self._steps = steps.reshape(-1, ranks)
+        steps = batches.reshape(-1, ranks)
         if random is not None and self.tokens_per_batch is not None:
-            self._steps = random.permutation(self._steps)
+            steps = random.permutation(steps)
+        return _Epoch(number, np.concatenate(order), np.cumsum([0, *counts]), steps)
 
 
-class OrderedBatchPlan(BatchPlan, SequentialSampler):  # type: ignore[misc]
+class OrderedBatchPlan(BatchPlan, SequentialSampler):  # type: ignore[misc] # it yields records, not indices
     """A plan without shuffling, recognised by Lightning as such: `overfit_batches` then leaves it alone."""
 
     def __init__(self, lengths: npt.ArrayLike, **settings: Any) -> None:

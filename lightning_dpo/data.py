@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import lightning.pytorch as pl
 import numpy as np
-import numpy.typing as npt
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader, Dataset
+from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_dpo.batching import BatchPlan, BatchRecord, OrderedBatchPlan
+from lightning_dpo.batching import BatchPlan, OrderedBatchPlan
+from lightning_dpo.loader import PairDataset, PairLoader
 from lightning_dpo.pipeline import (
     RowParser,
     bad_row_message,
@@ -26,51 +26,16 @@ from lightning_dpo.rows import Reason, RowReport
 from lightning_dpo.sources import RowsLike, open_source
 from lightning_dpo.store import TokenStore, default_cache_dir
 from lightning_dpo.tokenization import LongPolicy, PairTokenizer, TokenLimits, tokenizer_identity
-from lightning_dpo.types import PairBatch, TokenPair
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PairDataset", "PreferenceDataModule"]
+__all__ = ["PreferenceDataModule"]
 
 BadRowPolicy: TypeAlias = Literal["drop", "raise"]
 
 _DEFAULT_BATCH_SIZE = 8
-
-
-class PairDataset(Dataset[PairBatch]):
-    """Tokenised pairs, batch by batch: a data loader's worker turns a `BatchRecord` into a `PairBatch`.
-
-    Attributes:
-        store: The tokenised pairs.
-        indices: Which of them, (pairs,); all if None.
-    """
-
-    def __init__(self, store: TokenStore, *, indices: npt.NDArray[np.int64] | None = None) -> None:
-        """Take a part of a store, or all of it."""
-        self.store = store
-        self.indices = indices
-
-    def __len__(self) -> int:
-        """Number of pairs."""
-        return len(self.store) if self.indices is None else len(self.indices)
-
-    def __getitem__(self, record: BatchRecord) -> PairBatch:
-        """Collate a batch."""
-        pairs = [self.pair(int(index)) for index in record.indices]
-        return PairBatch.from_pairs(pairs, weights=record.weights.tolist(), denominator=record.denominator)
-
-    def pair(self, index: int) -> TokenPair:
-        """One pair, by its number in this data set."""
-        pair = self.store[index if self.indices is None else int(self.indices[index])]
-        return TokenPair(*(np.asarray(part, dtype=np.int64) for part in pair))  # type: ignore[arg-type]
-
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each pair, prompt and both completions, (pairs,)."""
-        store = self.store
-        lengths = store.prompt_lengths.astype(np.int64) + store.chosen_lengths + store.rejected_lengths
-        return lengths if self.indices is None else lengths[self.indices]
 
 
 class PreferenceDataModule(pl.LightningDataModule):
@@ -182,6 +147,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.validation_pairs: PairDataset | None = None
         self._stores: dict[str, TokenStore] = {}
         self._check_settings()
+        if validation is None and validation_split is None:
+            self._forgo_validation()
 
     @property
     def report(self) -> RowReport:
@@ -202,33 +169,28 @@ class PreferenceDataModule(pl.LightningDataModule):
         elif self.validation_split is not None:
             self._split(train, self.validation_split)
 
-    def train_dataloader(self) -> DataLoader[PairBatch]:
+    def train_dataloader(self) -> PairLoader:
         """Batches of this rank, shuffled anew in each epoch."""
         assert self.train_pairs is not None, "setup() comes first"
         trainer = self.trainer
-        overfit = trainer is not None and trainer.overfit_batches > 0
+        overfit = getattr(trainer, "overfit_batches", 0) > 0
         plan_class = BatchPlan if self.shuffle and not overfit else OrderedBatchPlan
-        accumulate: int | dict[int, int] = 1
-        if trainer is not None:
-            accumulate = trainer.accumulate_grad_batches
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, GradientAccumulationScheduler):
-                    accumulate = callback.scheduling
         plan = plan_class(
             self.train_pairs.lengths(),
             batch_size=self.batch_size,
             tokens_per_batch=self.tokens_per_batch,
-            accumulate=accumulate,
+            seed=self.seed,
+            accumulate=_accumulation(trainer) if trainer else 1,
             **self._place(),
         )
-        if trainer is not None:
-            plan.limit(trainer.limit_train_batches)
-        return self._loader(self.train_pairs, plan)
+        if trainer is None:
+            return self._loader(self.train_pairs, plan)
+        plan.limit(trainer.limit_train_batches)
+        return self._loader(self.train_pairs, plan, batches_done=partial(_batches_done, trainer))
 
-    def val_dataloader(self) -> DataLoader[PairBatch] | list[DataLoader[PairBatch]]:
-        """Batches of this rank, in a fixed order; none without validation data."""
-        if self.validation_pairs is None:
-            return []
+    def val_dataloader(self) -> PairLoader:
+        """Batches of this rank, in a fixed order."""
+        assert self.validation_pairs is not None, "setup() comes first"
         own = self.validation_batch_size
         plan = OrderedBatchPlan(
             self.validation_pairs.lengths(),
@@ -238,23 +200,19 @@ class PreferenceDataModule(pl.LightningDataModule):
         )
         return self._loader(self.validation_pairs, plan)
 
-    def _loader(self, pairs: PairDataset, plan: BatchPlan) -> DataLoader[PairBatch]:
-        return DataLoader(
-            pairs,
-            sampler=plan,  # type: ignore[arg-type]
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-        )
+    def _forgo_validation(self) -> None:
+        """Take the hook back, so that Lightning does not validate; an empty list would make it warn."""
+        if type(self).val_dataloader is PreferenceDataModule.val_dataloader:
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
 
-    def _place(self) -> dict[str, int]:
+    def _loader(self, pairs: PairDataset, plan: BatchPlan, **options: Any) -> PairLoader:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return PairLoader(pairs, plan=plan, num_workers=self.num_workers, pin_memory=on_gpu, **options)
+
+    def _place(self) -> dict[str, Any]:
         """This process among those that share the data: fewer than all where a model is split over some."""
         sharing = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
-        if sharing is None:
-            return {"seed": self.seed}
-        return {"seed": self.seed, "rank": sharing["rank"], "world_size": sharing["num_replicas"]}
+        return {} if sharing is None else {"rank": sharing["rank"], "world_size": sharing["num_replicas"]}
 
     def _prepare(self) -> None:
         splits: dict[str, RowsLike] = {"train": self.train}
@@ -375,5 +333,15 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.train_pairs = PairDataset(store, indices=np.sort(order[count:]))
 
 
-def _unchanged(batch: PairBatch) -> PairBatch:
-    return batch
+def _accumulation(trainer: pl.Trainer) -> int | dict[int, int]:
+    """Batches accumulated for a step, by epoch where a callback schedules them."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.scheduling
+    return trainer.accumulate_grad_batches
+
+
+def _batches_done(trainer: pl.Trainer) -> int:
+    """Batches of this epoch that were trained on before the checkpoint that is being resumed from."""
+    loop = trainer.fit_loop.epoch_loop
+    return loop.batch_progress.current.ready if loop.restarting else 0

@@ -119,7 +119,7 @@ def _text(row: Row) -> PreferencePair:
 def _chat(row: Row) -> PreferencePair:
     prompt, chosen, rejected = (_string(row, name) for name in ("prompt", "chosen", "rejected"))
     turns = with_system(row, [{"role": "user", "content": prompt}])
-    return PreferencePair(turns, *(_answer(text) for text in (chosen, rejected)), as_tools(row))
+    return PreferencePair(turns, _answer(chosen), _answer(rejected), as_tools(row))
 
 
 def _hh(row: Row) -> PreferencePair:

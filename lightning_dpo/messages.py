@@ -32,7 +32,7 @@ def as_messages(row: Mapping[str, Any], column: str) -> list[Message]:
     """
     value = row.get(column)
     if isinstance(value, str):
-        value = _from_json(value) or [{"role": "assistant", "content": value}]
+        value = [{"role": "assistant", "content": value}]
     if isinstance(value, Mapping):
         value = [value]
     if value is None or (isinstance(value, (list, tuple)) and not value and column != "prompt"):
@@ -95,8 +95,9 @@ def _content(turn: Mapping[str, Any], column: str) -> str:
         return ""
     if isinstance(content, (list, tuple)):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        if all(isinstance(part, str) for part in parts):
-            return "".join(parts)
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) == len(parts):
+            return "".join(texts)
     raise BadRow(Reason.MALFORMED, f"a turn of `{column}` has content that is not text")
 
 
@@ -114,16 +115,3 @@ def _function_call(value: Any, column: str) -> Message:
         "content": "",
         "tool_calls": [{"type": "function", "function": dict(call)} for call in calls],
     }
-
-
-def _from_json(text: str) -> list[Any] | None:
-    """Turns that were written as JSON text, as they are in a CSV file; None for ordinary text."""
-    if not text.lstrip().startswith(("[{", "{")):
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    turns = [value] if isinstance(value, Mapping) else value
-    is_turn = [isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in turns]
-    return turns if is_turn and all(is_turn) else None

@@ -75,21 +75,29 @@ def choose_format(source: RowSource, *, split: str, format: str | None, columns:
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"`format` must be one of {', '.join(FORMATS)}, got {format!r}")
-    records = [record for _, record in islice(source, _PROBED)]
-    if not records:
+    first = list(islice(source, _PROBED))
+    if not first:
         raise ValueError(f"`{split}` must hold at least one row, got none in {source.name!r}")
-    rows = []
-    for record in records:
+    rows: list[Mapping[str, Any]] = []
+    bad: list[str] = []
+    for file, record in first:
         try:
-            rows.append(decode(record))
-        except BadRow:
-            continue
+            row = decode(record)
+            rows.append(row)
+            if format is not None:
+                parse_row(_renamed(row, columns), format=format)
+        except BadRow as error:
+            if error.reason is Reason.MALFORMED:
+                bad.append(f"{file}:{record.line}: {error.detail}")
     for ours, theirs in columns.items():
         if rows and not any(theirs in row for row in rows):
             raise ValueError(
                 f"`columns` must name columns of `{split}` ({', '.join(map(str, rows[0]))}), "
                 f"got {theirs!r} for {ours!r}"
             )
+    if len(bad) == len(first):
+        expected = "rows" if format is None else f"rows of the format {format!r}"
+        raise ValueError(f"`{split}` must hold {expected}, got none among the first {len(first)}; {bad[0]}")
     return format or detect_format([_renamed(row, columns) for row in rows], argument=split)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
@@ -55,8 +57,17 @@ def suffix_of(path: Path) -> str:
 
 
 def read_file(path: Path) -> Iterator[Record]:
-    """Read a file by its suffix, compressed with gzip or not."""
-    return READERS[suffix_of(path)](path)
+    """Read a file by its suffix, compressed with gzip or not.
+
+    Raises:
+        ValueError: If the file as a whole cannot be read.
+    """
+    import pyarrow as pa
+
+    try:
+        yield from READERS[suffix_of(path)](path)
+    except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
+        raise ValueError(f"the file {str(path)!r} cannot be read: {error}") from error
 
 
 def without_nulls(value: Any) -> Any:
@@ -87,8 +98,6 @@ def _read_lines(path: Path) -> Iterator[Record]:
 
 def _read_array(path: Path) -> Iterator[Record]:
     """The elements of a JSON array, without holding more of it than one element and a chunk."""
-    import io
-
     decoder = json.JSONDecoder()
     with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace") as file:
         buffer, position, line = "", 0, 1
@@ -132,8 +141,6 @@ def _skip(buffer: str, position: int, mark: str) -> int:
 
 def _read_csv(path: Path) -> Iterator[Record]:
     """Values separated by commas, or tabs in a .tsv file, below a line of column names."""
-    import io
-
     csv.field_size_limit(2**31 - 1)
     delimiter = "\t" if suffix_of(path) == ".tsv" else ","
     with (
@@ -154,7 +161,20 @@ def _read_csv(path: Path) -> Iterator[Record]:
                 detail = f"does not have the {len(reader.fieldnames or ())} values of the first line"
                 yield Record(line, BadRow(Reason.MALFORMED, detail))
             else:
-                yield Record(max(line, 2), row)
+                yield Record(max(line, 2), {name: _cell(text) for name, text in row.items()})
+
+
+def _cell(text: str) -> Any:
+    """A value, or the chat turns that are written in it as JSON."""
+    if not text.lstrip().startswith(("[{", "{")):
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    turns = value if isinstance(value, list) else [value]
+    is_turn = [isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in turns]
+    return value if is_turn and all(is_turn) else text
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:

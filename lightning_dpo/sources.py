@@ -7,8 +7,9 @@ import glob
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from lightning_dpo.readers import READERS, Record, read_file, suffix_of, without_nulls
 
@@ -28,7 +29,9 @@ _SPLIT_NAMES = {
 class RowSource(Protocol):
     """Rows in a fixed order, that may be read any number of times."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
 
     def fingerprint(self) -> str:
         """Changes when the rows may have changed."""
@@ -37,7 +40,8 @@ class RowSource(Protocol):
         """Each row with the name of the file it is in."""
 
 
-class _Files(NamedTuple):
+@dataclass(frozen=True)
+class _Files:
     name: str
     paths: tuple[Path, ...]
 
@@ -45,20 +49,21 @@ class _Files(NamedTuple):
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
         return _digest(stats)
 
-    def __iter__(self) -> Iterator[tuple[str, Record]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[tuple[str, Record]]:
         for path in self.paths:
             for record in read_file(path):
                 yield path.name, record
 
 
-class _Table(NamedTuple):
+@dataclass(frozen=True)
+class _Table:
     name: str
     table: Any
 
     def fingerprint(self) -> str:
         return str(self.table._fingerprint)
 
-    def __iter__(self) -> Iterator[tuple[str, Record]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[tuple[str, Record]]:
         number = 0
         for batch in self.table.with_format("arrow").iter(batch_size=256):
             for row in batch.to_pylist():
@@ -66,26 +71,28 @@ class _Table(NamedTuple):
                 yield self.name, Record(number, without_nulls(row))
 
 
-class _Rows(NamedTuple):
+@dataclass(frozen=True)
+class _Rows:
     name: str
     rows: Sequence[Mapping[str, Any]]
 
     def fingerprint(self) -> str:
         return _digest(list(self.rows))
 
-    def __iter__(self) -> Iterator[tuple[str, Record]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[tuple[str, Record]]:
         for number, row in enumerate(self.rows, 1):
             yield self.name, Record(number, row)
 
 
-class _Joined(NamedTuple):
+@dataclass(frozen=True)
+class _Joined:
     name: str
     sources: tuple[RowSource, ...]
 
     def fingerprint(self) -> str:
         return _digest([source.fingerprint() for source in self.sources])
 
-    def __iter__(self) -> Iterator[tuple[str, Record]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[tuple[str, Record]]:
         for source in self.sources:
             yield from source
 
@@ -114,7 +121,7 @@ def open_source(rows: RowsLike, *, split: str) -> RowSource:
         names = [row for row in rows if isinstance(row, (str, Path))]
         if len(names) == len(rows):
             sources = tuple(_open_name(str(name), split) for name in names)
-            return sources[0] if len(sources) == 1 else _Joined(f"{len(sources)} sources", sources)
+            return _Joined(f"{len(sources)} sources", sources) if len(sources) > 1 else sources[0]
         dicts = [row for row in rows if isinstance(row, Mapping)]
         if len(dicts) == len(rows):
             return _Rows("rows", dicts)
