@@ -117,8 +117,9 @@ class PreferenceMetrics(Metric):
             weights: Of each pair, (batch,).
         """
         weights = weights.to(self.totals)
-        self.totals += torch.stack([value.to(self.totals) for value in statistics]) @ weights
-        self.weight += weights.sum()
+        # Not in place: after `validate` the sums are inference tensors, which `fit` may not change.
+        self.totals = self.totals + torch.stack([value.to(self.totals) for value in statistics]) @ weights
+        self.weight = self.weight + weights.sum()
 
     def compute(self) -> dict[str, Tensor]:
         """Mean of each statistic, by its logged name; float32."""

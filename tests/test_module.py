@@ -129,6 +129,15 @@ def test_validation_is_exact_per_pair_whatever_the_batches() -> None:
     }
 
 
+def test_one_module_can_be_validated_then_trained_then_validated() -> None:
+    module = DPOModule(tiny_model(), optimizer=sgd)
+    before = trainer().validate(module, loader(), verbose=False)[0]
+    trainer(max_epochs=4).fit(module, loader(), loader())
+    after = trainer().validate(module, loader(), verbose=False)[0]
+    assert before["val/loss"] == pytest.approx(math.log(2))
+    assert after["val/loss"] < before["val/loss"]
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "32"])
 def test_precisions_start_at_ln_2(precision: Any) -> None:
     history = History()
