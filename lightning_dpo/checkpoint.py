@@ -88,7 +88,7 @@ def export_model(model: nn.Module, folder: str | Path, *, tokenizer: Any = None,
     if merge and hasattr(plain, "merge_and_unload"):
         plain = copy.deepcopy(plain).merge_and_unload()
     if isinstance(tokenizer, str):
-        tokenizer = load_tokenizer(tokenizer)
+        tokenizer = _tokenizer_or_none(tokenizer)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -130,6 +130,15 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path, *, merge: bool
     if record.source is None:
         _log.warning("the policy was given as an object: its tokenizer is not known, so none is exported")
     return export_model(model, output, tokenizer=record.source, merge=merge)
+
+
+def _tokenizer_or_none(source: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model source; weights are worth exporting without one."""
+    try:
+        return load_tokenizer(source)
+    except ValueError as error:
+        _log.warning("exported without a tokenizer: %s", str(error).splitlines()[0])
+        return None
 
 
 def _rebuild(record: ModelRecord, weights: dict[str, Any]) -> nn.Module:
