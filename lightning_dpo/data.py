@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_dpo.batching import BatchPlan, OrderedBatchPlan
 from lightning_dpo.loader import PairDataset, PairLoader
@@ -174,6 +174,13 @@ class PreferenceDataModule(pl.LightningDataModule):
         assert self.train_pairs is not None, "setup() comes first"
         trainer = self.trainer
         overfit = getattr(trainer, "overfit_batches", 0) > 0
+        if self.tokens_per_batch is not None:
+            longer = int((self.train_pairs.lengths() > self.tokens_per_batch).sum())
+            if longer:
+                rank_zero_warn(
+                    f"{longer} pairs are longer than `tokens_per_batch` ({self.tokens_per_batch}) and have a "
+                    "batch of their own"
+                )
         plan_class = BatchPlan if self.shuffle and not overfit else OrderedBatchPlan
         plan = plan_class(
             self.train_pairs.lengths(),
@@ -279,6 +286,11 @@ class PreferenceDataModule(pl.LightningDataModule):
             from lightning_dpo.models import load_tokenizer
 
             self.tokenizer = load_tokenizer(self.tokenizer, trust_remote_code=self.trust_remote_code)
+        if self.limits.max_length > self.tokenizer.model_max_length:
+            rank_zero_warn(
+                f"`max_length` is {self.limits.max_length}, and the tokenizer says that its model takes "
+                f"{self.tokenizer.model_max_length} tokens"
+            )
         return self.tokenizer
 
     def _check_settings(self) -> None:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -48,7 +49,7 @@ def record_batch(pairs: Sequence[TokenPair], *, rows: Sequence[int]) -> pa.Recor
 def _ids(parts: Sequence[Sequence[int]]) -> pa.ListArray:
     offsets = np.zeros(len(parts) + 1, dtype=np.int32)
     np.cumsum([len(part) for part in parts], out=offsets[1:])
-    values = np.fromiter((token for part in parts for token in part), dtype=np.int32, count=offsets[-1])
+    values = np.fromiter(chain.from_iterable(parts), dtype=np.int32, count=offsets[-1])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 

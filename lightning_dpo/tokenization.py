@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from lightning_dpo.formats import hh_text
 from lightning_dpo.rendering import ChatRenderer, RenderedPair
@@ -187,7 +187,7 @@ class PairTokenizer:
         encoded = self._tokenizer(
             list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
         )
-        return [list(ids) for ids in encoded["input_ids"]]
+        return cast("list[list[int]]", encoded["input_ids"])
 
     def _finish(
         self, text: RenderedPair, prompt: list[int], chosen: list[int], rejected: list[int]

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -14,6 +16,7 @@ from tiny_tokenizers import CHATML, THINKING, byte_level
 
 from lightning_dpo.data import PreferenceDataModule
 from lightning_dpo.rows import Reason, RowReport
+from lightning_dpo.store import TokenStore, new_entry, record_batch
 from lightning_dpo.tokenization import PairTokenizer
 from lightning_dpo.types import PairBatch, TokenPair
 
@@ -150,6 +153,18 @@ class TestPreparation:
         with pytest.raises(ValueError, match=r"at least one usable row, got none. Raise `max_length` \(3\)"):
             ready(path, tokenizer=tokenizer, max_length=3, on_long="drop")
 
+    def test_what_may_be_a_mistake_is_said(self, tokenizer) -> None:
+        short = copy.deepcopy(tokenizer)
+        short.model_max_length = 100
+        with pytest.warns(UserWarning, match=r"`max_length` is 101, .* takes 100 tokens"):
+            data = ready(GOOD, tokenizer=short, max_length=101, tokens_per_batch=14)
+        lengths = data.train_pairs.lengths()
+        assert 0 < (lengths > 14).sum() < 40
+        with pytest.warns(
+            UserWarning, match=rf"^{(lengths > 14).sum()} pairs are longer than `tokens_per_batch`"
+        ):
+            data.train_dataloader()
+
     def test_row_limits_and_validation(self, tmp_path: Path, tokenizer) -> None:
         first, second = jsonl(tmp_path / "a.jsonl", GOOD), jsonl(tmp_path / "b.jsonl", GOOD[30:])
         settings = {"train_limit": 6, "validation_limit": 4, "batch_size": 3, "validation_batch_size": 2}
@@ -263,6 +278,21 @@ class TestCache:
                 ready(path, tokenizer=tokenizer)
         assert list((tmp_path / "cache" / "pairs").iterdir()) == []
         assert ready(path, tokenizer=tokenizer).report.kept == 40
+
+    def test_of_two_runs_that_tokenise_at_once_one_is_kept(self, tmp_path: Path) -> None:
+        def entry(kept: int) -> Iterator[None]:
+            with new_entry(tmp_path / "key") as writer:
+                yield
+                writer.write(record_batch([TokenPair([1], [2], [3])] * kept, rows=range(kept)))
+                writer.finish(RowReport("a", "text", rows=kept, kept=kept))
+
+        first, second = entry(1), entry(2)
+        next(first)
+        next(second)
+        list(first)
+        list(second)
+        assert len(TokenStore(tmp_path / "key")) == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
     def test_pairs_can_be_sent_to_another_process(self, tokenizer) -> None:
         pairs = ready(GOOD, tokenizer=tokenizer).train_pairs
