@@ -12,7 +12,7 @@ from lightning_dpo.lora import LoraSettings, apply_lora
 from lightning_dpo.models import disable_dropout, load_model
 from lightning_dpo.reference import AdapterReference, FrozenReference, NoReference, Reference
 
-__all__ = ["PolicySettings", "build_policy", "build_reference"]
+__all__ = ["PolicySettings", "build_policy", "build_reference", "load_frozen"]
 
 
 class PolicySettings(NamedTuple):
@@ -71,6 +71,15 @@ def build_reference(source: str | nn.Module, *, policy: nn.Module, settings: Pol
         return AdapterReference(policy)
     if source == "frozen":
         return FrozenReference.copy_of(policy)
+    return load_frozen(source, policy=policy, settings=settings)
+
+
+def load_frozen(source: str, *, policy: nn.Module, settings: PolicySettings) -> FrozenReference:
+    """Load a reference by name, in the way the policy is loaded.
+
+    Raises:
+        ValueError: If the source cannot be loaded or does not go with the policy.
+    """
     return FrozenReference(_load(source, settings), policy=policy, name=source)
 
 

@@ -104,7 +104,7 @@ def _likely_cause(module: DPOModule) -> str:
         return f"dropout is on in the policy ({dropping[0]}); set `disable_dropout=True`"
     reference = module.reference_model
     if reference is None:
-        return "the adapter does not start at zero; the policy must be a fresh adapter on the base weights"
+        return module.reference.disagreement
     ours, theirs = dict(module.policy.named_parameters()), dict(reference.named_parameters())
     types = {p.dtype for p in ours.values()}, {p.dtype for p in theirs.values()}
     if types[0] != types[1]:

@@ -19,6 +19,13 @@ from lightning_dpo.lora import LoraSettings
 from lightning_dpo.losses import DPOLoss, PreferenceLoss
 from lightning_dpo.metrics import METRIC_NAMES, PairStatistics, PreferenceMetrics, pair_statistics
 from lightning_dpo.proof import LayoutChoice, prove
+from lightning_dpo.refcache import (
+    CachedReference,
+    FillReferenceCache,
+    build_cached_reference,
+    cached_source,
+    weights_identity,
+)
 from lightning_dpo.reference import NoReference, Reference
 from lightning_dpo.schedule import linear_warmup
 from lightning_dpo.scoring import ScoringPlan, rows_for, score
@@ -63,6 +70,7 @@ class DPOModule(pl.LightningModule):
         policy: str | nn.Module,
         *,
         reference: str | nn.Module = "frozen",
+        reference_cache: str | None = None,
         loss: PreferenceLoss | None = None,
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-6, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -83,7 +91,13 @@ class DPOModule(pl.LightningModule):
             policy: A folder, a hub id, a .gguf file, ``package:NAME/FILE``, a PreTrainedModel, or any module
                 that maps (input_ids, attention_mask) to logits.
             reference: "frozen" (a copy of the policy at the start), "adapter" (the policy with its adapter
-                off), "none", a source like those of `policy`, or a module.
+                off), "cached" (what a copy of the policy at the start gives, kept from run to run, so that no
+                second model is loaded), "cached:SOURCE" (likewise of another model), "none", a source like
+                those of `policy`, or a module.
+            reference_cache: Where "cached" keeps log-probabilities: a folder that all processes see, or an
+                fsspec URL such as ``s3://bucket/folder``. None is $LIGHTNING_DPO_CACHE or the user's cache
+                folder. Anything that changes them (weights, precision) makes another entry; settings of the
+                loss, the optimizer or the data do not.
             loss: Any loss of `lightning_dpo.losses`; `DPOLoss(beta=0.1)` by default.
             optimizer: Makes the optimizer from the trainable parameters.
             lr_scheduler: Makes the scheduler, stepped every optimizer step; None is a linear warm-up.
@@ -109,6 +123,7 @@ class DPOModule(pl.LightningModule):
             raise ValueError(f"`warmup_ratio` must be between 0 and 1, got {warmup_ratio}")
         if reference == "adapter" and lora is None and not hasattr(policy, "disable_adapter"):
             raise ValueError('`reference="adapter"` needs an adapter to switch off; set `lora`')
+        self._cached_source = cached_source(reference)
         if reference == "none" and self.loss.needs_reference:
             raise ValueError(
                 f'`reference="none"` does not go with {type(self.loss).__name__}, which compares with a '
@@ -124,6 +139,7 @@ class DPOModule(pl.LightningModule):
             trust_remote_code=trust_remote_code,
         )
         self._reference_source = reference
+        self._reference_cache = reference_cache
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._warmup_ratio = warmup_ratio
@@ -134,7 +150,12 @@ class DPOModule(pl.LightningModule):
         self._plan: ScoringPlan | None = None
         self.latest: StepRecord | None = None
         self.val_metrics = PreferenceMetrics("val/")
-        self.save_hyperparameters(_plain_hyperparameters(self._settings, reference))
+        self.save_hyperparameters(_plain_hyperparameters(self._settings, reference, reference_cache))
+
+    @property
+    def reference(self) -> Reference:
+        """Where reference log-probabilities come from, after `configure_model`."""
+        return self._reference
 
     @property
     def reference_model(self) -> nn.Module | None:
@@ -155,16 +176,31 @@ class DPOModule(pl.LightningModule):
         """Load the policy and the reference; called by the trainer, any number of times."""
         if "policy" in self._modules:
             return
+        if self._cached_source is not None:
+            weights = weights_identity(self._cached_source, self._settings, trainer=self._trainer)
         policy = build_policy(self._settings)
-        if self.needs_reference:
+        if self._cached_source is not None:
+            self._reference = build_cached_reference(
+                self._cached_source,
+                policy=policy,
+                settings=self._settings,
+                weights=weights,
+                root=self._reference_cache,
+            )
+        elif self.needs_reference:
             self._reference = build_reference(self._reference_source, policy=policy, settings=self._settings)
         self.policy = policy.train()
         if self._compile_model:
             getattr(policy, "base_model", policy).compile(dynamic=True)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """The start-up check, if wanted, and the token rate."""
-        return [Throughput(), *([StartupCheck()] if self._startup_check else [])]
+        """The start-up check, if wanted, the token rate, and what fills the reference cache."""
+        cached = [] if self._cached_source is None else [FillReferenceCache()]
+        return [*cached, Throughput(), *([StartupCheck()] if self._startup_check else [])]
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Let the reference look at the batch while it is on the CPU."""
+        return self._reference.prepare(batch) if isinstance(batch, PairBatch) else batch
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over trainable parameters, its scheduler stepped every optimizer step."""
@@ -226,6 +262,11 @@ class DPOModule(pl.LightningModule):
         self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
         self.log("train/lr", optimizer.param_groups[0]["lr"])
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The policy is about to become another than the reference."""
+        if isinstance(self._reference, CachedReference):
+            self._reference.policy_changes()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the adapter's weights, where there is one; record what rebuilds the model."""
         if self._settings.lora is not None:
@@ -281,7 +322,9 @@ class _Scored(NamedTuple):
 _IN_PROGRESS_BAR = frozenset({"loss", "margin", "accuracy"})
 
 
-def _plain_hyperparameters(settings: PolicySettings, reference: str | nn.Module) -> dict[str, Any]:
+def _plain_hyperparameters(
+    settings: PolicySettings, reference: str | nn.Module, reference_cache: str | None
+) -> dict[str, Any]:
     """Arguments that `load_from_checkpoint` can pass again: no modules, no callables."""
-    candidates = {"policy": settings.policy, "reference": reference}
+    candidates = {"policy": settings.policy, "reference": reference, "reference_cache": reference_cache}
     return {name: value for name, value in candidates.items() if isinstance(value, str)}

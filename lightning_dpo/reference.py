@@ -16,11 +16,18 @@ from lightning_dpo.layout import Rows
 from lightning_dpo.scoring import ScoringPlan, causal_lm, score
 from lightning_dpo.types import PairBatch, PairLogps
 
-__all__ = ["AdapterReference", "FrozenReference", "NoReference", "Reference"]
+__all__ = ["AdapterReference", "FrozenReference", "NoReference", "Reference", "evaluating"]
 
 
 class Reference(ABC):
-    """A source of reference log-probabilities. Not an nn.Module, so no trainer finds weights in it."""
+    """A source of reference log-probabilities. Not an nn.Module, so no trainer finds weights in it.
+
+    Attributes:
+        can_update: Whether the reference has weights of its own that may follow the policy, as TR-DPO wants
+            (https://arxiv.org/abs/2404.09656). Not so where log-probabilities are kept.
+    """
+
+    can_update: bool = False
 
     @abstractmethod
     def logps(
@@ -40,12 +47,23 @@ class Reference(ABC):
         """The reference's own weights, where it has any."""
         return None
 
+    @property
+    def disagreement(self) -> str:
+        """What likely explains that the policy disagrees at the start, if no weights can be compared."""
+        return "the adapter does not start at zero; the policy must be a fresh adapter on the base weights"
+
+    def prepare(self, batch: PairBatch) -> PairBatch:
+        """Look at a batch before it goes to the device; returns the batch to go on with."""
+        return batch
+
     def match(self, policy: nn.Module) -> None:  # noqa: B027 (a reference without weights has nothing to do)
         """Follow the policy to its device and type, which the trainer sets after construction."""
 
 
 class FrozenReference(Reference):
     """A model of its own, in eval mode for good."""
+
+    can_update = True
 
     def __init__(self, model: nn.Module, *, policy: nn.Module, name: str = "reference") -> None:
         """Freeze a model as the reference.
@@ -110,7 +128,7 @@ class AdapterReference(Reference):
         self, batch: PairBatch, *, rows: Rows, plan: ScoringPlan, confidence: bool = False
     ) -> PairLogps:
         """One forward pass of the base weights, in eval mode."""
-        with self._policy.disable_adapter(), _evaluating(self._policy):
+        with self._policy.disable_adapter(), evaluating(self._policy):
             return score(self._policy, batch, plan=plan, rows=rows, confidence=confidence)
 
 
@@ -122,7 +140,7 @@ class NoReference(Reference):
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for a while; every submodule gets its own mode back."""
     training = [module for module in model.modules() if module.training]
     model.eval()

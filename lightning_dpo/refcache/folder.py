@@ -1,0 +1,152 @@
+"""Where shards lie: a local folder or an fsspec URL. A file appears complete or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Folder", "FsspecFolder", "LocalFolder", "open_folder"]
+
+_DAMAGED = "damaged"
+
+
+class Folder(ABC):
+    """A folder of files that are written once and never changed; made when the first is written."""
+
+    location: str
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of the files that are there, sorted; none where the folder is missing."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A file's content.
+
+        Raises:
+            FileNotFoundError: If there is no such file any more.
+        """
+
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file under a temporary name and rename it; of several writers any one wins.
+
+        Raises:
+            OSError: If it cannot be written; then nothing is left of it.
+        """
+
+    @abstractmethod
+    def set_aside(self, name: str) -> None:
+        """Move a damaged file out of the way, where that is permitted."""
+
+
+class LocalFolder(Folder):
+    """A folder of this machine's file systems."""
+
+    def __init__(self, location: str) -> None:
+        """Name a folder."""
+        self.location = location
+        self._path = Path(location).expanduser()
+
+    def names(self) -> list[str]:
+        """See `Folder`."""
+        if not self._path.is_dir():
+            return []
+        return sorted(path.name for path in self._path.iterdir() if _is_shard(path.name))
+
+    def read(self, name: str) -> bytes:
+        """See `Folder`."""
+        return (self._path / name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        """See `Folder`."""
+        self._path.mkdir(parents=True, exist_ok=True)
+        scratch = self._path / _temporary(name)
+        try:
+            with scratch.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(self._path / name)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def set_aside(self, name: str) -> None:
+        """See `Folder`."""
+        with contextlib.suppress(OSError):
+            (self._path / _DAMAGED).mkdir(exist_ok=True)
+            (self._path / name).replace(self._path / _DAMAGED / name)
+
+
+class FsspecFolder(Folder):
+    """A folder behind an fsspec URL, such as ``s3://bucket/folder`` or ``memory://folder``."""
+
+    def __init__(self, location: str) -> None:
+        """Connect.
+
+        Raises:
+            ValueError: If the URL's scheme is unknown, or its package is not installed.
+        """
+        import fsspec
+
+        self.location = location
+        try:
+            fs, path = fsspec.core.url_to_fs(location)
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"`reference_cache` must be a folder or a URL that fsspec can open, got {location!r}: {error}"
+            ) from error
+        self._fs: Any = fs
+        self._path: str = path.rstrip("/")
+
+    def names(self) -> list[str]:
+        """See `Folder`."""
+        # What other processes wrote since the last look must be seen.
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self._path, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in (str(path).rsplit("/", 1)[-1] for path in found) if _is_shard(name))
+
+    def read(self, name: str) -> bytes:
+        """See `Folder`."""
+        content: bytes = self._fs.cat_file(f"{self._path}/{name}")
+        return content
+
+    def write(self, name: str, data: bytes) -> None:
+        """See `Folder`."""
+        self._fs.makedirs(self._path, exist_ok=True)
+        scratch = f"{self._path}/{_temporary(name)}"
+        try:
+            self._fs.pipe_file(scratch, data)
+            self._fs.mv(scratch, f"{self._path}/{name}")
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._fs.rm_file(scratch)
+            raise
+
+    def set_aside(self, name: str) -> None:
+        """See `Folder`."""
+        with contextlib.suppress(OSError):
+            self._fs.makedirs(f"{self._path}/{_DAMAGED}", exist_ok=True)
+            self._fs.mv(f"{self._path}/{name}", f"{self._path}/{_DAMAGED}/{name}")
+
+
+def open_folder(location: str) -> Folder:
+    """The folder that a path or a URL names."""
+    if location.startswith("file://"):
+        return LocalFolder(location.removeprefix("file://"))
+    return FsspecFolder(location) if "://" in location else LocalFolder(location)
+
+
+def _temporary(name: str) -> str:
+    return f".{name}.{uuid.uuid4().hex[:12]}.tmp"
+
+
+def _is_shard(name: str) -> bool:
+    return name.endswith(".safetensors") and not name.startswith(".")
