@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -18,6 +19,14 @@ from lightning_dpo.checkpoint import RECORD_KEY, ModelRecord, adapter_state, exp
 from lightning_dpo.lora import LoraSettings
 from lightning_dpo.losses import DPOLoss, PreferenceLoss
 from lightning_dpo.metrics import METRIC_NAMES, PairStatistics, PreferenceMetrics, pair_statistics
+from lightning_dpo.parallel import (
+    Sharding,
+    build_sharded,
+    check_strategy,
+    clip_gradients,
+    gradient_norm,
+    sharding_of,
+)
 from lightning_dpo.proof import LayoutChoice, prove
 from lightning_dpo.refcache import (
     CachedReference,
@@ -26,7 +35,7 @@ from lightning_dpo.refcache import (
     cached_source,
     weights_identity,
 )
-from lightning_dpo.reference import NoReference, Reference
+from lightning_dpo.reference import FrozenReference, NoReference, Reference
 from lightning_dpo.schedule import linear_warmup
 from lightning_dpo.scoring import ScoringPlan, rows_for, score
 from lightning_dpo.types import PairBatch, PairLogps
@@ -176,19 +185,29 @@ class DPOModule(pl.LightningModule):
         """Load the policy and the reference; called by the trainer, any number of times."""
         if "policy" in self._modules:
             return
+        source = self._reference_source if self.needs_reference else "none"
+        weights: str | None = None
         if self._cached_source is not None:
             weights = weights_identity(self._cached_source, self._settings, trainer=self._trainer)
-        policy = build_policy(self._settings)
-        if self._cached_source is not None:
+            source = "none"  # nothing to load; it is made below
+        sharding = self._sharding()
+        if sharding is not None:
+            policy, self._reference = build_sharded(self._settings, reference=source, sharding=sharding)
+            if self._settings.lora is not None:
+                # Sharded checkpoints are written and read by what the state names: here the adapter only.
+                self.register_state_dict_post_hook(_drop_base_weights)  # type: ignore[no-untyped-call]
+        else:
+            policy = build_policy(self._settings)
+            self._reference = build_reference(source, policy=policy, settings=self._settings)
+        if self._cached_source is not None and weights is not None:
             self._reference = build_cached_reference(
                 self._cached_source,
                 policy=policy,
                 settings=self._settings,
                 weights=weights,
                 root=self._reference_cache,
+                load=sharding and partial(self._load_sharded, sharding=sharding, policy=policy),
             )
-        elif self.needs_reference:
-            self._reference = build_reference(self._reference_source, policy=policy, settings=self._settings)
         self.policy = policy.train()
         if self._compile_model:
             getattr(policy, "base_model", policy).compile(dynamic=True)
@@ -259,8 +278,20 @@ class DPOModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the gradient norm, before clipping, and the learning rate."""
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+        self.log("train/grad_norm", gradient_norm(grads, strategy=self.trainer.strategy))
         self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says, over the gradients of all ranks."""
+        by_norm = gradient_clip_val is not None and gradient_clip_algorithm in (None, "norm")
+        if by_norm and clip_gradients(self.trainer.model, limit=float(gradient_clip_val or 0)):
+            return
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The policy is about to become another than the reference."""
@@ -285,6 +316,20 @@ class DPOModule(pl.LightningModule):
         """
         self.configure_model()
         return export_model(self.policy, folder, tokenizer=self._tokenizer(), merge=merge)
+
+    def _load_sharded(self, name: str, *, sharding: Sharding, policy: nn.Module) -> Reference:
+        """Load a reference by name, in the way a sharded policy is loaded."""
+        settings = self._settings._replace(policy=name, lora=None, gradient_checkpointing=False)
+        model, _ = build_sharded(settings, reference="none", sharding=sharding)
+        return FrozenReference(model, policy=policy, name=name)
+
+    def _sharding(self) -> Sharding | None:
+        """How the trainer's strategy shards models, where it does."""
+        if self._trainer is None:
+            return None
+        strategy = self.trainer.strategy
+        check_strategy(strategy, adapter=self._settings.lora is not None)
+        return sharding_of(strategy, precision=str(self.trainer.precision))
 
     def _tokenizer(self) -> Any:
         data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
@@ -320,6 +365,12 @@ class _Scored(NamedTuple):
 
 
 _IN_PROGRESS_BAR = frozenset({"loss", "margin", "accuracy"})
+
+
+def _drop_base_weights(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    kept = adapter_state(state)
+    for key in [key for key in state if key not in kept]:
+        del state[key]
 
 
 def _plain_hyperparameters(

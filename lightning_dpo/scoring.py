@@ -13,9 +13,22 @@ from lightning_dpo.head import TokenLogps, find_head, head_logps, logits_logps
 from lightning_dpo.layout import Rows, concatenated_rows, shared_rows
 from lightning_dpo.types import PairBatch, PairLogps
 
-__all__ = ["LayoutName", "ScoringPlan", "causal_lm", "pair_logps", "rows_for", "score", "score_rows"]
+__all__ = [
+    "SCORING_ENTRY",
+    "LayoutName",
+    "ScoringPlan",
+    "causal_lm",
+    "pair_logps",
+    "rows_for",
+    "run_rows",
+    "score",
+    "score_rows",
+]
 
 LayoutName: TypeAlias = Literal["shared", "concatenated"]
+
+SCORING_ENTRY = "_lightning_dpo_score_rows"
+"""Attribute by which a sharded model gathers the weights that scoring uses without calling the model."""
 
 
 class ScoringPlan(NamedTuple):
@@ -73,6 +86,14 @@ def score(
 
 def score_rows(model: nn.Module, rows: Rows, *, plan: ScoringPlan, confidence: bool = False) -> TokenLogps:
     """Log-probability of every completion token of rows, (completion_tokens,)."""
+    run: Callable[..., TokenLogps] | None = getattr(model, SCORING_ENTRY, None)
+    if run is not None:
+        return run(rows, plan=plan, confidence=confidence)
+    return run_rows(model, rows, plan=plan, confidence=confidence)
+
+
+def run_rows(model: nn.Module, rows: Rows, *, plan: ScoringPlan, confidence: bool = False) -> TokenLogps:
+    """What `score_rows` does with a model whose weights are at hand."""
     if not plan.chunked_head:
         options = {"use_cache": False} if hasattr(causal_lm(model), "get_output_embeddings") else {}
         output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, **options)

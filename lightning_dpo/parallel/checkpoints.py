@@ -1,0 +1,86 @@
+"""Whole weights into sharded models, and checkpoint folders back into whole weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.optim import Optimizer
+
+__all__ = ["load_full", "load_full_optimizer", "read_folder"]
+
+_METADATA = "meta.pt"
+"""What Lightning calls the file that holds all but tensors."""
+
+
+def load_full(module: nn.Module, state: Mapping[str, Tensor], *, strict: bool) -> None:
+    """Give each rank its part of whole weights, which every rank can read."""
+    options = StateDictOptions(full_state_dict=True, strict=strict)
+    set_model_state_dict(module, dict(state), options=options)
+
+
+def load_full_optimizer(module: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Give each rank its part of an optimizer's whole state, as any strategy saves it.
+
+    Saved parameters are known by numbers, and which number is whose depends on the strategy: their order in
+    the optimizer's groups does not.
+    """
+    groups = state["param_groups"]
+    if len(groups) != len(optimizer.param_groups):
+        raise ValueError(
+            f"the checkpoint's optimizer must have as many parameter groups as the one configured, got "
+            f"{len(groups)} and {len(optimizer.param_groups)}"
+        )
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    name_of: dict[int | str, str] = {}
+    named_groups = []
+    for saved, group in zip(groups, optimizer.param_groups, strict=True):
+        own = [names[id(parameter)] for parameter in group["params"]]
+        name_of.update(zip(saved["params"], own, strict=True))
+        named_groups.append({**saved, "params": own})
+        group.update({key: value for key, value in saved.items() if key != "params"})
+    if not state["state"]:
+        return  # plain SGD keeps nothing
+    named: Any = {
+        "state": {name_of[key]: value for key, value in state["state"].items()},
+        "param_groups": named_groups,
+    }
+    options = StateDictOptions(full_state_dict=True)
+    set_optimizer_state_dict(module, optimizer, optim_state_dict=named, options=options)
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """A checkpoint that ranks wrote in parts, in one process: all but the optimizer's state.
+
+    Args:
+        folder: What the trainer saved under FSDP2.
+
+    Returns:
+        The same as a checkpoint in one file holds, with whole weights under "state_dict".
+
+    Raises:
+        ValueError: If the folder is no such checkpoint.
+    """
+    if not (folder / _METADATA).is_file():
+        raise ValueError(f"`checkpoint` must be a file or folder that the trainer saved, got {str(folder)!r}")
+    content: dict[str, Any] = torch.load(folder / _METADATA, weights_only=True, map_location="cpu")
+    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+    prefix = "state_dict."
+    state = {
+        key.removeprefix(prefix): torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in stored.items()
+        if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+    load({"state_dict": state}, checkpoint_id=folder, no_dist=True)
+    return {**content, "state_dict": state}

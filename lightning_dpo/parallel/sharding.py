@@ -1,0 +1,149 @@
+"""FSDP2 on one model: which parts are sharded together, and how a sharded model is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+
+from lightning_dpo.head import TokenLogps
+from lightning_dpo.layout import Rows
+from lightning_dpo.scoring import SCORING_ENTRY, ScoringPlan, causal_lm, run_rows
+
+__all__ = ["Sharding", "block_classes", "blocks", "full_state", "is_sharded", "local", "reshard", "shard"]
+
+
+class Sharding(NamedTuple):
+    """How models are sharded.
+
+    Attributes:
+        mesh: The ranks that share the weights, one-dimensional.
+        compute_dtype: Type that weights are gathered and computed in; None keeps their own. Gradients are
+            reduced in float32 all the same.
+        reshard_after_forward: Free a block's gathered weights after its forward pass and gather them again
+            for the backward pass; False trades memory for less communication.
+        cpu_offload: Keep shards, gradients and optimizer state in the CPU's memory.
+        block_classes: Class names of the parts that are sharded one by one; None takes the model's own
+            blocks.
+    """
+
+    mesh: DeviceMesh
+    compute_dtype: torch.dtype | None = None
+    reshard_after_forward: bool = True
+    cpu_offload: bool = False
+    block_classes: Sequence[str] | None = None
+
+
+def block_classes(model: nn.Module, names: Sequence[str] | None = None) -> set[type[nn.Module]]:
+    """Classes of the parts that repeat: what a transformers model must not split, or its longest list.
+
+    Args:
+        model: Any module.
+        names: Class names to take instead.
+
+    Raises:
+        ValueError: If `names` has a class that the model has no part of.
+    """
+    kinds = {type(part).__name__: type(part) for part in model.modules()}
+    if names is not None:
+        missing = [name for name in names if name not in kinds]
+        if missing:
+            raise ValueError(f"`block_classes` must name parts of {type(model).__name__}, got {missing}")
+        return {kinds[name] for name in names}
+    known = {
+        kinds[name] for name in getattr(causal_lm(model), "_no_split_modules", None) or () if name in kinds
+    }
+    if known:
+        return known
+    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) > 1]
+    return {type(part) for part in max(lists, key=len, default=())}
+
+
+def blocks(model: nn.Module, names: Sequence[str] | None = None) -> list[nn.Module]:
+    """The parts of these classes, outermost only, in the model's order."""
+    classes = tuple(block_classes(model, names))
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for part in model.modules():
+        if isinstance(part, classes) and part not in inside and part is not model:
+            found.append(part)
+            inside.update(part.modules())
+    return found
+
+
+def shard(model: nn.Module, sharding: Sharding) -> None:
+    """Shard a model in place: each block on its own, and the rest (embeddings, final norm, head) together.
+
+    Tied embeddings stay tied, since both ends are in the rest. Scoring enters the model by a method of its
+    own, which gathers the rest: it reaches the head's weight without passing through `forward`.
+    """
+    offload = CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy()
+    precision = MixedPrecisionPolicy(
+        param_dtype=sharding.compute_dtype,
+        reduce_dtype=None if sharding.compute_dtype is None else torch.float32,
+    )
+    options: dict[str, Any] = {"mesh": sharding.mesh, "mp_policy": precision, "offload_policy": offload}
+    for block in blocks(model, sharding.block_classes):
+        fully_shard(block, reshard_after_forward=sharding.reshard_after_forward, **options)
+    fully_shard(model, **options)
+    _add_scoring_entry(model)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 has sharded a model."""
+    return isinstance(model, FSDPModule)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free whatever weights are gathered; nothing happens to a model that is not sharded."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, as a view."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """The whole weights, on the CPU of rank 0; other ranks get nothing. Every rank must call this."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    reshard(model)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
+
+
+def _add_scoring_entry(model: nn.Module) -> None:
+    name = "_lightning_dpo_run_gathered"
+
+    def run_gathered(rows: Rows, plan: ScoringPlan, confidence: bool) -> TokenLogps:  # noqa: FBT001
+        return run_rows(model, rows, plan=plan, confidence=confidence)
+
+    setattr(model, name, run_gathered)
+    register_fsdp_forward_method(model, name)
+
+    def enter(rows: Rows, *, plan: ScoringPlan, confidence: bool) -> TokenLogps:
+        # A plan without chunked head calls the model, which gathers by itself.
+        run = getattr(model, name) if plan.chunked_head else run_gathered
+        tokens: TokenLogps = run(rows, plan, confidence)
+        if not torch.is_grad_enabled():
+            # No backward pass will come to do it; and an adapter that was switched off for this pass must be
+            # switched on again on the shards, not on gathered weights.
+            reshard(model)
+        return tokens
+
+    setattr(model, SCORING_ENTRY, enter)

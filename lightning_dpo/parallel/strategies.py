@@ -1,0 +1,211 @@
+"""Lightning strategies that shard by the model's own blocks, with options that a YAML file can set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+from lightning_dpo.head import TokenLogps
+from lightning_dpo.layout import Rows
+from lightning_dpo.parallel.checkpoints import load_full, load_full_optimizer
+from lightning_dpo.parallel.sharding import Sharding, block_classes
+from lightning_dpo.scoring import SCORING_ENTRY, ScoringPlan, run_rows
+
+__all__ = ["FSDP1Strategy", "FSDP2Strategy", "check_strategy", "sharding_of", "wrap_policy"]
+
+_COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Fully sharded data parallelism (torch's `fully_shard`), over all devices.
+
+    With the trainer's ``precision: bf16-mixed`` weights are gathered and computed in bfloat16, while shards,
+    gradients and the optimizer stay in float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        reshard_after_forward: bool = True,
+        cpu_offload: bool = False,
+        block_classes: Sequence[str] | None = None,
+        save_distributed_checkpoint: bool = True,
+        process_group_backend: str | None = None,
+        timeout: timedelta = timedelta(minutes=30),
+    ) -> None:
+        """Say how to shard.
+
+        Args:
+            reshard_after_forward: Free a block's weights after its forward pass and gather them again for
+                the backward pass; False needs more memory and communicates less.
+            cpu_offload: Keep shards, gradients and optimizer state in the CPU's memory; for GPUs.
+            block_classes: Class names of the parts to shard one by one; None takes the model's own blocks.
+            save_distributed_checkpoint: Write a folder to which each rank writes its part; False gathers the
+                weights on rank 0 and writes one file.
+            process_group_backend: Passed on to torch.distributed.
+            timeout: Of collective operations.
+        """
+        if cpu_offload and process_group_backend is None:
+            # Gradient norms are summed over ranks on the CPU then.
+            process_group_backend = "cpu:gloo,cuda:nccl"
+        super().__init__(
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+        self.reshard_after_forward = reshard_after_forward
+        self.cpu_offload = cpu_offload
+        self.block_classes = block_classes
+
+    def setup_environment(self) -> None:
+        """All devices share the weights, whatever machine they are in."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        if self.cpu_offload and self.root_device.type == "cpu":
+            raise ValueError("`cpu_offload` moves weights from a GPU to the CPU; got a run on the CPU")
+        super().setup_environment()
+
+    def model_to_device(self) -> None:
+        """Move what is not sharded."""
+        if not self.cpu_offload:
+            super().model_to_device()
+            return
+        assert self.lightning_module is not None
+        for name, part in self.lightning_module.named_children():
+            if name != "policy":
+                part.to(self.root_device)
+        self.lightning_module._device = self.root_device
+
+    def load_checkpoint(
+        self,
+        checkpoint_path: str | Path,
+        weights_only: bool | None = None,  # noqa: FBT001
+    ) -> dict[str, Any]:
+        """Load a folder or a file, saved on any number of ranks, under this or another strategy."""
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            return super().load_checkpoint(path, weights_only=weights_only)
+        content: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        assert self.lightning_module is not None
+        module = self.lightning_module
+        load_full(module, content.pop("state_dict"), strict=module.strict_loading)
+        states = content.pop("optimizer_states", [])
+        for optimizer, state in zip(self.optimizers, states, strict=False):
+            load_full_optimizer(module, optimizer, state)
+        return content
+
+
+class FSDP1Strategy(FSDPStrategy):
+    """torch's older FullyShardedDataParallel, wrapped around the model's own blocks. Needs GPUs."""
+
+    def __init__(self, *, block_classes: Sequence[str] | None = None, **kwargs: Any) -> None:
+        """Say how to shard.
+
+        Args:
+            block_classes: Class names of the parts to wrap; None takes the model's own blocks.
+            kwargs: For Lightning's FSDPStrategy.
+        """
+        super().__init__(**kwargs)
+        self.block_classes = block_classes
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        """Wrap the model, and the reference likewise but apart from it."""
+        module: Any = self.lightning_module
+        if "auto_wrap_policy" not in self.kwargs:
+            self.kwargs["auto_wrap_policy"] = wrap_policy(module.policy, self.block_classes)
+        if module.reference_model is not None:
+            self._wrap_reference(module.reference_model)
+        return super()._setup_model(model)
+
+    def _wrap_reference(self, reference: nn.Module) -> None:
+        wrapped = FullyShardedDataParallel(
+            _Scorer(reference),
+            cpu_offload=self.cpu_offload,
+            mixed_precision=self.mixed_precision_config,
+            sharding_strategy=self.sharding_strategy,
+            device_id=self.root_device.index,
+            **{**self.kwargs, "auto_wrap_policy": wrap_policy(reference, self.block_classes)},
+        )
+
+        def enter(rows: Rows, *, plan: ScoringPlan, confidence: bool) -> TokenLogps:
+            tokens: TokenLogps = wrapped(rows, plan, confidence)
+            return tokens
+
+        setattr(reference, SCORING_ENTRY, enter)
+
+
+class _Scorer(nn.Module):
+    """A model whose forward pass is scoring: FSDP1 gathers the outermost weights in `forward` only."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, rows: Rows, plan: ScoringPlan, confidence: bool) -> TokenLogps:  # noqa: FBT001
+        return run_rows(self.model, rows, plan=plan, confidence=confidence)
+
+
+def wrap_policy(model: nn.Module, names: Sequence[str] | None = None) -> ModuleWrapPolicy:
+    """FSDP1's policy that wraps a model's own blocks; see `block_classes`."""
+    return ModuleWrapPolicy(block_classes(model, names))
+
+
+def sharding_of(strategy: Any, *, precision: str = "32-true") -> Sharding | None:
+    """How a trainer's strategy wants models sharded; None if it does not.
+
+    Args:
+        strategy: The trainer's.
+        precision: The trainer's.
+
+    Raises:
+        ValueError: If the strategy splits layers, which is not supported.
+    """
+    if not isinstance(strategy, ModelParallelStrategy):
+        return None
+    mesh = strategy.device_mesh
+    if mesh["tensor_parallel"].size() > 1:
+        raise ValueError(
+            "`strategy` must share whole weights over all devices, got ModelParallelStrategy with "
+            f"tensor_parallel_size={mesh['tensor_parallel'].size()}; use "
+            "lightning_dpo.parallel.FSDP2Strategy, or set tensor_parallel_size=1 and data_parallel_size "
+            "to the number of devices"
+        )
+    plain = Sharding(mesh["data_parallel"], compute_dtype=_COMPUTE_DTYPES.get(precision))
+    if not isinstance(strategy, FSDP2Strategy):
+        return plain
+    return plain._replace(
+        reshard_after_forward=strategy.reshard_after_forward,
+        cpu_offload=strategy.cpu_offload,
+        block_classes=strategy.block_classes,
+    )
+
+
+def check_strategy(strategy: Any, *, adapter: bool) -> None:
+    """Refuse strategies that would train something else than what was asked for.
+
+    Args:
+        strategy: The trainer's.
+        adapter: Whether only an adapter trains.
+
+    Raises:
+        ValueError: Under DeepSpeed's stage 3, or FSDP1 with an adapter and checkpoints in parts.
+    """
+    if isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
+        raise ValueError(
+            "`strategy` must leave weights readable, got DeepSpeed ZeRO stage 3: it gathers weights in the "
+            "forward pass of single layers only, which scoring goes around. Use stage 1 or 2, or "
+            "lightning_dpo.parallel.FSDP2Strategy, which shards as much"
+        )
+    if adapter and isinstance(strategy, FSDPStrategy) and strategy._state_dict_type == "sharded":
+        raise ValueError(
+            '`lora` under FSDP1 needs state_dict_type="full", got "sharded"; or use '
+            "lightning_dpo.parallel.FSDP2Strategy"
+        )

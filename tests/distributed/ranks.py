@@ -1,0 +1,100 @@
+"""Two processes that stay, and run a function at once: most of a distributed test would else be imports."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import multiprocessing
+
+__all__ = ["Ranks"]
+
+_PATIENCE = 90.0
+"""Seconds that a job may take."""
+
+
+class Ranks:
+    """A process for each rank, as a launcher such as torchrun would start them."""
+
+    def __init__(self, count: int = 2) -> None:
+        self.count = count
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+
+    def run(self, job: Callable[..., Any], **arguments: Any) -> list[Any]:
+        """Call a function of an importable module on every rank; returns what each returned.
+
+        Raises:
+            RuntimeError: With the traceback of the first rank that failed.
+        """
+        if not self._processes:
+            self._start()
+        for pipe in self._pipes:
+            pipe.send((job, arguments))
+        results = []
+        for rank, pipe in enumerate(self._pipes):
+            # The rank that failed may leave the other waiting for it.
+            failed = None
+            if not pipe.poll(_PATIENCE):
+                failed = "no answer"
+            else:
+                succeeded, result = pipe.recv()
+                failed = None if succeeded else result
+            if failed is not None:
+                others = [p.recv() for p in self._pipes[rank + 1 :] if p.poll(2.0)]
+                self.stop()
+                errors = [failed, *(result for succeeded, result in others if not succeeded)]
+                raise RuntimeError(f"rank {rank}: " + "\n".join(errors))
+            results.append(result)
+        return results
+
+    def stop(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes, self._pipes = [], []
+
+    def _start(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        context = multiprocessing.get_context("spawn")
+        for rank in range(self.count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank, self.count, port), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+
+def _serve(pipe: Connection, rank: int, count: int, port: int) -> None:
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(count),
+        LOCAL_WORLD_SIZE=str(count),
+        GROUP_RANK="0",
+        TORCHELASTIC_RUN_ID="test",
+        OMP_NUM_THREADS="1",
+        CUDA_VISIBLE_DEVICES="",
+    )
+    torch.set_num_threads(1)
+    while True:
+        try:
+            job, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            torch.manual_seed(0)
+            pipe.send((True, job(**arguments)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
