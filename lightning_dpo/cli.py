@@ -111,6 +111,9 @@ commands:
             lightning-dpo fit --config configs/smollm2_dpo.yaml --data.train pairs.jsonl
   validate  accuracy on held-out pairs
             lightning-dpo validate --config … --ckpt_path last.ckpt
+  precompute
+            compute what `--model.reference cached` needs, ahead of training
+            lightning-dpo precompute --config configs/smollm2_dpo.yaml --data.train pairs.jsonl
   export    from a checkpoint to a model folder
             lightning-dpo export --checkpoint last.ckpt --output model/
   demo      the embedded task: no download, no GPU
@@ -133,10 +136,14 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if command in _COMMANDS:
             auto_cli(_COMMANDS[command], args=rest, as_positional=False, prog=f"lightning-dpo {command}")
+        elif command == "precompute":
+            from lightning_dpo.precompute import PrecomputeCLI
+
+            PrecomputeCLI(args=None if args is None else arguments)
         elif command in DPOCLI.subcommands():
             DPOCLI(args=None if args is None else arguments)
         else:
-            known = ", ".join([*DPOCLI.subcommands(), *_COMMANDS])
+            known = ", ".join([*DPOCLI.subcommands(), "precompute", *_COMMANDS])
             raise ValueError(f"the command must be one of {known}, got {command!r}")
     except ValueError as error:
         ours = _our_error(error)
