@@ -160,7 +160,7 @@ class PairTokenizer:
         prompts = self._ids([text.prompt for text in texts])
         for text, ids in zip(texts, prompts, strict=True):
             # A chat template writes the first tokens itself.
-            if not text.is_chat and ids[: len(self._prefix)] != self._prefix:
+            if not text.is_chat:
                 ids[:0] = self._prefix
             bos = self._tokenizer.bos_token_id
             while len(ids) > 1 and ids[0] == ids[1] == bos:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_dpo.batching import BatchPlan, BatchRecord, OrderedBatchPlan
@@ -14,13 +14,14 @@ from lightning_dpo.batching import BatchPlan, BatchRecord, OrderedBatchPlan
 lengths_lists = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 
 
-def ranks(lengths: list[int], *, epoch: int = 0, world_size: int, **settings) -> list[list[BatchRecord]]:
-    plans = [BatchPlan(lengths, rank=rank, world_size=world_size, **settings) for rank in range(world_size)]
+def ranks(lengths: list[int], *, epoch: int = 0, world_size: int, **options) -> list[list[BatchRecord]]:
+    plans = [BatchPlan(lengths, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
     for plan in plans:
         plan.set_epoch(epoch)
     return [list(plan) for plan in plans]
 
 
+@settings(deadline=None)
 @given(
     lengths=lengths_lists,
     batch_size=st.none() | st.integers(1, 7),
@@ -33,8 +34,8 @@ def ranks(lengths: list[int], *, epoch: int = 0, world_size: int, **settings) ->
 def test_whatever_the_settings(lengths, batch_size, budget, world_size, accumulate, epoch, shuffle) -> None:
     if batch_size is None and budget is None:
         batch_size = 3
-    settings = {"batch_size": batch_size, "tokens_per_batch": budget, "shuffle": shuffle, "seed": 1}
-    batches = ranks(lengths, epoch=epoch, world_size=world_size, accumulate=accumulate, **settings)
+    options = {"batch_size": batch_size, "tokens_per_batch": budget, "shuffle": shuffle, "seed": 1}
+    batches = ranks(lengths, epoch=epoch, world_size=world_size, accumulate=accumulate, **options)
     everything = list(itertools.chain(*batches))
 
     # Every pair once with weight 1, anything else with weight 0.
@@ -47,7 +48,7 @@ def test_whatever_the_settings(lengths, batch_size, budget, world_size, accumula
     # Ranks take equally many steps, as many in every epoch, and no step is without a pair.
     steps = {len(rank) for rank in batches}
     assert len(steps) == 1
-    assert steps == {len(rank) for rank in ranks(lengths, epoch=epoch + 1, world_size=world_size, **settings)}
+    assert steps == {len(rank) for rank in ranks(lengths, epoch=epoch + 1, world_size=world_size, **options)}
     assert all(sum(float(r.weights.sum()) for r in step) > 0 for step in zip(*batches, strict=True))
 
     for record in everything:
@@ -71,6 +72,15 @@ def test_a_token_budget_by_hand() -> None:
     plan = BatchPlan([10, 50, 9, 20, 8, 18, 10], tokens_per_batch=40, shuffle=False)
     assert [sorted(record.indices.tolist()) for record in plan] == [[0, 2, 4, 6], [3, 5], [1]]
     assert [record.denominator for record in plan] == [4.0, 2.0, 1.0]
+
+
+def test_short_and_long_batches_alternate() -> None:
+    lengths = np.arange(1, 400)
+    longest = [int(lengths[r.indices].max()) for r in BatchPlan(lengths, tokens_per_batch=800)]
+    assert longest != sorted(longest)
+    assert sorted(longest)[: len(longest) // 2] != longest[: len(longest) // 2]
+    ordered = [int(lengths[r.indices].max()) for r in OrderedBatchPlan(lengths, tokens_per_batch=800)]
+    assert ordered == sorted(ordered)
 
 
 def test_pairs_that_fill_no_batch_join_the_next_longer_ones() -> None:
@@ -164,7 +174,7 @@ def test_a_plan_can_be_sent_to_another_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("options", "message"),
     [
         ({}, "`batch_size` or `tokens_per_batch` must be given"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
@@ -173,6 +183,6 @@ def test_a_plan_can_be_sent_to_another_process() -> None:
         ({"lengths": [], "batch_size": 1}, "`lengths` must hold at least one pair"),
     ],
 )
-def test_senseless_settings_are_refused(settings: dict, message: str) -> None:
+def test_senseless_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        BatchPlan(settings.pop("lengths", [1, 2]), **settings)
+        BatchPlan(options.pop("lengths", [1, 2]), **options)

@@ -4,7 +4,7 @@ import copy
 import importlib.util
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import BARE, CHATML, EOT, INST, THINKING, TOOLS, byte_level, metaspace
 from transformers import PreTrainedTokenizerBase
@@ -218,6 +218,7 @@ class TestTruncation:
         assert truncate(pair, TokenLimits(2)) == TokenPair([6], [10], [20])
         assert truncate(pair, TokenLimits(10)) == pair
 
+    @settings(deadline=None)
     @given(
         sizes=st.tuples(*[st.integers(1, 40)] * 3),
         max_length=st.integers(2, 60),
