@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
-from tiny_tokenizers import CHATML, THINKING, byte_level
+from tiny_tokenizers import BARE, CHATML, THINKING, byte_level
 
 from lightning_dpo.data import PreferenceDataModule
 from lightning_dpo.rows import Reason, RowReport
@@ -246,17 +246,26 @@ class TestCache:
             {"max_prompt_length": 5},
             {"on_long": "drop"},
             {"train_limit": 7},
-            {"format": "chat", "tokenizer": byte_level(template=CHATML)},
+            {"format": "chat"},
             {"tokenizer": byte_level(adds_bos=True)},
             {"columns": {"prompt": "chosen"}},
         ],
     )
-    def test_a_change_that_matters_tokenises_again(self, tmp_path: Path, tokenizer, calls, change) -> None:
+    def test_a_change_that_matters_tokenises_again(self, tmp_path: Path, calls, change) -> None:
         path = jsonl(tmp_path / "a.jsonl", GOOD)
+        tokenizer = byte_level(template=CHATML)
         ready(path, tokenizer=tokenizer)
         calls.clear()
         ready(path, **{"tokenizer": tokenizer, **change})
         assert sum(calls) > 0
+
+    def test_a_change_of_the_template_tokenises_again(self, calls) -> None:
+        settings = {"tokenizer": byte_level(template=CHATML), "format": "chat"}
+        ready(GOOD, **settings)
+        for change in ({"chat_template": BARE}, {"chat_template_kwargs": {"style": "calm"}}):
+            calls.clear()
+            ready(GOOD, **settings, **change)
+            assert sum(calls) > 0
 
     def test_a_changed_file_is_tokenised_again(self, tmp_path: Path, tokenizer, calls) -> None:
         path = jsonl(tmp_path / "a.jsonl", GOOD)
