@@ -36,6 +36,7 @@ from lightning_dpo.refcache import (
     weights_identity,
 )
 from lightning_dpo.reference import FrozenReference, NoReference, Reference
+from lightning_dpo.resume import ExactResume
 from lightning_dpo.schedule import linear_warmup
 from lightning_dpo.scoring import ScoringPlan, rows_for, score
 from lightning_dpo.types import PairBatch, PairLogps
@@ -213,9 +214,9 @@ class DPOModule(pl.LightningModule):
             getattr(policy, "base_model", policy).compile(dynamic=True)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """The start-up check, if wanted, the token rate, and what fills the reference cache."""
+        """The start-up check, if wanted, the token rate, what a resumed run needs, and the cache's filler."""
         cached = [] if self._cached_source is None else [FillReferenceCache()]
-        return [*cached, Throughput(), *([StartupCheck()] if self._startup_check else [])]
+        return [*cached, ExactResume(), Throughput(), *([StartupCheck()] if self._startup_check else [])]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Let the reference look at the batch while it is on the CPU."""

@@ -48,6 +48,11 @@ class Reference(ABC):
         return None
 
     @property
+    def identity(self) -> str | None:
+        """Which weights the reference has, where that is known without looking at them."""
+        return None
+
+    @property
     def disagreement(self) -> str:
         """What likely explains that the policy disagrees at the start, if no weights can be compared."""
         return "the adapter does not start at zero; the policy must be a fresh adapter on the base weights"

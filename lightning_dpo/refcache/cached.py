@@ -130,11 +130,16 @@ class CachedReference(Reference):
         return self._source.name
 
     @property
+    def identity(self) -> str:
+        """See `Reference`."""
+        return self._weights
+
+    @property
     def disagreement(self) -> str:
         """See `Reference`."""
         return (
-            f"the cache is of other weights than the policy starts from (reference {self.name}, in "
-            f"{self.cache.location}); if they are meant to be the same, remove that folder"
+            f"the reference ({self.name}) is not what the policy starts from, or the policy was trained before "
+            f"this run; if neither is so, remove {self.cache.location}, which holds the cached values"
         )
 
     @property
