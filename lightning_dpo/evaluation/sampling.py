@@ -142,7 +142,7 @@ def _plain_generation(*models: Any) -> Iterator[None]:
     stored = [(m, m.generation_config) for m in models if getattr(m, "generation_config", None) is not None]
     try:
         for model, _ in stored:
-            model.generation_config = GenerationConfig()
+            model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         yield
     finally:
         for model, config in stored:
@@ -160,7 +160,7 @@ def _generate(
     input_ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    config = GenerationConfig(
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(ends),
         pad_token_id=pad,
