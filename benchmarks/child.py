@@ -1,0 +1,181 @@
+"""One variant in a process of its own: load, train a few steps, write what was measured.
+
+Run by `benchmarks.trl_throughput`: ``python -m benchmarks.child VARIANT SETTINGS.json RESULT.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.measure import Measurement, Meter
+from benchmarks.workload import Workload
+
+__all__ = ["VARIANTS", "Settings"]
+
+LEARNING_RATE = 1e-6
+BETA = 0.1
+MAX_GRAD_NORM = 1.0
+
+
+class Settings(NamedTuple):
+    """What all variants have in common."""
+
+    workload: str
+    steps: int
+    warmup: int
+    batch_size: int
+    threads: int
+    gradient_checkpointing: bool
+
+
+def run_ours(settings: Settings, *, layout: Any = "auto") -> Measurement:
+    import lightning.pytorch as pl
+    from torch.optim import AdamW
+    from torch.utils.data import DataLoader
+
+    from lightning_dpo import DPOModule, PairBatch
+    from lightning_dpo.losses import DPOLoss
+
+    meter = _meter(settings)
+    workload = Workload(Path(settings.workload), "")
+
+    class Measuring(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            meter.count(pl_module.policy, "policy")
+            meter.count(pl_module.reference_model, "reference")
+            meter.training_starts()
+
+        def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+            # Lightning's own clipping refuses fused optimizers, in bfloat16 too, where nothing is unscaled.
+            torch.nn.utils.clip_grad_norm_(pl_module.policy.parameters(), MAX_GRAD_NORM)
+
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+            meter.step_ends()
+            meter.losses.append(float(pl_module.latest.losses.mean()))
+
+    module = DPOModule(
+        str(workload.model),
+        loss=DPOLoss(beta=BETA),
+        optimizer=lambda params: AdamW(params, lr=LEARNING_RATE, weight_decay=0.0, fused=True),
+        warmup_ratio=0.0,
+        layout=layout,
+        gradient_checkpointing=settings.gradient_checkpointing,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            max_steps=settings.warmup + settings.steps,
+            accelerator="cpu",
+            precision="bf16-mixed",
+            callbacks=[Measuring()],
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(
+            module,
+            DataLoader(workload.pairs(), batch_size=settings.batch_size, collate_fn=PairBatch.from_pairs),  # type: ignore[arg-type]
+        )
+    return meter.result()
+
+
+def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
+    import datasets
+    import trl
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+    datasets.disable_progress_bars()
+    meter = _meter(settings)
+    workload = Workload(Path(settings.workload), "")
+
+    class Tokenised(trl.DPOTrainer):
+        """DPOTrainer on rows that are tokenised already; otherwise unchanged."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+        def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = super()._precompute_ref_logps(*args, **kwargs)
+            meter.precompute_seconds += time.perf_counter() - started
+            return result
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(*args, **kwargs)
+            meter.losses.append(loss.item())
+            return loss
+
+    class Measuring(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            meter.count(trainer.model, "policy")
+            if trainer.ref_model is not None:
+                meter.count(trainer.ref_model, "reference")
+            meter.training_starts()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            meter.step_ends()
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Tokenised(
+            model=AutoModelForCausalLM.from_pretrained(workload.model, dtype=torch.float32),
+            args=trl.DPOConfig(
+                output_dir=folder,
+                max_steps=settings.warmup + settings.steps,
+                per_device_train_batch_size=settings.batch_size,
+                train_sampling_strategy="sequential",
+                max_length=None,
+                beta=BETA,
+                learning_rate=LEARNING_RATE,
+                lr_scheduler_type="constant",
+                optim="adamw_torch_fused",
+                weight_decay=0.0,
+                max_grad_norm=MAX_GRAD_NORM,
+                bf16=True,
+                gradient_checkpointing=settings.gradient_checkpointing,
+                precompute_ref_log_probs=precompute,
+                use_cpu=True,
+                dataloader_pin_memory=False,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=datasets.Dataset.from_list([pair._asdict() for pair in workload.pairs()]),
+            processing_class=AutoTokenizer.from_pretrained(workload.model),
+            callbacks=[Measuring()],
+        )
+        trainer.train()
+    return meter.result()
+
+
+VARIANTS: dict[str, Callable[[Settings], Measurement]] = {
+    "ours": run_ours,
+    "ours-concatenated": lambda settings: run_ours(settings, layout="concatenated"),
+    "trl": run_trl,
+    "trl-precomputed": lambda settings: run_trl(settings, precompute=True),
+}
+
+
+def _meter(settings: Settings) -> Meter:
+    return Meter(steps=settings.steps, warmup=settings.warmup, batch_size=settings.batch_size)
+
+
+def main() -> None:
+    variant, settings_file, result_file = sys.argv[1:]
+    settings = Settings(**json.loads(Path(settings_file).read_text()))
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(0)
+    measurement = VARIANTS[variant](settings)
+    Path(result_file).write_text(json.dumps(measurement._asdict()))
+
+
+if __name__ == "__main__":
+    main()
