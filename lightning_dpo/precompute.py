@@ -1,4 +1,4 @@
-"""The command `lightning-dpo precompute`: fill the reference cache from a training recipe, without training."""
+"""The command `lightning-dpo precompute`: fill the reference cache from a recipe, without training."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _WITHOUT_TRAINING: dict[str, Any] = {
 
 
 class PrecomputeTrainer(pl.Trainer):
-    """A trainer that starts up as for training, so that every strategy works, and stops before the first step."""
+    """A trainer that starts up as for training, whatever the strategy, and stops before the first step."""
 
     def precompute(
         self,
         model: pl.LightningModule,
         datamodule: pl.LightningDataModule | None = None,
         ckpt_path: str | None = None,
-        weights_only: bool | None = None,
+        weights_only: bool | None = None,  # noqa: FBT001
     ) -> None:
         """Computes the reference log-probabilities that the cache lacks.
 
@@ -77,6 +77,7 @@ class PrecomputeCLI(DPOCLI):
         config.model.reference = cached_form(config.model.reference)
         for name, value in _WITHOUT_TRAINING.items():
             config.trainer[name] = value
+        self.trainer_defaults.pop("callbacks", None)
 
 
 def cached_form(reference: Any) -> str:

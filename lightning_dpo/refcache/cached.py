@@ -138,8 +138,8 @@ class CachedReference(Reference):
     def disagreement(self) -> str:
         """See `Reference`."""
         return (
-            f"the reference ({self.name}) is not what the policy starts from, or the policy was trained before "
-            f"this run; if neither is so, remove {self.cache.location}, which holds the cached values"
+            f"the reference ({self.name}) is not what the policy starts from, or the policy was trained "
+            f"before this run; if neither is so, remove {self.cache.location}, which holds the cached values"
         )
 
     @property

@@ -66,7 +66,8 @@ def encode(entries: Entries, *, space: str) -> tuple[str, bytes]:
         entries: What to write.
         space: Which reference it is of; kept in the file, so that a file that is moved is not believed.
     """
-    data = safetensors.save(entries._asdict(), metadata={"space": space, "sums": ",".join(SUMS)})
+    # One entry of metadata only: several are written in any order, and the name would depend on it.
+    data = safetensors.save(entries._asdict(), metadata={"space": space})
     return _checksum(data) + _SUFFIX, data
 
 
