@@ -105,6 +105,15 @@ def test_every_recipe_is_complete() -> None:
         ), name
 
 
+def test_the_completion_monitor_is_added_as_the_readme_says(folder: Path) -> None:
+    added = "--trainer.callbacks+=lightning_dpo.evaluation.CompletionMonitor"
+    sizes = ["--trainer.callbacks.num_prompts=2", "--trainer.callbacks.max_new_tokens=3"]
+    cli = DPOCLI(args=["fit", *TINY, "--data.validation_split=0.25", added, *sizes])
+    assert float(cli.trainer.callback_metrics["val/kl"]) >= 0
+    (path,) = folder.rglob("completions/*.jsonl")
+    assert len(path.read_text().splitlines()) == 2
+
+
 def test_interpolations_see_the_command_line(folder: Path) -> None:
     (folder / "run.yaml").write_text(
         "model:\n  policy: model\n  loss:\n    class_path: lightning_dpo.losses.DPOLoss\n"
