@@ -141,4 +141,6 @@ def test_lora_without_the_extra(folder: Path, capsys: Any, monkeypatch: pytest.M
 def test_an_unknown_command(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main(["fitt"])
-    assert "must be one of fit, validate, export" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "must be one of fit, validate, " in error
+    assert "got 'fitt'" in error
