@@ -40,7 +40,11 @@ class DPOCLI(LightningCLI):
         from lightning_dpo.module import DPOModule
 
         # "omegaconf+" and not "omegaconf": interpolations then see values given on the command line.
-        parser_kwargs = {"prog": "lightning-dpo", "parser_mode": "omegaconf+", **kwargs.pop("parser_kwargs", {})}
+        parser_kwargs = {
+            "prog": "lightning-dpo",
+            "parser_mode": "omegaconf+",
+            **kwargs.pop("parser_kwargs", {}),
+        }
         super().__init__(
             model_class or DPOModule,
             datamodule_class or PreferenceDataModule,
@@ -100,6 +104,16 @@ def demo(*, output: Path = Path("outputs/demo"), beta: float = 0.1, seed: int = 
     run_demo(output=output, beta=beta, seed=seed)
 
 
+def _tune(arguments: Sequence[str], *, command: str) -> None:
+    """What lies in `lightning_dpo.tuning`, which needs an extra."""
+    from lightning_dpo.tuning import require_ray
+
+    require_ray()
+    from lightning_dpo.tuning.command import report_command, tune_command
+
+    (tune_command if command == "tune" else report_command)(arguments)
+
+
 _COMMANDS: dict[str, Callable[..., None]] = {"export": export, "demo": demo}
 
 _HELP = """usage: lightning-dpo COMMAND [options]
@@ -114,6 +128,10 @@ commands:
   precompute
             compute what `--model.reference cached` needs, ahead of training
             lightning-dpo precompute --config configs/smollm2_dpo.yaml --data.train pairs.jsonl
+  tune      search beta, learning rate and loss with Ray Tune
+            lightning-dpo tune --config tuning/beta_lr.yaml --data.train pairs.jsonl
+  report    write the report of a sweep anew
+            lightning-dpo report outputs/sweeps/beta_lr
   export    from a checkpoint to a model folder
             lightning-dpo export --checkpoint last.ckpt --output model/
   demo      the embedded task: no download, no GPU
@@ -140,10 +158,12 @@ def main(args: Sequence[str] | None = None) -> None:
             from lightning_dpo.precompute import PrecomputeCLI
 
             PrecomputeCLI(args=None if args is None else arguments)
+        elif command in ("tune", "report"):
+            _tune(rest, command=command)
         elif command in DPOCLI.subcommands():
             DPOCLI(args=None if args is None else arguments)
         else:
-            known = ", ".join([*DPOCLI.subcommands(), "precompute", *_COMMANDS])
+            known = ", ".join([*DPOCLI.subcommands(), "precompute", "tune", "report", *_COMMANDS])
             raise ValueError(f"the command must be one of {known}, got {command!r}")
     except ValueError as error:
         ours = _our_error(error)

@@ -100,9 +100,7 @@ class CompletionMonitor(pl.Callback):
             eos_token_id=tokenizer.eos_token_id,
             **self.options,
         )
-        reference = module.reference_model
-        if reference is None and hasattr(module.policy, "disable_adapter"):
-            reference = _AdapterOff(module.policy)
+        reference = self.reference(module)
         divergences: Tensor | None = None
         if reference is not None:
             result = completion_kl(
@@ -114,6 +112,12 @@ class CompletionMonitor(pl.Callback):
         if trainer.is_global_zero and not trainer.sanity_checking and trainer.log_dir is not None:
             path = Path(trainer.log_dir) / "completions" / f"step-{trainer.global_step}.jsonl"
             _write(path, _records(samples, divergences, tokenizer))
+
+    def reference(self, module: DPOModule) -> nn.Module | None:
+        """The model that the KL is measured to; None where its weights are not at hand."""
+        if module.reference_model is None and hasattr(module.policy, "disable_adapter"):
+            return _AdapterOff(module.policy)
+        return module.reference_model
 
 
 class _AdapterOff(nn.Module):

@@ -1,0 +1,60 @@
+"""Sweeps over beta, learning rate and losses with Ray Tune, on a laptop or a cluster.
+
+The only part of the package that imports ray; install it with ``pip install "lightning-dpo[tune]"``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_dpo.tuning.config import SweepConfig
+    from lightning_dpo.tuning.objective import Goal, Objective
+    from lightning_dpo.tuning.results import SweepResult, TrialRecord
+    from lightning_dpo.tuning.space import SearchSpace
+    from lightning_dpo.tuning.sweep import sweep
+
+__all__ = [
+    "Goal",
+    "Objective",
+    "SearchSpace",
+    "SweepConfig",
+    "SweepResult",
+    "TrialRecord",
+    "require_ray",
+    "sweep",
+]
+
+_HOMES = {
+    "Goal": "objective",
+    "Objective": "objective",
+    "SearchSpace": "space",
+    "SweepConfig": "config",
+    "SweepResult": "results",
+    "TrialRecord": "results",
+    "sweep": "sweep",
+}
+
+
+def require_ray() -> None:
+    """Say how to install what is missing.
+
+    Raises:
+        ValueError: If ray is not installed.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError('sweeps need ray, which is not installed: pip install "lightning-dpo[tune]"')
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that a missing ray is named then."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    require_ray()
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value  # `sweep` is also the name of a submodule, which importing has put here
+    return value

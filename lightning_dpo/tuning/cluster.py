@@ -1,0 +1,93 @@
+"""The cluster: joining or starting it, and how many trials it holds at once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+
+__all__ = ["DRIVER_CPUS", "connected", "node_resources", "trials_at_once"]
+
+DRIVER_CPUS = 0.01
+"""What a trial of several workers reserves besides them; Ray refuses 0."""
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Join a cluster, or start one on this machine for as long as the block lasts.
+
+    A connection that is already there is used and left as it was.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the sweep has a table of its own
+    environment = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "60", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+    for name in ("LIGHTNING_DPO_CACHE", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM"):
+        if name in os.environ:
+            environment[name] = os.environ[name]
+    options: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
+    ray.init(
+        **options,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": environment},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def node_resources() -> list[dict[str, float]]:
+    """CPUs and GPUs of each living machine."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [dict(node["Resources"]) for node in nodes if node["Alive"]]
+
+
+def trials_at_once(nodes: Sequence[dict[str, float]], *, workers: int, cpus: float, gpus: float) -> int:
+    """How many trials a cluster holds, each with all its workers.
+
+    A worker lies on one machine; the workers of a trial may lie on several. Tune itself counts only the
+    process that drives a trial: more trials than this would wait for each other's workers.
+
+    Args:
+        nodes: Resources of each machine.
+        workers: Of a trial.
+        cpus: Of each worker.
+        gpus: Of each worker.
+
+    Raises:
+        ValueError: If not one trial fits.
+    """
+    slots = sum(_slots(node, cpus=cpus, gpus=gpus) for node in nodes)
+    trials = slots // workers
+    if workers > 1:
+        # Each trial's driver takes its share of a CPU from somewhere.
+        while (
+            trials and trials * (DRIVER_CPUS + workers * cpus) > sum(n.get("CPU", 0.0) for n in nodes) + 1e-9
+        ):
+            trials -= 1
+    if trials < 1:
+        held = ", ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
+        raise ValueError(
+            f"`workers`, `cpus` and `gpus` must fit the cluster: a trial needs {workers} x ({cpus:g} CPUs, "
+            f"{gpus:g} GPUs) and {DRIVER_CPUS if workers > 1 else 0:g} CPUs beside them, got machines "
+            f"with {held}"
+        )
+    return trials
+
+
+def _slots(node: dict[str, float], *, cpus: float, gpus: float) -> int:
+    found = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
+    if gpus >= 1:
+        found = min(found, math.floor(node.get("GPU", 0.0) / gpus + 1e-9))
+    elif gpus > 0:
+        # A share of a GPU is never taken from two of them.
+        found = min(found, math.floor(node.get("GPU", 0.0)) * math.floor(1 / gpus + 1e-9))
+    return found

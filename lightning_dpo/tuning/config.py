@@ -1,0 +1,195 @@
+"""SweepConfig: everything that decides a sweep, as one YAML file says it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_dpo.tuning.objective import Objective
+from lightning_dpo.tuning.paths import parse_arguments
+from lightning_dpo.tuning.recipe import Recipe
+from lightning_dpo.tuning.space import SearchSpace
+
+__all__ = ["SweepConfig"]
+
+_STRATEGIES = ("ddp", "fsdp1", "fsdp2")
+
+
+@dataclass(kw_only=True)
+class SweepConfig:
+    """A sweep.
+
+    Attributes:
+        space: What varies, by config path; see `SearchSpace.parse`.
+        recipe: A YAML file for `fit`, or several laid over each other.
+        overrides: Fixed values by config path, laid over the recipe.
+        objective: A metric to maximise, or ``{maximize: ..., minimize: ...}``, each one or a list.
+        samples: Trials; with a grid, times that each of its points is tried.
+        search: "random" (with a grid where the space has one), "optuna", or any Ray searcher as
+            ``{class_path: ..., init_args: {...}}``.
+        scheduler: "none", "asha", "hyperband", "median", "pbt", or ``{class_path: ..., init_args: {...}}``
+            with such a name or any Ray scheduler.
+        workers: Processes of one trial.
+        cpus: CPUs of each.
+        gpus: GPUs of each; a fraction lets trials share one.
+        strategy: How several workers share a model: "ddp", "fsdp2" or "fsdp1".
+        concurrency: Trials at once; None takes what the cluster holds.
+        retries: How often a trial starts again from its checkpoint after the loss of a process.
+        reuse_processes: Let trials of one process follow each other in a warm process.
+        share_reference: Compute the reference's log-probabilities once for all trials.
+        reference_cache: Folder or URL that keeps them from sweep to sweep; None is one within the sweep.
+        kl_prompts: Validation prompts that completions are sampled for, to measure the KL; 0 measures none.
+        kl_tokens: Longest of these completions.
+        storage: Folder or fsspec URL for sweeps; on a cluster all machines must see it.
+        name: The sweep's own folder in it; None takes the YAML file's name.
+        ray_address: A cluster's address, "auto" for the one this machine belongs to; None starts one here.
+        export: Write the best trial's model as a Hugging Face folder.
+        seed: Of the search.
+        module: Import path of a LightningModule of your own, in the place of DPOModule.
+        data: Import path of a LightningDataModule of your own.
+    """
+
+    space: dict[str, Any]
+    recipe: str | list[str] | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    objective: str | dict[str, Any] = "val/rewards/accuracy"
+    samples: int = 16
+    search: str | dict[str, Any] = "random"
+    scheduler: str | dict[str, Any] = "none"
+    workers: int = 1
+    cpus: float = 1
+    gpus: float = 0
+    strategy: str = "ddp"
+    concurrency: int | None = None
+    retries: int = 2
+    reuse_processes: bool = True
+    share_reference: bool = True
+    reference_cache: str | None = None
+    kl_prompts: int = 0
+    kl_tokens: int = 64
+    storage: str = "outputs/sweeps"
+    name: str | None = None
+    ray_address: str | None = None
+    export: bool = True
+    seed: int = 0
+    module: str | None = None
+    data: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked alone.
+
+        Raises:
+            ValueError: If a value is out of range.
+        """
+        for name in ("samples", "workers", "kl_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        for name in ("retries", "kl_prompts", "gpus"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
+        if self.cpus <= 0:
+            raise ValueError(f"`cpus` must be above 0, got {self.cpus}; Ray places no process on none")
+        if self.concurrency is not None and self.concurrency < 1:
+            raise ValueError(f"`concurrency` must be at least 1, got {self.concurrency}")
+        if self.strategy not in _STRATEGIES:
+            raise ValueError(f"`strategy` must be one of {', '.join(_STRATEGIES)}, got {self.strategy!r}")
+        if self.workers > 1 and _name_of(self.scheduler) == "pbt":
+            raise ValueError(
+                '`scheduler="pbt"` copies checkpoints between trials of one process; '
+                f"got workers={self.workers}. Use asha, hyperband or median"
+            )
+        self.search_space()
+        self.goals()
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, *, arguments: Sequence[str] = (), **changes: Any) -> SweepConfig:
+        """Read a sweep.
+
+        Args:
+            path: The YAML file. Recipes that it names are looked for from the working directory, then from
+                its own folder.
+            arguments: Command-line arguments: those of a sweep, such as ``--samples=8``, and those of a
+                recipe, such as ``--data.train=pairs.jsonl``.
+            changes: Fields to set.
+
+        Raises:
+            ValueError: If the file or an argument is not valid.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise ValueError(f"`config` must be a YAML file, got {str(path)!r}")
+        own, of_recipe = _split(arguments)
+        return _parse(file, own, of_recipe, changes)
+
+    def search_space(self) -> SearchSpace:
+        """The space, read."""
+        return SearchSpace.parse(self.space)
+
+    def goals(self) -> Objective:
+        """The objective, read."""
+        return Objective.parse(self.objective)
+
+    def to_recipe(self, *, module: Any = None, data: Any = None) -> Recipe:
+        """The recipe with the fixed values.
+
+        Args:
+            module: A LightningModule class in the place of `self.module`.
+            data: A LightningDataModule class in the place of `self.data`.
+
+        Raises:
+            ValueError: If a file is missing.
+        """
+        names = [self.recipe] if isinstance(self.recipe, str) else list(self.recipe or [])
+        files = [Path(name) for name in names]
+        missing = [str(file) for file in files if not file.is_file()]
+        if missing:
+            raise ValueError(f"`recipe` must be a YAML file for `fit`, got {missing[0]!r}")
+        return Recipe.read(
+            files, overrides=self.overrides, module=module or self.module, data=data or self.data
+        )
+
+
+def _name_of(choice: str | dict[str, Any]) -> str:
+    return choice if isinstance(choice, str) else str(choice.get("class_path", ""))
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments of the sweep, and those of its recipe, with the values that follow them."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    current = parts[0]
+    for argument in arguments:
+        if argument.startswith("--"):
+            is_of_recipe = argument.startswith(("--model", "--data.", "--trainer", "--seed_everything"))
+            current = parts[1] if is_of_recipe else parts[0]
+        current.append(argument)
+    return parts
+
+
+def _parse(
+    file: Path, arguments: list[str], recipe_arguments: list[str], changes: dict[str, Any]
+) -> SweepConfig:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, parser_mode="omegaconf+")
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(SweepConfig)
+    try:
+        values = parser.parse_args([f"--config={file}", *arguments]).as_dict()
+    except ArgumentError as error:
+        raise ValueError(f"{file} is not a sweep: {error}") from error
+    values.pop("config")
+    config = SweepConfig(**{**values, **changes})
+    names = [config.recipe] if isinstance(config.recipe, str) else list(config.recipe or [])
+    return replace(
+        config,
+        name=config.name or file.stem,
+        recipe=[str(_found(Path(name), file.parent)) for name in names],
+        overrides={**config.overrides, **parse_arguments(recipe_arguments)},
+    )
+
+
+def _found(name: Path, beside: Path) -> Path:
+    """A recipe from the working directory, or from the folder of the sweep."""
+    return name if name.is_file() or not (beside / name).is_file() else beside / name

@@ -1,0 +1,119 @@
+"""What a sweep maximises: a metric that means the same at every beta."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning_dpo.metrics import METRIC_NAMES
+from lightning_dpo.tuning.paths import nearest
+
+__all__ = ["Goal", "Objective", "check_goals", "known_metrics", "pareto_front"]
+
+_SCALED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin")
+"""Metrics whose unit depends on the loss and its beta."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One metric and its direction."""
+
+    metric: str
+    mode: Literal["max", "min"]
+
+    @property
+    def worst(self) -> float:
+        """Told to searchers for a trial that gave no value; finite, since not all of them take infinity."""
+        return 0.0 if self.mode == "max" else 1e6
+
+    def score(self, value: float) -> float:
+        """The value, turned so that more is better."""
+        return value if self.mode == "max" else -value
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """One goal or several; the first one ranks trials, all of them make the frontier."""
+
+    goals: tuple[Goal, ...]
+
+    @classmethod
+    def parse(cls, value: str | Mapping[str, Any]) -> Objective:
+        """Read what stands in YAML.
+
+        Args:
+            value: A metric to maximise, or ``{maximize: metric, minimize: metric}``, each one or a list.
+
+        Raises:
+            ValueError: If it is neither.
+        """
+        if isinstance(value, str):
+            return cls((Goal(value, "max"),))
+        unknown = [key for key in value if key not in ("maximize", "minimize")]
+        if unknown or not value:
+            raise ValueError(
+                f"`objective` must be a metric's name or {{maximize: ..., minimize: ...}}, got {dict(value)}"
+            )
+        goals = [
+            Goal(metric, "max" if key == "maximize" else "min")
+            for key, metrics in value.items()
+            for metric in ([metrics] if isinstance(metrics, str) else metrics)
+        ]
+        return cls(tuple(goals))
+
+    @property
+    def primary(self) -> Goal:
+        """The goal that ranks trials."""
+        return self.goals[0]
+
+
+def known_metrics(*, kl: bool) -> tuple[str, ...]:
+    """What DPOModule logs at a validation.
+
+    Args:
+        kl: Whether completions are sampled, which gives their KL.
+    """
+    names = [f"val/{name}" for name in METRIC_NAMES.values()]
+    return (*names, "val/kl", "val/kl_error") if kl else tuple(names)
+
+
+def check_goals(objective: Objective, *, metrics: Sequence[str], varied: Sequence[str]) -> None:
+    """Refuse what is never logged, and what cannot be compared between trials.
+
+    Args:
+        objective: The sweep's.
+        metrics: Names that the module logs.
+        varied: Config paths of the search space.
+
+    Raises:
+        ValueError: With the nearest name, or the reason.
+    """
+    scale = [path for path in varied if path.startswith("model.loss")]
+    for goal in objective.goals:
+        if goal.metric not in metrics:
+            hint = " It needs sampled completions: set `kl_prompts`." if goal.metric == "val/kl" else ""
+            raise ValueError(
+                f"`objective` must be a metric that the module logs at validation, got {goal.metric!r}; "
+                f"did you mean {nearest(goal.metric, metrics)!r}?{hint}"
+            )
+        if scale and goal.metric.removeprefix("val/") in _SCALED:
+            raise ValueError(
+                f"`objective` must mean the same in every trial, got {goal.metric!r}: losses and rewards are "
+                f"in units of the loss and of beta, and the space varies {', '.join(scale)}. Large values of "
+                'beta would win by scale alone. Rank by "val/rewards/accuracy", or by "val/logratio/margin", '
+                "which is free of beta"
+            )
+
+
+def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
+    """Indices of the points that no other one beats; more is better in each coordinate.
+
+    Of equal points all are kept.
+    """
+
+    def beats(one: Sequence[float], other: Sequence[float]) -> bool:
+        pairs = list(zip(one, other, strict=True))
+        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+    return [i for i, point in enumerate(points) if not any(beats(other, point) for other in points)]

@@ -1,0 +1,86 @@
+"""Where a sweep keeps its files: a folder or any fsspec URL, that all machines see."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+__all__ = ["Storage"]
+
+
+class Storage:
+    """A folder on any file system.
+
+    Attributes:
+        location: The folder as it is shown to users.
+        path: The folder as its file system names it.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        """Name a folder; nothing is read or written."""
+        given = str(location)
+        self.is_local = "://" not in given
+        self.location = str(Path(given).expanduser().absolute()) if self.is_local else given.rstrip("/")
+        self._fs, self.path = fsspec.core.url_to_fs(self.location)
+
+    def __truediv__(self, name: str) -> Storage:
+        """A folder within."""
+        return Storage(f"{self.location}/{name}")
+
+    def ray_options(self) -> dict[str, Any]:
+        """The file system, as Ray's configurations want it beside a path."""
+        if self.is_local:
+            return {}
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        return {"storage_filesystem": PyFileSystem(FSSpecHandler(self._fs))}
+
+    def read(self, name: str) -> str | None:
+        """The text of a file; None where there is none."""
+        try:
+            return str(self._fs.read_text(self._at(name), encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file; on a local file system a reader never sees half of it."""
+        target = self._at(name)
+        self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
+        if not self.is_local:
+            self._fs.write_text(target, text, encoding="utf-8")
+            return
+        scratch = Path(f"{target}.{os.getpid()}.tmp")
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(target)
+
+    def names(self, suffix: str) -> list[str]:
+        """Names of the files in the folder that end so, sorted."""
+        if not self._fs.isdir(self.path):
+            return []
+        self._fs.invalidate_cache()
+        found = (posixpath.basename(entry) for entry in self._fs.ls(self.path, detail=False))
+        return sorted(name for name in found if name.endswith(suffix))
+
+    def is_empty(self) -> bool:
+        """Whether nothing is there."""
+        return not self._fs.isdir(self.path) or not self._fs.ls(self.path, detail=False)
+
+    def put(self, source: Path, name: str) -> str:
+        """Copy a local file or folder, in the place of an earlier one; returns where it is."""
+        target = self._at(name)
+        if self._fs.exists(target):
+            self._fs.rm(target, recursive=True)
+        self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
+        self._fs.put(str(source), target, recursive=source.is_dir())
+        return f"{self.location}/{name}"
+
+    def fetch(self, path: str, target: Path) -> None:
+        """Copy a folder of this file system, named as it names it, to a local one."""
+        self._fs.get(path.rstrip("/") + "/", str(target) + "/", recursive=True)
+
+    def _at(self, name: str) -> str:
+        return posixpath.join(self.path, name)
