@@ -22,7 +22,7 @@ from lightning_dpo.scoring import causal_lm
 if TYPE_CHECKING:
     from lightning_dpo.builder import PolicySettings
 
-__all__ = ["RECORD_KEY", "ModelRecord", "adapter_state", "export_checkpoint", "export_model"]
+__all__ = ["RECORD_KEY", "ModelRecord", "adapter_state", "export_checkpoint", "export_model", "rebuild"]
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +109,8 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path, *, merge: bool
     """Turn a training checkpoint into a Hugging Face folder with weights and tokenizer.
 
     Args:
-        checkpoint: A file that the trainer saved while training DPOModule.
+        checkpoint: A file that the trainer saved while training DPOModule, or a folder that it saved under
+            FSDP2, each rank its part.
         output: The folder to write; must be missing or empty.
         merge: Fold an adapter into the base weights; False writes the adapter alone.
 
@@ -117,16 +118,14 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path, *, merge: bool
         The folder.
 
     Raises:
-        ValueError: If the file is missing or was not saved by DPOModule.
+        ValueError: If it is missing or was not saved by DPOModule.
     """
-    if not Path(checkpoint).is_file():
-        raise ValueError(f"`checkpoint` must be a file that the trainer saved, got {str(checkpoint)!r}")
-    content = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    content = _read(Path(checkpoint))
     if RECORD_KEY not in content:
         raise ValueError(f"`checkpoint` must have been saved by DPOModule, got {str(checkpoint)!r}")
     record = ModelRecord(**content[RECORD_KEY])
     weights = {k.removeprefix(_PREFIX): v for k, v in content["state_dict"].items() if k.startswith(_PREFIX)}
-    model = _rebuild(record, weights)
+    model = rebuild(record, weights)
     if record.source is None:
         _log.warning("the policy was given as an object: its tokenizer is not known, so none is exported")
     return export_model(model, output, tokenizer=record.source, merge=merge)
@@ -141,12 +140,32 @@ def _tokenizer_or_none(source: str) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def _rebuild(record: ModelRecord, weights: dict[str, Any]) -> nn.Module:
+def _read(checkpoint: Path) -> dict[str, Any]:
+    if checkpoint.is_dir():
+        from lightning_dpo.parallel.checkpoints import read_folder
+
+        return read_folder(checkpoint)
+    if not checkpoint.is_file():
+        raise ValueError(f"`checkpoint` must be a file that the trainer saved, got {str(checkpoint)!r}")
+    content: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    return content
+
+
+def rebuild(record: ModelRecord, weights: dict[str, Any]) -> nn.Module:
+    """A model from its description and its weights, all of them or the adapter's alone.
+
+    Args:
+        record: What the checkpoint says.
+        weights: By name in the policy.
+
+    Raises:
+        ValueError: If the description is not enough.
+    """
     if record.config is None:
         raise ValueError(
             "the checkpoint is of a module that is not a Hugging Face model; load it with your own code"
         )
-    if record.lora is not None:
+    if record.lora is not None and all("lora_" in name for name in weights):
         if record.source is None:
             raise ValueError(
                 "the checkpoint holds an adapter only, and its base model was given as an object; "
@@ -160,6 +179,8 @@ def _rebuild(record: ModelRecord, weights: dict[str, Any]) -> nn.Module:
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     auto: Any = AutoModelForCausalLM
     plain: nn.Module = auto.from_config(config, dtype=next(iter(weights.values())).dtype)
+    if record.lora is not None:
+        plain = apply_lora(plain, LoraSettings(**record.lora))  # type: ignore[arg-type]
     plain.load_state_dict(weights)
     return plain
 

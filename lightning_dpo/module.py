@@ -15,7 +15,7 @@ from torch.optim import AdamW, Optimizer
 
 from lightning_dpo.builder import PolicySettings, build_policy, build_reference
 from lightning_dpo.callbacks import StartupCheck, Throughput
-from lightning_dpo.checkpoint import RECORD_KEY, ModelRecord, adapter_state, export_model
+from lightning_dpo.checkpoint import RECORD_KEY, ModelRecord, adapter_state, export_model, rebuild
 from lightning_dpo.lora import LoraSettings
 from lightning_dpo.losses import DPOLoss, PreferenceLoss
 from lightning_dpo.metrics import METRIC_NAMES, PairStatistics, PreferenceMetrics, pair_statistics
@@ -24,7 +24,10 @@ from lightning_dpo.parallel import (
     build_sharded,
     check_strategy,
     clip_gradients,
+    full_state,
     gradient_norm,
+    is_sharded,
+    on_rank_zero,
     sharding_of,
 )
 from lightning_dpo.proof import LayoutChoice, prove
@@ -308,6 +311,8 @@ class DPOModule(pl.LightningModule):
     def export(self, folder: str | Path, *, merge: bool = True) -> Path:
         """Write the policy as a plain Hugging Face folder, with its tokenizer where one is known.
 
+        Where the policy is sharded every rank must call this; rank 0 gathers the weights and writes.
+
         Args:
             folder: Must not hold anything yet; appears complete or not at all.
             merge: Fold adapters into the weights; False writes the adapter alone.
@@ -316,7 +321,16 @@ class DPOModule(pl.LightningModule):
             The folder.
         """
         self.configure_model()
-        return export_model(self.policy, folder, tokenizer=self._tokenizer(), merge=merge)
+        tokenizer = self._tokenizer()
+        if not is_sharded(self.policy):
+            return export_model(self.policy, folder, tokenizer=tokenizer, merge=merge)
+        weights = full_state(self.policy)
+
+        def write() -> Path:
+            policy = rebuild(ModelRecord.of(self.policy, self._settings), weights)
+            return export_model(policy, folder, tokenizer=tokenizer, merge=merge)
+
+        return on_rank_zero(self.trainer.strategy, write)
 
     def _load_sharded(self, name: str, *, sharding: Sharding, policy: nn.Module) -> Reference:
         """Load a reference by name, in the way a sharded policy is loaded."""

@@ -82,14 +82,15 @@ def train(
         if folder is None
         else [ModelCheckpoint(folder, "{step}", every_n_train_steps=every, save_top_k=-1)]
     )
-    run = trainer(
-        max_epochs=EPOCHS,
-        accumulate_grad_batches=2,
-        enable_checkpointing=folder is not None,
-        callbacks=[*saving, *stops, *(callbacks or [])],
-        val_check_interval=3,
-        check_val_every_n_epoch=None,
+    settings = {
+        "max_epochs": EPOCHS,
+        "accumulate_grad_batches": 2,
+        "enable_checkpointing": folder is not None,
+        "callbacks": [*saving, *stops, *(callbacks or [])],
+        "val_check_interval": 3,
+        "check_val_every_n_epoch": None,
         **(trainer_options or {}),
-    )
+    }
+    run = trainer(**settings)
     run.fit(module, data, ckpt_path=ckpt_path)
     return module

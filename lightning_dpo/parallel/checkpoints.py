@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.optim import Optimizer
 
-__all__ = ["load_full", "load_full_optimizer", "read_folder"]
+__all__ = ["load_full", "load_full_optimizer", "on_rank_zero", "read_folder"]
+
+_Result = TypeVar("_Result")
 
 _METADATA = "meta.pt"
 """What Lightning calls the file that holds all but tensors."""
@@ -58,6 +60,21 @@ def load_full_optimizer(module: nn.Module, optimizer: Optimizer, state: Mapping[
     }
     options = StateDictOptions(full_state_dict=True)
     set_optimizer_state_dict(module, optimizer, optim_state_dict=named, options=options)
+
+
+def on_rank_zero(strategy: Any, task: Callable[[], _Result]) -> _Result:
+    """What a task gives on rank 0, on every rank; its exception likewise, so that no rank is left waiting."""
+    outcome: Any = None
+    if strategy.is_global_zero:
+        try:
+            outcome = task()
+        except Exception as error:
+            outcome = error
+    outcome = strategy.broadcast(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    result: _Result = outcome
+    return result
 
 
 def read_folder(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -65,9 +66,7 @@ class Pairs(pl.LightningDataModule):
 
 
 def rank_and_count() -> tuple[int, int]:
-    if not distributed.is_initialized():
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def adamw(params: Any) -> AdamW:
@@ -94,7 +93,7 @@ def fit(
     )
     recorder = Recorder()
     run = trainer(
-        devices=1 if strategy == "auto" else 2,
+        devices=rank_and_count()[1],
         strategy=FSDP2Strategy(**(sharding or {})) if strategy == "fsdp2" else strategy,
         callbacks=[recorder],
         use_distributed_sampler=False,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -36,22 +37,23 @@ class Ranks:
             self._start()
         for pipe in self._pipes:
             pipe.send((job, arguments))
-        results = []
-        for rank, pipe in enumerate(self._pipes):
-            # The rank that failed may leave the other waiting for it.
-            failed = None
-            if not pipe.poll(_PATIENCE):
-                failed = "no answer"
-            else:
+        results: dict[int, Any] = {}
+        failures: dict[int, str] = {}
+        deadline = time.monotonic() + _PATIENCE
+        while len(results) + len(failures) < self.count and time.monotonic() < deadline:
+            waiting = [r for r in range(self.count) if r not in results and r not in failures]
+            for pipe in wait([self._pipes[rank] for rank in waiting], timeout=1.0):
+                rank = self._pipes.index(pipe)
                 succeeded, result = pipe.recv()
-                failed = None if succeeded else result
-            if failed is not None:
-                others = [p.recv() for p in self._pipes[rank + 1 :] if p.poll(2.0)]
-                self.stop()
-                errors = [failed, *(result for succeeded, result in others if not succeeded)]
-                raise RuntimeError(f"rank {rank}: " + "\n".join(errors))
-            results.append(result)
-        return results
+                (results if succeeded else failures)[rank] = result
+            if failures:  # the other may wait for this one; give it a moment to fail by itself
+                deadline = min(deadline, time.monotonic() + 2.0)
+        if len(results) < self.count:
+            self.stop()
+            silent = [rank for rank in range(self.count) if rank not in results and rank not in failures]
+            errors = [f"rank {rank}: {error}" for rank, error in failures.items()]
+            raise RuntimeError("\n".join([*errors, f"no answer from ranks {silent}"]))
+        return [results[rank] for rank in range(self.count)]
 
     def stop(self) -> None:
         for pipe in self._pipes:
