@@ -336,6 +336,14 @@ def test_a_module_is_known_by_its_content() -> None:
     assert module_identity(other_config) != first
 
 
+def test_saving_a_module_leaves_its_identity(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.config = type(model.config)(**model.config.to_dict())
+    first = module_identity(model)
+    model.save_pretrained(tmp_path)
+    assert module_identity(model) == first
+
+
 def test_a_network_of_ones_own_is_known_by_its_code_too() -> None:
     class Same(OwnNetwork):
         pass

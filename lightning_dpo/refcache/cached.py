@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,41 +28,41 @@ _log = logging.getLogger(__name__)
 
 
 class StartingPolicy(Reference):
-    """The policy itself, as long as nothing has changed it: until then it is the reference."""
+    """The policy itself, as long as nothing has changed it: until then it is the reference.
+
+    Attributes:
+        is_unchanged: Whether the policy still has the weights it started with.
+    """
 
     def __init__(self, policy: nn.Module) -> None:
         """Watch a policy from now on."""
         self._policy = policy
-        # Weak: sharding puts other parameters in the place of these, whose memory must then go.
-        self._versions = {
-            id(p): (weakref.ref(p), p._version) for p in policy.parameters() if not p.is_inference()
-        }
-        self._left = False
+        self.is_unchanged = True
+        self.watch()
 
     def leave(self) -> None:
         """The policy is about to change."""
-        self._left = True
+        self.is_unchanged = False
 
-    @property
-    def is_unchanged(self) -> bool:
-        """Whether the policy still has the weights it had here at first: no tensor was written to."""
-        if self._left or _is_sharded(self._policy):
-            # What a strategy makes of the weights when it shards them cannot be told from a change by this.
-            return not self._left
-        return all(map(self._is_original, self._policy.parameters()))
+    def watch(self) -> None:
+        """Take the policy's tensors as they are for unchanged, such as after a strategy has set them up."""
+        # By number, not by reference: the memory of tensors that are replaced must go.
+        self._versions = {id(p): p._version for p in self._policy.parameters() if not p.is_inference()}
+
+    def check(self) -> None:
+        """Notice if a tensor was written to since `watch`."""
+        versions = {id(p): p._version for p in self._policy.parameters() if not p.is_inference()}
+        if versions != self._versions and not _is_sharded(self._policy):
+            self.leave()
 
     @torch.no_grad()
     def logps(
         self, batch: PairBatch, *, rows: Rows, plan: ScoringPlan, confidence: bool = False
     ) -> PairLogps:
         """One forward pass of the policy, in eval mode."""
-        assert not self._left, "the policy is not what it was at the start"
+        assert self.is_unchanged, "the policy is not what it was at the start"
         with evaluating(self._policy):
             return score(self._policy, batch, plan=plan, rows=rows, confidence=confidence)
-
-    def _is_original(self, parameter: Tensor) -> bool:
-        known, version = self._versions.get(id(parameter), (None, -1))
-        return known is not None and known() is parameter and parameter._version == version
 
 
 class ReferenceSource(NamedTuple):
@@ -205,6 +204,7 @@ class CachedReference(Reference):
         keys = pair_keys(batch)
         entries, here = self.cache.find(keys)
         if not here.all():
+            self.check_policy()
             if self.needs_all and not self._is_start_at_hand:
                 raise ValueError(
                     f'`reference="cached"` has no log-probabilities of {int((~here).sum())} pairs of a batch '
@@ -257,6 +257,16 @@ class CachedReference(Reference):
                 self.cache.waiting,
                 error,
             )
+
+    def check_policy(self) -> None:
+        """Notice if the policy was changed by hand since it was last looked at."""
+        if self._source.start is not None:
+            self._source.start.check()
+
+    def policy_is_set_up(self) -> None:
+        """Whatever was written to the policy until now was the trainer's strategy, not a change."""
+        if self._source.start is not None:
+            self._source.start.watch()
 
     def policy_changes(self) -> None:
         """From now on the policy is not the reference any more."""

@@ -34,6 +34,11 @@ class FillReferenceCache(pl.Callback):
     def __init__(self) -> None:
         self.usage: CacheUsage | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Look whether the policy is what it was, before the strategy writes to it."""
+        for reference in _reference_of(pl_module):
+            reference.check_policy()
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fill the cache for training and validation data.
 
@@ -99,6 +104,7 @@ def fill_cache(module: DPOModule, *, trainer: pl.Trainer) -> None:
                 work.run(missing_tasks(trainer_batches(trainer, needs_all=reference.needs_all), cache))
             finally:
                 reference.release()
+                reference.policy_is_set_up()
         if trainer.world_size > 1:
             _take_over(cache, trainer)
 

@@ -26,8 +26,8 @@ __all__ = ["file_hash", "module_identity", "source_identity"]
 
 _log = logging.getLogger(__name__)
 
-_VOLATILE = ("_name_or_path", "transformers_version")
-"""Entries of a config that change when a model is saved again and say nothing about its weights."""
+_VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+"""Entries of a config that saving a model sets, and that say nothing about its weights."""
 
 _KNOWN_PACKAGES = ("torch", "transformers", "peft")
 
