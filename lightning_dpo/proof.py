@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_dpo.head import find_head
 from lightning_dpo.scoring import ScoringPlan, causal_lm, rows_for, score_rows
@@ -39,8 +40,18 @@ class Proof(NamedTuple):
     reason: str
 
 
+_FLEX_DEVICES = frozenset({"cuda"})
+"""Where FlexAttention has a backward pass, and block masks cost less than dense ones."""
+
+
 @torch.no_grad()
-def prove(model: nn.Module, *, layout: LayoutChoice = "auto", device: torch.device | None = None) -> Proof:
+def prove(
+    model: nn.Module,
+    *,
+    layout: LayoutChoice = "auto",
+    device: torch.device | None = None,
+    may_switch_attention: bool = False,
+) -> Proof:
     """Choose how to score a model: by comparing log-probabilities on a small batch, not by its name.
 
     The model is put in eval mode for the trial and left as it was. Under sharding every rank must call this.
@@ -49,6 +60,8 @@ def prove(model: nn.Module, *, layout: LayoutChoice = "auto", device: torch.devi
         model: See `lightning_dpo.scoring.score`.
         layout: "auto" takes shared rows if they are exact for this model and concatenated ones otherwise.
         device: Where the model's inputs go; by default where its parameters are.
+        may_switch_attention: Whether a model that runs SDPA on CUDA may be switched to FlexAttention, whose
+            block masks skip what nobody sees; it stays switched if shared rows are exact with it.
 
     Raises:
         ValueError: If `layout="shared"` and it is not exact for this model.
@@ -63,7 +76,9 @@ def prove(model: nn.Module, *, layout: LayoutChoice = "auto", device: torch.devi
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        proof = _prove(model, layout, device or next(model.parameters()).device)
+        place = device or next(model.parameters()).device
+        flex = _prove_with_flex(model, place) if may_switch_attention and layout != "concatenated" else None
+        proof = flex or _prove(model, layout, place)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -74,6 +89,33 @@ def prove(model: nn.Module, *, layout: LayoutChoice = "auto", device: torch.devi
     if proof.reason and layout == "auto":
         _log.warning("prompts are computed once per completion, not once per pair: %s", proof.reason)
     return proof
+
+
+def _prove_with_flex(model: nn.Module, device: torch.device) -> Proof | None:
+    """The proof with FlexAttention; None, and the model as it was, where that does not work."""
+    lm: Any = causal_lm(model)
+    before = lm.config.get_text_config()._attn_implementation
+    if device.type not in _FLEX_DEVICES or before != "sdpa" or not lm._supports_flex_attn:
+        return None
+    lm.set_attn_implementation("flex_attention")
+    proof = _prove(model, "auto", device)
+    if proof.plan.layout == "shared" and _has_gradient(model, _trial_batch(lm, device), proof.plan):
+        return proof
+    lm.set_attn_implementation(before)
+    return None
+
+
+def _has_gradient(model: nn.Module, batch: PairBatch, plan: ScoringPlan) -> bool:
+    """Whether the backward pass runs, which is compiled apart from the forward pass."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    if not weights or any(isinstance(p, DTensor) for p in weights):
+        return True
+    try:
+        with torch.enable_grad():
+            torch.autograd.grad(_token_logps(model, batch, plan).sum(), weights[-1:], allow_unused=True)
+    except (RuntimeError, ValueError, NotImplementedError):
+        return False
+    return True
 
 
 def _prove(model: nn.Module, layout: LayoutChoice, device: torch.device) -> Proof:
@@ -125,7 +167,7 @@ def _compare(
     """Difference to the truth, or None and what went wrong: a model may refuse a mask or an argument."""
     try:
         difference = (_token_logps(model, batch, plan) - truth).abs()
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, NotImplementedError) as error:
         return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     precise = truth.dtype in (torch.float32, torch.float64) and _is_precise(model)
     return float(difference.max() if precise else difference.mean()), ""

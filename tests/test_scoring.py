@@ -6,6 +6,8 @@ import pytest
 import torch
 from tiny_models import FALLEN_BACK, SHARED, OwnNetwork, random_batch, random_pairs, tiny_model
 
+import lightning_dpo.attention
+import lightning_dpo.proof
 from lightning_dpo.proof import prove
 from lightning_dpo.scoring import ScoringPlan, rows_for, score
 from lightning_dpo.types import PairBatch, PairLogps, TokenPair
@@ -158,3 +160,47 @@ def test_shared_rows_compute_every_unique_token_once() -> None:
     assert rows_for(batch, model=OwnNetwork(), plan=ScoringPlan()).num_tokens == unique + int(
         batch.prompt_lengths.sum()
     )
+
+
+@pytest.mark.slow
+def test_flex_attention_computes_what_sdpa_computes() -> None:
+    """On the CPU it has no backward pass, so values only; its block masks are those of CUDA."""
+    model, batch = tiny_model("llama"), random_batch(6, longest=60)
+    with torch.no_grad():
+        expected = score(model, batch, plan=SHARED_PLAN)
+        model.set_attn_implementation("flex_attention")
+        assert rows_for(batch, model=model, plan=SHARED_PLAN).input_ids.shape[1] % 128 == 0
+        assert_same(score(model, batch, plan=SHARED_PLAN), expected)
+
+
+def test_flex_attention_that_does_not_run_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lightning_dpo.proof, "_FLEX_DEVICES", {"cpu"})
+    tried = []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        tried.append(True)
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(lightning_dpo.attention, "block_mask", refuse)
+    model = tiny_model("llama")
+    assert prove(model, may_switch_attention=True).plan == SHARED_PLAN
+    assert tried
+    assert model.config._attn_implementation == "sdpa"
+    tried.clear()
+    assert prove(model).plan == SHARED_PLAN
+    assert not tried
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mistral"])
+def test_cuda_runs_flex_attention_with_gradients(name: str) -> None:
+    model, batch = tiny_model(name).cuda(), random_batch(6, longest=60).to("cuda")
+    expected = score(model, batch, plan=SHARED_PLAN)
+    wanted = gradients(model, expected)
+    assert prove(model, may_switch_attention=True).plan == SHARED_PLAN
+    assert model.config._attn_implementation == "flex_attention"
+    actual = score(model, batch, plan=SHARED_PLAN)
+    assert_same(actual, expected, atol=1e-3)
+    for key, value in gradients(model, actual).items():
+        torch.testing.assert_close(value, wanted[key], atol=1e-3, rtol=1e-2, msg=key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ FALLEN_BACK = ["bloom", "mpt", "mamba", "qwen3-next"]
 def tiny_model(name: str = "llama", *, seed: int = 0) -> Any:
     """A model with weights large enough that attention is far from uniform."""
     torch.manual_seed(seed)
-    model = hf.AutoModelForCausalLM.from_config(CONFIGS[name])
+    model = hf.AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]))  # models change their configs
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.2)
