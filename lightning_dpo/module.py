@@ -221,10 +221,6 @@ class DPOModule(pl.LightningModule):
         cached = [] if self._cached_source is None else [FillReferenceCache()]
         return [*cached, ExactResume(), Throughput(), *([StartupCheck()] if self._startup_check else [])]
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Let the reference look at the batch while it is on the CPU."""
-        return self._reference.prepare(batch) if isinstance(batch, PairBatch) else batch
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over trainable parameters, its scheduler stepped every optimizer step."""
         optimizer = self._optimizer([p for p in self.policy.parameters() if p.requires_grad])

@@ -57,10 +57,6 @@ class Reference(ABC):
         """What likely explains that the policy disagrees at the start, if no weights can be compared."""
         return "the adapter does not start at zero; the policy must be a fresh adapter on the base weights"
 
-    def prepare(self, batch: PairBatch) -> PairBatch:
-        """Look at a batch before it goes to the device; returns the batch to go on with."""
-        return batch
-
     def match(self, policy: nn.Module) -> None:  # noqa: B027 (a reference without weights has nothing to do)
         """Follow the policy to its device and type, which the trainer sets after construction."""
 

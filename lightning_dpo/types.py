@@ -66,6 +66,8 @@ class PairBatch:
             makes ranks take equally many steps.
         denominator: What the weighted sum of losses is divided by. None means the sum of the weights. A
             sampler whose batches differ in size sets it so that accumulated batches equal one large batch.
+        host: The batch as it was on the CPU, set when its ids leave; whoever needs the ids there need not
+            wait for the device.
     """
 
     prompt_ids: Tensor
@@ -76,6 +78,7 @@ class PairBatch:
     rejected_lengths: Tensor
     weights: Tensor
     denominator: float | None = None
+    host: PairBatch | None = None
 
     @classmethod
     def from_pairs(
@@ -119,7 +122,9 @@ class PairBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:  # noqa: FBT001
         """Move ids to a device; lengths and weights stay on the CPU."""
-        return replace(self, **{n: getattr(self, n).to(device, non_blocking=non_blocking) for n in _IDS})
+        moved = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in _IDS}
+        leaves = self.prompt_ids.device.type == "cpu" != moved["prompt_ids"].device.type
+        return replace(self, **moved, host=self if leaves else self.host)
 
     def pin_memory(self) -> PairBatch:
         """Pin ids, as a data loader does before the copy to a GPU."""

@@ -6,14 +6,13 @@ from lightning_dpo.refcache.build import build_cached_reference, cached_source, 
 from lightning_dpo.refcache.cached import CachedReference
 from lightning_dpo.refcache.fill import FillReferenceCache, fill_cache
 from lightning_dpo.refcache.identity import module_identity, source_identity
-from lightning_dpo.refcache.keys import KeyedBatch, pair_keys
+from lightning_dpo.refcache.keys import pair_keys
 from lightning_dpo.refcache.store import CacheUsage, ReferenceCache, Space
 
 __all__ = [
     "CacheUsage",
     "CachedReference",
     "FillReferenceCache",
-    "KeyedBatch",
     "ReferenceCache",
     "Space",
     "build_cached_reference",

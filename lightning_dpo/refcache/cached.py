@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_dpo.builder import PolicySettings
 from lightning_dpo.layout import Rows
-from lightning_dpo.refcache.keys import KeyArray, pair_keys, token_pairs, with_keys
+from lightning_dpo.refcache.keys import KeyArray, pair_keys, token_pairs
 from lightning_dpo.refcache.shards import SUMS, Entries
 from lightning_dpo.refcache.store import ReferenceCache, Space
 from lightning_dpo.reference import Reference, evaluating
@@ -186,10 +186,6 @@ class CachedReference(Reference):
         self._cache = ReferenceCache(self._root, space=space)
         self.passes = 0
         return self._cache
-
-    def prepare(self, batch: PairBatch) -> PairBatch:
-        """Name the pairs of a batch before it goes to the device."""
-        return with_keys(batch)
 
     def logps(
         self, batch: PairBatch, *, rows: Rows, plan: ScoringPlan, confidence: bool = False

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from lightning_dpo.types import PairBatch, TokenPair
 
-__all__ = ["KEY_WORDS", "KeyArray", "KeyedBatch", "pair_keys", "token_pairs", "with_keys"]
+__all__ = ["KEY_WORDS", "KeyArray", "pair_keys", "token_pairs"]
 
 KeyArray = npt.NDArray[np.uint64]
 """Keys, (pairs, 2): 128 bits each."""
@@ -20,29 +17,8 @@ KeyArray = npt.NDArray[np.uint64]
 KEY_WORDS = 2
 
 
-@dataclass(slots=True)
-class KeyedBatch(PairBatch):
-    """A batch that carries the keys of its pairs to the device, so that nothing has to be read back.
-
-    Attributes:
-        keys: Key of each pair, (batch, 2), int64 with the bits of uint64, on the CPU.
-    """
-
-    keys: Tensor | None = None
-
-
-def with_keys(batch: PairBatch) -> PairBatch:
-    """Add keys to a batch that is still on the CPU; a batch of another class is left as it is."""
-    if type(batch) is not PairBatch:
-        return batch
-    values = {field.name: getattr(batch, field.name) for field in fields(PairBatch)}
-    return KeyedBatch(**values, keys=torch.from_numpy(pair_keys(batch).view(np.int64)))
-
-
 def pair_keys(batch: PairBatch) -> KeyArray:
-    """Key of each pair, (batch, 2). Waits for the device if the batch was moved there without keys."""
-    if isinstance(batch, KeyedBatch) and batch.keys is not None:
-        return batch.keys.numpy().view(np.uint64)
+    """Key of each pair, (batch, 2), worked out on the CPU; a batch that came from there is not read back."""
     keys = np.empty((len(batch), KEY_WORDS), dtype=np.uint64)
     for row, parts in enumerate(_parts(batch)):
         digest = hashlib.blake2b(digest_size=8 * KEY_WORDS)
@@ -60,6 +36,7 @@ def token_pairs(batch: PairBatch) -> list[TokenPair]:
 
 
 def _parts(batch: PairBatch) -> list[tuple[npt.NDArray[np.int64], ...]]:
+    batch = batch.host or batch
     columns = []
     for name in ("prompt", "chosen", "rejected"):
         ids = getattr(batch, f"{name}_ids").cpu().numpy()
