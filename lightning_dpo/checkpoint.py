@@ -22,7 +22,17 @@ from lightning_dpo.scoring import causal_lm
 if TYPE_CHECKING:
     from lightning_dpo.builder import PolicySettings
 
-__all__ = ["RECORD_KEY", "ModelRecord", "adapter_state", "export_checkpoint", "export_model", "rebuild"]
+__all__ = [
+    "RECORD_KEY",
+    "ModelRecord",
+    "adapter_state",
+    "drop_base_weights",
+    "drop_moving_reference",
+    "export_checkpoint",
+    "export_model",
+    "plain_hyperparameters",
+    "rebuild",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +73,28 @@ class ModelRecord(NamedTuple):
 def adapter_state(state: dict[str, Any]) -> dict[str, Any]:
     """The part of a module's state that is not the frozen base model."""
     return {key: value for key, value in state.items() if not key.startswith(_PREFIX) or "lora_" in key}
+
+
+def drop_base_weights(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """A state-dict hook: leave `adapter_state`."""
+    kept = adapter_state(state)
+    for key in [key for key in state if key not in kept]:
+        del state[key]
+
+
+def drop_moving_reference(checkpoint: dict[str, Any]) -> None:
+    """Leave out the weights of a reference that moved, for a module whose reference does not."""
+    state = checkpoint.get("state_dict", {})
+    for key in [key for key in state if key.startswith("moving_reference.")]:
+        del state[key]
+
+
+def plain_hyperparameters(
+    settings: PolicySettings, reference: str | nn.Module, reference_cache: str | None
+) -> dict[str, Any]:
+    """Arguments that `load_from_checkpoint` can pass again: no modules, no callables."""
+    candidates = {"policy": settings.policy, "reference": reference, "reference_cache": reference_cache}
+    return {name: value for name, value in candidates.items() if isinstance(value, str)}
 
 
 def export_model(model: nn.Module, folder: str | Path, *, tokenizer: Any = None, merge: bool = True) -> Path:

@@ -15,20 +15,28 @@ from torch.optim import AdamW, Optimizer
 
 from lightning_dpo.builder import PolicySettings, build_policy, build_reference
 from lightning_dpo.callbacks import StartupCheck, Throughput
-from lightning_dpo.checkpoint import RECORD_KEY, ModelRecord, adapter_state, export_model, rebuild
+from lightning_dpo.checkpoint import (
+    RECORD_KEY,
+    ModelRecord,
+    adapter_state,
+    drop_base_weights,
+    drop_moving_reference,
+    export_model,
+    plain_hyperparameters,
+    rebuild,
+)
 from lightning_dpo.lora import LoraSettings
 from lightning_dpo.losses import DPOLoss, PreferenceLoss
 from lightning_dpo.metrics import METRIC_NAMES, PairStatistics, PreferenceMetrics, pair_statistics
 from lightning_dpo.parallel import (
     Sharding,
     build_sharded,
-    check_strategy,
     clip_gradients,
     full_state,
     gradient_norm,
     is_sharded,
     on_rank_zero,
-    sharding_of,
+    sharding_for,
 )
 from lightning_dpo.proof import LayoutChoice, prove
 from lightning_dpo.refcache import (
@@ -39,6 +47,7 @@ from lightning_dpo.refcache import (
     weights_identity,
 )
 from lightning_dpo.reference import FrozenReference, NoReference, Reference
+from lightning_dpo.reference_sync import ReferenceSync
 from lightning_dpo.resume import ExactResume
 from lightning_dpo.schedule import linear_warmup
 from lightning_dpo.scoring import ScoringPlan, rows_for, score
@@ -163,7 +172,7 @@ class DPOModule(pl.LightningModule):
         self._plan: ScoringPlan | None = None
         self.latest: StepRecord | None = None
         self.val_metrics = PreferenceMetrics("val/")
-        self.save_hyperparameters(_plain_hyperparameters(self._settings, reference, reference_cache))
+        self.save_hyperparameters(plain_hyperparameters(self._settings, reference, reference_cache))
 
     @property
     def reference(self) -> Reference:
@@ -185,6 +194,12 @@ class DPOModule(pl.LightningModule):
         """Whether reference log-probabilities are computed: if the loss asks, or the user named one."""
         return self.loss.needs_reference or self._reference_source not in ("frozen", "none")
 
+    @property
+    def reference_follows(self) -> bool:
+        """Whether a ReferenceSync moves the reference, which makes its weights a part of checkpoints."""
+        callbacks = [] if self._trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
+        return any(isinstance(callback, ReferenceSync) for callback in callbacks)
+
     def configure_model(self) -> None:
         """Load the policy and the reference; called by the trainer, any number of times."""
         if "policy" in self._modules:
@@ -194,12 +209,12 @@ class DPOModule(pl.LightningModule):
         if self._cached_source is not None:
             weights = weights_identity(self._cached_source, self._settings, trainer=self._trainer)
             source = "none"  # nothing to load; it is made below
-        sharding = self._sharding()
+        sharding = sharding_for(self._trainer, adapter=self._settings.lora is not None)
         if sharding is not None:
             policy, self._reference = build_sharded(self._settings, reference=source, sharding=sharding)
             if self._settings.lora is not None:
                 # Sharded checkpoints are written and read by what the state names: here the adapter only.
-                self.register_state_dict_post_hook(_drop_base_weights)  # type: ignore[no-untyped-call]
+                self.register_state_dict_post_hook(drop_base_weights)  # type: ignore[no-untyped-call]
         else:
             policy = build_policy(self._settings)
             self._reference = build_reference(source, policy=policy, settings=self._settings)
@@ -213,10 +228,13 @@ class DPOModule(pl.LightningModule):
                 load=sharding and partial(self._load_sharded, sharding=sharding, policy=policy),
             )
         self.policy = policy.train()
+        if self.reference_follows:
+            self.moving_reference = self.reference_model
         if self._compile_model:
             getattr(policy, "base_model", policy).compile(dynamic=True)
 
     def configure_callbacks(self) -> list[pl.Callback]:
+            self._reference.match(self.policy)
         """The start-up check, if wanted, the token rate, what a resumed run needs, and the cache's filler."""
         cached = [] if self._cached_source is None else [FillReferenceCache()]
         return [*cached, ExactResume(), Throughput(), *([StartupCheck()] if self._startup_check else [])]
@@ -234,7 +252,6 @@ class DPOModule(pl.LightningModule):
     def plan(self) -> ScoringPlan:
         """How the policy is scored, proved on the model at hand the first time."""
         if self._plan is None:
-            self._reference.match(self.policy)
             with torch.autocast(self.device.type, enabled=False):
                 self._plan = prove(self.policy, layout=self._layout, device=self.device).plan
         return self._plan
@@ -295,6 +312,8 @@ class DPOModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The policy is about to become another than the reference."""
+        if "moving_reference" not in self._modules:
+            drop_moving_reference(checkpoint)
         if isinstance(self._reference, CachedReference):
             self._reference.policy_changes()
 
@@ -334,14 +353,6 @@ class DPOModule(pl.LightningModule):
         model, _ = build_sharded(settings, reference="none", sharding=sharding)
         return FrozenReference(model, policy=policy, name=name)
 
-    def _sharding(self) -> Sharding | None:
-        """How the trainer's strategy shards models, where it does."""
-        if self._trainer is None:
-            return None
-        strategy = self.trainer.strategy
-        check_strategy(strategy, adapter=self._settings.lora is not None)
-        return sharding_of(strategy, precision=str(self.trainer.precision))
-
     def _tokenizer(self) -> Any:
         data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
         tokenizer = getattr(data, "tokenizer", None)
@@ -376,17 +387,3 @@ class _Scored(NamedTuple):
 
 
 _IN_PROGRESS_BAR = frozenset({"loss", "margin", "accuracy"})
-
-
-def _drop_base_weights(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    kept = adapter_state(state)
-    for key in [key for key in state if key not in kept]:
-        del state[key]
-
-
-def _plain_hyperparameters(
-    settings: PolicySettings, reference: str | nn.Module, reference_cache: str | None
-) -> dict[str, Any]:
-    """Arguments that `load_from_checkpoint` can pass again: no modules, no callables."""
-    candidates = {"policy": settings.policy, "reference": reference, "reference_cache": reference_cache}
-    return {name: value for name, value in candidates.items() if isinstance(value, str)}

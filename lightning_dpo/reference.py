@@ -105,6 +105,8 @@ class FrozenReference(Reference):
         self, batch: PairBatch, *, rows: Rows, plan: ScoringPlan, confidence: bool = False
     ) -> PairLogps:
         """One forward pass of the frozen model."""
+        if self._model.training:  # a reference that is saved is part of the module, which has its mode set
+            self._model.eval()
         return score(self._model, batch, plan=plan, rows=rows, confidence=confidence)
 
 

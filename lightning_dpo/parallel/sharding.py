@@ -22,7 +22,17 @@ from lightning_dpo.head import TokenLogps
 from lightning_dpo.layout import Rows
 from lightning_dpo.scoring import SCORING_ENTRY, ScoringPlan, causal_lm, run_rows
 
-__all__ = ["Sharding", "block_classes", "blocks", "full_state", "is_sharded", "local", "reshard", "shard"]
+__all__ = [
+    "Sharding",
+    "block_classes",
+    "blocks",
+    "full_state",
+    "is_sharded",
+    "local",
+    "mix_weights",
+    "reshard",
+    "shard",
+]
 
 
 class Sharding(NamedTuple):
@@ -116,6 +126,21 @@ def reshard(model: nn.Module) -> None:
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor, as a view."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def mix_weights(policy: nn.Module, *, into: nn.Module, share: float) -> None:
+    """Move one model's weights towards another's, in place; both of one architecture and sharded alike.
+
+    Args:
+        policy: Where to.
+        into: What changes.
+        share: How far, from 0 to 1.
+    """
+    reshard(policy)
+    reshard(into)
+    theirs = dict(policy.named_parameters())
+    for name, parameter in into.named_parameters():
+        local(parameter).lerp_(local(theirs[name]).to(parameter.dtype), share)
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:

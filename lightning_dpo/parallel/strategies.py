@@ -19,7 +19,7 @@ from lightning_dpo.parallel.checkpoints import load_full, load_full_optimizer
 from lightning_dpo.parallel.sharding import Sharding, block_classes
 from lightning_dpo.scoring import SCORING_ENTRY, ScoringPlan, run_rows
 
-__all__ = ["FSDP1Strategy", "FSDP2Strategy", "check_strategy", "sharding_of", "wrap_policy"]
+__all__ = ["FSDP1Strategy", "FSDP2Strategy", "check_strategy", "sharding_for", "sharding_of", "wrap_policy"]
 
 _COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -156,6 +156,22 @@ class _Scorer(nn.Module):
 def wrap_policy(model: nn.Module, names: Sequence[str] | None = None) -> ModuleWrapPolicy:
     """FSDP1's policy that wraps a model's own blocks; see `block_classes`."""
     return ModuleWrapPolicy(block_classes(model, names))
+
+
+def sharding_for(trainer: Any, *, adapter: bool) -> Sharding | None:
+    """How a trainer wants models sharded; None if it does not, or there is none.
+
+    Args:
+        trainer: Lightning's.
+        adapter: Whether only an adapter trains.
+
+    Raises:
+        ValueError: If its strategy does not go with this package.
+    """
+    if trainer is None:
+        return None
+    check_strategy(trainer.strategy, adapter=adapter)
+    return sharding_of(trainer.strategy, precision=str(trainer.precision))
 
 
 def sharding_of(strategy: Any, *, precision: str = "32-true") -> Sharding | None:
