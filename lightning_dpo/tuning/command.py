@@ -18,8 +18,9 @@ _TUNE = """Run a sweep over config paths of a recipe.
   lightning-dpo tune --config tuning/beta_lr.yaml --samples 32 --gpus 0.5 --ray_address auto
   lightning-dpo tune --config tuning/beta_lr.yaml --resume
 
-Any field of SweepConfig is an option (--samples, --scheduler, --gpus, --storage, --name ...), and any option of
-`lightning-dpo fit` that begins with --model, --data., --trainer or --seed_everything is laid over the recipe.
+Any field of SweepConfig is an option (--samples, --scheduler, --gpus, --storage, --name ...), and any option
+of `lightning-dpo fit` that begins with --model, --data., --trainer or --seed_everything is laid over the
+recipe.
 """
 
 

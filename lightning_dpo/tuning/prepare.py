@@ -8,12 +8,16 @@ from typing import Any
 
 import ray
 
+from lightning_dpo.precompute import cached_form
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.fitting import TrialPlan, fit_once
 from lightning_dpo.tuning.objective import check_goals
 from lightning_dpo.tuning.storage import Storage
 
 __all__ = ["Preparation", "prepare"]
+
+
+_NO_TRAINING = {"max_epochs": 0, "max_steps": -1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,14 @@ def prepare(plan: TrialPlan, config: SweepConfig) -> Preparation:
     shared = _shared_reference(plan, config)
     if not shared:
         return Preparation()
-    # No step is taken: starting to fit is what tokenises the data and fills the cache.
-    _on_cluster(replace(plan, prepared=shared), {"max_steps": 0})
+    # No epoch is run: starting to fit is what tokenises the data and fills the cache.
+    ready = replace(plan, prepared=shared)
+    if plan.workers > 1:
+        from lightning_dpo.tuning.workers import run_once
+
+        run_once(ready, _NO_TRAINING)
+    else:
+        _on_cluster(ready, _NO_TRAINING)
     return Preparation(shared, reference_passes=1)
 
 
@@ -59,12 +69,11 @@ def _shared_reference(plan: TrialPlan, config: SweepConfig) -> dict[str, Any]:
         return {}
     parsed = plan.recipe.cli({}, parse_only=True).config
     reference = parsed.get("model.reference")
-    if not isinstance(reference, str) or reference in ("none", "adapter"):
+    if not isinstance(reference, str) or reference == "none":
         return {}
     cache = config.reference_cache or parsed.get("model.reference_cache")
-    cached = reference if reference.startswith("cached") else f"cached:{reference}"
     return {
-        "model.reference": "cached" if reference == "frozen" else cached,
+        "model.reference": cached_form(reference),
         "model.reference_cache": cache or (Storage(plan.location) / "reference").location,
     }
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from lightning_dpo.tuning.storage import Storage
 
-__all__ = ["Status", "TrialRecord", "load_records"]
+__all__ = ["Status", "TrialRecord", "load_records", "lost_to"]
 
 Status: TypeAlias = Literal["running", "finished", "stopped", "diverged", "out of memory", "failed"]
 
@@ -85,3 +85,11 @@ def load_records(storage: Storage) -> list[TrialRecord]:
     """All records of a folder, in the order of their ids."""
     found = [TrialRecord.load(storage, name.removesuffix(".json")) for name in storage.names(".json")]
     return [record for record in found if record is not None]
+
+
+def lost_to(error: str) -> tuple[Status, str]:
+    """What became of a trial whose process Ray saw die, and why, from Ray's error."""
+    if "OutOfMemory" in error or "out of memory" in error:
+        return "out of memory", "the machine ran out of memory and Ray ended the process"
+    lines = [line for line in error.strip().splitlines() if line.strip()]
+    return "failed", lines[-1].strip() if lines else "unknown"

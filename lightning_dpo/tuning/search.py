@@ -32,15 +32,21 @@ _SCHEDULERS: dict[str, tuple[type[TrialScheduler], dict[str, Any]]] = {
 
 
 def make_searcher(
-    choice: str | Mapping[str, Any], *, space: SearchSpace, objective: Objective, seed: int
+    choice: str | Mapping[str, Any],
+    *,
+    space: SearchSpace,
+    objective: Objective,
+    seed: int,
+    concurrency: int = 0,
 ) -> Any:
-    """The searcher; None leaves it to Tune, which draws at random and walks grids.
+    """The searcher.
 
     Args:
         choice: "random", "grid", "optuna", or ``{class_path: ..., init_args: ...}``.
         space: What varies.
         objective: One goal or several.
         seed: Of the search.
+        concurrency: Trials at once, where the searcher itself must know; Tune limits the others.
 
     Raises:
         ValueError: If the searcher does not take the space or several goals.
@@ -52,7 +58,7 @@ def make_searcher(
             raise ValueError(
                 f'`search="grid"` needs every path as {{grid: [...]}}, got {", ".join(drawn)} drawn'
             )
-        return tune.search.BasicVariantGenerator(random_state=seed, **arguments)
+        return tune.search.BasicVariantGenerator(random_state=seed, max_concurrent=concurrency, **arguments)
     if name == "optuna":
         return _optuna(space, objective, {"seed": seed, **arguments})
     if space.grid:

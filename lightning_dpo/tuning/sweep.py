@@ -20,7 +20,7 @@ from lightning_dpo.tuning.export import export_best
 from lightning_dpo.tuning.fitting import TrialPlan
 from lightning_dpo.tuning.objective import check_goals, known_metrics
 from lightning_dpo.tuning.prepare import Preparation, prepare
-from lightning_dpo.tuning.records import TrialRecord, load_records
+from lightning_dpo.tuning.records import TrialRecord, load_records, lost_to
 from lightning_dpo.tuning.results import SweepResult, rank, save_result
 from lightning_dpo.tuning.search import make_scheduler, make_searcher
 from lightning_dpo.tuning.storage import Storage
@@ -111,17 +111,22 @@ def _tuner(
             folder.path, trainable, resume_unfinished=True, resume_errored=True, **storage.ray_options()
         )
     objective = plan.objective
+    searcher = make_searcher(
+        config.search, space=plan.space, objective=objective, seed=config.seed, concurrency=concurrency
+    )
+    # Tune passes its metric on to the scheduler and to searchers that were given none.
     single = len(objective.goals) == 1
+    is_plain = isinstance(searcher, tune.search.BasicVariantGenerator)
     return Tuner(
         trainable,
         param_space=plan.space.ray_config() if not _is_define_by_run(config) else {},
         tune_config=TuneConfig(
-            metric=objective.primary.metric if single and not _is_own_searcher(config) else None,
-            mode=objective.primary.mode if single and not _is_own_searcher(config) else None,
-            search_alg=make_searcher(config.search, space=plan.space, objective=objective, seed=config.seed),
+            metric=objective.primary.metric if single else None,
+            mode=objective.primary.mode if single else None,
+            search_alg=searcher,
             scheduler=make_scheduler(config.scheduler, space=plan.space, objective=objective),
             num_samples=config.samples,
-            max_concurrent_trials=concurrency,
+            max_concurrent_trials=None if is_plain else concurrency,
             # Workers of a trial belong to its driver; with one process the trial is the process.
             reuse_actors=config.reuse_processes and not several,
         ),
@@ -141,10 +146,6 @@ def _is_define_by_run(config: SweepConfig) -> bool:
     return config.search == "optuna" or (
         isinstance(config.search, Mapping) and config.search.get("class_path") == "optuna"
     )
-
-
-def _is_own_searcher(config: SweepConfig) -> bool:
-    return False
 
 
 def _trial_count(config: SweepConfig) -> int:
@@ -202,9 +203,7 @@ def _completed(record: TrialRecord, ray_result: Any) -> TrialRecord:
     elif "checkpoint_path" in (ray_result.metrics or {}):
         changes["checkpoint"] = ray_result.metrics["checkpoint_path"]
     if ray_result.error is not None:
-        text = str(ray_result.error)
-        changes["status"] = "out of memory" if "OutOfMemory" in text else "failed"
-        changes["reason"] = text.strip().splitlines()[-1]
+        changes["status"], changes["reason"] = lost_to(str(ray_result.error))
     elif record.status == "running":
         changes["status"] = "stopped"
     return dataclasses.replace(record, **changes)

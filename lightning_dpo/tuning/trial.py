@@ -14,7 +14,7 @@ from lightning_dpo.tuning.fitting import Outcome, TrialPlan, fit_trial, here
 from lightning_dpo.tuning.records import TrialRecord
 from lightning_dpo.tuning.reporting import PROGRESS
 
-__all__ = ["run_trial"]
+__all__ = ["finish", "run_trial", "step_of"]
 
 
 def run_trial(config: Mapping[str, Any], *, plan: TrialPlan) -> None:
@@ -57,7 +57,7 @@ def _run_here(plan: TrialPlan, record: TrialRecord) -> None:
         outcome = fit_trial(plan, record.overrides, send, trainer_options=options)
     else:
         with checkpoint.as_directory() as folder:
-            state = record.restarted(step=_step_of(Path(folder)))
+            state = record.restarted(step=step_of(Path(folder)))
             state.save(plan.records)
             outcome = fit_trial(
                 plan, record.overrides, send, checkpoint=Path(folder), trainer_options=options
@@ -86,5 +86,6 @@ def _totals(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name: metrics[name] for name in ("total_steps", "startup_seconds", "reference_passes")}
 
 
-def _step_of(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step at which a reported checkpoint was made."""
     return int(json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["step"])
