@@ -128,7 +128,8 @@ class DPOModule(pl.LightningModule):
             layout: "shared" computes prompts once per pair, "concatenated" once per completion; "auto" takes
                 shared where it is proved exact for the model.
             dtype: Type the weights are loaded in. Keep float32 with mixed precision.
-            attn_implementation: Passed to transformers.
+            attn_implementation: Passed to transformers. None leaves it to the model, and on CUDA to
+                FlexAttention where that is proved exact.
             gradient_checkpointing: Recompute activations in the backward pass.
             compile_model: Compile the policy's backbone with torch.compile.
             disable_dropout: Set all dropout of the policy to 0.
@@ -234,7 +235,6 @@ class DPOModule(pl.LightningModule):
             getattr(policy, "base_model", policy).compile(dynamic=True)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-            self._reference.match(self.policy)
         """The start-up check, if wanted, the token rate, what a resumed run needs, and the cache's filler."""
         cached = [] if self._cached_source is None else [FillReferenceCache()]
         return [*cached, ExactResume(), Throughput(), *([StartupCheck()] if self._startup_check else [])]
@@ -253,7 +253,13 @@ class DPOModule(pl.LightningModule):
         """How the policy is scored, proved on the model at hand the first time."""
         if self._plan is None:
             with torch.autocast(self.device.type, enabled=False):
-                self._plan = prove(self.policy, layout=self._layout, device=self.device).plan
+                self._plan = prove(
+                    self.policy,
+                    layout=self._layout,
+                    device=self.device,
+                    may_switch_attention=self._settings.attn_implementation is None,
+                ).plan
+            self._reference.match(self.policy)
         return self._plan
 
     def score(self, batch: PairBatch) -> tuple[PairLogps, PairLogps | None, int]:

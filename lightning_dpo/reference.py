@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from lightning_dpo.head import find_head
 from lightning_dpo.layout import Rows
@@ -96,9 +97,14 @@ class FrozenReference(Reference):
         return self._model
 
     def match(self, policy: nn.Module) -> None:
-        """Move to the policy's device and floating-point type."""
+        """Move to the policy's device and floating-point type, and run attention as it does."""
         parameter = next(policy.parameters())
         self._model.to(device=parameter.device, dtype=parameter.dtype)
+        ours, theirs = causal_lm(policy), causal_lm(self._model)
+        if isinstance(ours, PreTrainedModel) and isinstance(theirs, PreTrainedModel):
+            implementation = ours.config.get_text_config()._attn_implementation
+            if theirs.config.get_text_config()._attn_implementation != implementation:
+                theirs.set_attn_implementation(implementation)
 
     @torch.no_grad()
     def logps(
