@@ -149,7 +149,10 @@ def report(rounds: list[dict[str, Measurement]], tokens: Tokens, *, description:
         if peer.startswith("trl") and "ours" in variants:
             speed = spread(rounds, lambda r, p=peer: r["ours"].pairs_per_second / r[p].pairs_per_second)
             memory = spread(rounds, lambda r, p=peer: r["ours"].peak_mib / r[p].peak_mib)
-            lines.append(f"ours / {peer}: pairs/s {speed}, peak memory {memory}")
+            work = spread(
+                rounds, lambda r, p=peer: r[p].cpu_seconds_per_step / r["ours"].cpu_seconds_per_step
+            )
+            lines.append(f"ours / {peer}: pairs/s {speed}, by processor time {work}; peak memory {memory}")
     if "ours" in variants and "trl-precomputed" in variants:
         whole = spread(rounds, lambda r: r["ours"].pairs_per_second / with_precompute(r["trl-precomputed"]))
         lines.append(f"ours / trl-precomputed, one epoch with its precomputation: pairs/s {whole}")
