@@ -109,8 +109,9 @@ class CompletionMonitor(pl.Callback):
             divergences = result.kl
             pl_module.log("val/kl", result.estimate.mean, sync_dist=True, prog_bar=True)
             pl_module.log("val/kl_error", result.estimate.standard_error, sync_dist=True)
-        if trainer.is_global_zero and not trainer.sanity_checking and trainer.log_dir is not None:
-            path = Path(trainer.log_dir) / "completions" / f"step-{trainer.global_step}.jsonl"
+        log_dir = trainer.log_dir  # rank 0 tells the others, so all must ask
+        if trainer.is_global_zero and not trainer.sanity_checking and log_dir is not None:
+            path = Path(log_dir) / "completions" / f"step-{trainer.global_step}.jsonl"
             _write(path, _records(samples, divergences, tokenizer))
 
     def reference(self, module: DPOModule) -> nn.Module | None:
