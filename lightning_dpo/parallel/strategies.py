@@ -116,6 +116,14 @@ class FSDP1Strategy(FSDPStrategy):
         super().__init__(**kwargs)
         self.block_classes = block_classes
 
+    def setup_environment(self) -> None:
+        """Refuse the CPU, before anything is loaded."""
+        if self.root_device.type == "cpu":
+            raise ValueError(
+                "`FSDP1Strategy` needs GPUs, got a run on the CPU; FSDP2Strategy runs there as well"
+            )
+        super().setup_environment()
+
     def _setup_model(self, model: nn.Module) -> nn.Module:
         """Wrap the model, and the reference likewise but apart from it."""
         module: Any = self.lightning_module

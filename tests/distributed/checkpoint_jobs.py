@@ -12,6 +12,7 @@ from resume_jobs import train
 
 from lightning_dpo.lora import LoraSettings
 from lightning_dpo.parallel import FSDP2Strategy, is_sharded
+from lightning_dpo.reference_sync import ReferenceSync
 
 
 class Trained(NamedTuple):
@@ -49,6 +50,7 @@ def run(
     strategy: str = "auto",
     full: bool = False,
     lora: bool = False,
+    sync: bool = False,
     export_to: Path | None = None,
     merge: bool = True,
     steps_of: int = 2,
@@ -59,7 +61,7 @@ def run(
     sharding = FSDP2Strategy(save_distributed_checkpoint=not full) if strategy == "fsdp2" else strategy
     module = train(
         model,
-        callbacks=[seen],
+        callbacks=[seen, *([ReferenceSync(every=2, alpha=0.5)] if sync else [])],
         trainer_options={
             "strategy": sharding,
             "devices": rank_and_count()[1],

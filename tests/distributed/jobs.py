@@ -84,6 +84,7 @@ def fit(
     **options: Any,
 ) -> Run:
     """Train a tiny model for some steps."""
+    os.environ.pop("PL_GLOBAL_SEED", None)  # from another test; strategies go back to it
     torch.manual_seed(0)
     module = DPOModule(
         tiny_model(model) if source is None else source,

@@ -48,11 +48,12 @@ class Ranks:
                 (results if succeeded else failures)[rank] = result
             if failures:  # the other may wait for this one; give it a moment to fail by itself
                 deadline = min(deadline, time.monotonic() + 2.0)
-        if len(results) < self.count:
-            self.stop()
+        if failures or len(results) < self.count:
+            if len(failures) < self.count:
+                self.stop()  # ranks that failed together go on together; these would not
             silent = [rank for rank in range(self.count) if rank not in results and rank not in failures]
             errors = [f"rank {rank}: {error}" for rank, error in failures.items()]
-            raise RuntimeError("\n".join([*errors, f"no answer from ranks {silent}"]))
+            raise RuntimeError("\n".join([*errors, f"no answer from ranks {silent}"] if silent else errors))
         return [results[rank] for rank in range(self.count)]
 
     def stop(self) -> None:

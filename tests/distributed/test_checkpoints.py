@@ -55,6 +55,17 @@ def test_two_ranks_resume(ranks: Any, tmp_path: Path, kind: str, lora: bool) -> 
     assert resumed[0].metrics == whole[0].metrics
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reference_that_follows_is_saved(ranks: Any, tmp_path: Path, kind: str) -> None:
+    model = source(tmp_path / "model")
+    options = {**KINDS[kind], "sync": True}
+    whole = ranks.run(run, model=model, folder=tmp_path, every=AT, **options)
+    resumed = ranks.run(run, model=model, ckpt_path=tmp_path / f"step={AT}.ckpt", **options)
+    assert_same(resumed[0], whole[0], exactly=True)
+    assert resumed[0].metrics == whole[0].metrics
+    export_checkpoint(tmp_path / f"step={AT}.ckpt", tmp_path / "exported")
+
+
 EVEN = {"data_options": {"tokens_per_batch": None, "batch_size": 4}, "disable_dropout": True}
 """The same pairs in each step, whether two ranks share them or one accumulates them."""
 ALONE, SHARED = {**EVEN, "steps_of": 2}, {**EVEN, "steps_of": 1}
