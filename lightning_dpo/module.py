@@ -25,6 +25,7 @@ from lightning_dpo.checkpoint import (
     plain_hyperparameters,
     rebuild,
 )
+from lightning_dpo.compiling import compile_backbone, outside_of_graphs
 from lightning_dpo.lora import LoraSettings
 from lightning_dpo.losses import DPOLoss, PreferenceLoss
 from lightning_dpo.metrics import METRIC_NAMES, PairStatistics, PreferenceMetrics, pair_statistics
@@ -231,8 +232,9 @@ class DPOModule(pl.LightningModule):
         self.policy = policy.train()
         if self.reference_follows:
             self.moving_reference = self.reference_model
-        if self._compile_model:
-            getattr(policy, "base_model", policy).compile(dynamic=True)
+        # A user who compiles the module means the policy; the step around it only logs and counts.
+        if self._compile_model or self._compiler_ctx is not None:
+            compile_backbone(policy)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The start-up check, if wanted, the token rate, what a resumed run needs, and the cache's filler."""
@@ -275,6 +277,7 @@ class DPOModule(pl.LightningModule):
         policy = score(self.policy, batch, plan=plan, rows=rows, confidence=confidence)
         return policy, reference, rows.num_tokens
 
+    @outside_of_graphs
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """Mean loss of the batch's pairs; logs what `lightning_dpo.metrics` names under train/."""
         scored = self._step(batch)
@@ -285,6 +288,7 @@ class DPOModule(pl.LightningModule):
                 self.log(f"train/{METRIC_NAMES[field]}", mean, prog_bar=shown, batch_size=len(batch))
         return scored.loss
 
+    @outside_of_graphs
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Collect the batch's statistics."""
         scored = self._step(batch)

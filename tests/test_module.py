@@ -222,11 +222,16 @@ def test_a_proof_is_made_once() -> None:
 
 
 @pytest.mark.slow
-def test_torch_compile() -> None:
+@pytest.mark.parametrize("how", ["argument", "torch.compile"])
+def test_compiled_training_gives_the_same_weights(how: str) -> None:
     ends = []
     for compiled in (False, True):
-        module = DPOModule(tiny_model(), optimizer=sgd, compile_model=compiled)
-        trainer(max_epochs=2).fit(module, loader())
+        module = DPOModule(tiny_model(), optimizer=sgd, compile_model=compiled and how == "argument")
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        run = torch.compile(module) if compiled and how == "torch.compile" else module
+        trainer(max_epochs=2).fit(run, loader(), loader())
+        assert (torch._dynamo.utils.counters["stats"]["calls_captured"] > 0) == compiled
         assert set(module.state_dict()) == {f"policy.{name}" for name in tiny_model().state_dict()}
         ends.append(weights(module.policy))
     for name, value in ends[0].items():
