@@ -107,8 +107,9 @@ def fit_trial(
     began = _previous_end or time.time()
     report = TrialReport(send, required=tuple(g.metric for g in plan.objective.goals), began=began)
     try:
-        with _working_directory(plan.cwd), _own_memory():
-            _fit(plan, overrides, report, checkpoint, dict(trainer_options or {}))
+        with _working_directory(plan.cwd), _own_memory(), tempfile.TemporaryDirectory() as scratch:
+            options = {**_QUIET, "default_root_dir": scratch, **(trainer_options or {})}
+            _fit(plan, overrides, report, checkpoint, options)
             if not report.reports and checkpoint is None:
                 raise ValueError(
                     "a trial must validate at least once: give the recipe validation data, and a "
@@ -163,7 +164,7 @@ def _fit(
     if checkpoint is not None:
         callbacks.append(_TakeOverSettings())
     cli = plan.recipe.cli(
-        {**overrides, **plan.prepared}, callbacks=callbacks, trainer_options={**_QUIET, **trainer_options}
+        {**overrides, **plan.prepared}, callbacks=callbacks, trainer_options=trainer_options
     )
     cli.trainer.fit(
         cli.model,

@@ -1,0 +1,46 @@
+"""Callbacks that bring a trial down, by its beta; named in recipes by class path."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+KILLED, EXHAUSTED, DIVERGED, BROKEN = 0.1, 0.2, 0.3, 0.4
+
+
+class Trouble(pl.Callback):
+    """At the third step: kills the process once, runs out of memory, poisons the weights, or raises."""
+
+    def __init__(self, marker: str) -> None:
+        self.marker = Path(marker)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step != 3:
+            return
+        beta = pl_module.loss.beta
+        if beta == KILLED and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if beta == EXHAUSTED:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        if beta == BROKEN:
+            raise KeyError("a mistake of one's own")
+        if beta == DIVERGED:
+            with torch.no_grad():
+                next(pl_module.policy.parameters()).fill_(float("nan"))
+
+
+class Slow(pl.Callback):
+    """Waits at each step, so that there is time to kill the driver."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        time.sleep(self.seconds)
