@@ -204,6 +204,21 @@ def test_a_folder_shows_no_file_that_is_not_whole(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_appears_by_its_renaming_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = LocalFolder(str(tmp_path))
+    whole = []
+
+    def refused(source: Path, target: Path) -> None:
+        whole.append(source.read_bytes())
+        raise OSError("no renaming today")
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(OSError, match="no renaming"):
+        folder.write("a.safetensors", b"all of it")
+    assert whole == [b"all of it"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_urls_and_paths(tmp_path: Path) -> None:
     assert isinstance(open_folder(str(tmp_path)), LocalFolder)
     assert isinstance(open_folder(f"file://{tmp_path}"), LocalFolder)

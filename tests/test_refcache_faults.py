@@ -16,7 +16,7 @@ from tiny_models import random_pairs, tiny_model
 from training import loader, sgd, trainer
 
 from lightning_dpo import DPOModule, PairBatch
-from lightning_dpo.refcache import CacheUsage, FillReferenceCache, ReferenceCache, pair_keys
+from lightning_dpo.refcache import CacheUsage, FillReferenceCache, ReferenceCache
 from lightning_dpo.refcache import store as store_module
 
 COUNT = 48
@@ -190,28 +190,29 @@ def test_a_cache_that_is_read_only_serves(
 
 
 def test_a_reader_sees_whole_shards_while_a_writer_writes(tmp_path: Path) -> None:
-    """Listing and reading at any moment gives nothing but whole shards."""
+    """Listing and reading at any moment gives nothing but whole shards, large ones too."""
+    shards, size = 25, 20_000
     space = store_module.Space("w", "d", "p", "a")
-    batch = PairBatch.from_pairs(random_pairs(400))
-    keys = pair_keys(batch)
+    random = np.random.default_rng(0)
     entries = store_module.Entries(
-        keys, np.random.default_rng(0).normal(size=(400, 4)).astype(np.float32), np.ones((400, 2), np.int32)
+        random.integers(0, 2**64, (shards * size, 2), dtype=np.uint64),
+        random.normal(size=(shards * size, 4)).astype(np.float32),
+        np.ones((shards * size, 2), np.int32),
     )
     pid = os.fork()
     if pid == 0:
-        writer = ReferenceCache(str(tmp_path), space=space)
-        for row in range(400):
-            writer.add(entries.select(np.array([row])))
+        for start in range(0, shards * size, size):
+            writer = ReferenceCache(str(tmp_path), space=space)
+            writer.add(entries.select(np.arange(start, start + size)))
             writer.flush()
         os._exit(0)
-    last, deadline = 0, time.monotonic() + 60
-    while last < 400 and time.monotonic() < deadline:
-        reader = ReferenceCache(str(tmp_path), space=space)
+    reader = ReferenceCache(str(tmp_path), space=space)
+    deadline = time.monotonic() + 60
+    while len(reader) < shards * size and time.monotonic() < deadline:
         reader.load()
         assert reader.damaged == []
-        served, here = reader.find(keys)
-        assert here.sum() >= last
-        last = int(here.sum())
-        np.testing.assert_array_equal(served.sums[here], entries.sums[here])
     os.waitpid(pid, 0)
-    assert last == 400
+    assert len(reader) == shards * size
+    served, here = reader.find(entries.keys[::1000])
+    assert here.all()
+    np.testing.assert_array_equal(served.sums, entries.sums[::1000])
