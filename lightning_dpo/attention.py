@@ -38,6 +38,9 @@ def row_masks(rows: Rows, *, config: Any, dtype: torch.dtype) -> AttentionMask:
     if not kinds:
         kinds = {_FULL if window is None else _SLIDING}
     implementation = config._attn_implementation
+    if rows.spans is not None:
+        assert kinds == {_FULL}, "branch attention knows no windows"
+        return rows.spans[None, None]
 
     def build(span: int | None) -> Tensor | BlockMask:
         if implementation == "flex_attention":

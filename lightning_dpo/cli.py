@@ -68,11 +68,14 @@ class DPOCLI(LightningCLI):
         parser.set_defaults({"model.loss": {"class_path": "lightning_dpo.losses.DPOLoss"}})
 
     def before_instantiate_classes(self) -> None:
-        """A data module that was given no tokenizer gets the policy's."""
+        """A data module that was given no tokenizer gets the policy's; no bar where none is wanted."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         data = config.get("data")
         if data is not None and "tokenizer" in data and data.tokenizer is None:
             data.tokenizer = config.model.policy
+        if config.trainer.enable_progress_bar is False:
+            # The trainer refuses a progress bar among the callbacks of a run that is to have none.
+            self.trainer_defaults["callbacks"] = []
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: what the command line says wins over what a checkpoint says."""

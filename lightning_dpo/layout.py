@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class Rows:
         shared: Whether rows hold several branches, so that `visible` and not plain causality says which
             tokens see each other.
         num_tokens: Tokens that are not padding.
+        spans: Lengths of prompt, chosen and rejected of each pair in the order in which they stand in a
+            single row without padding, (pairs, 3), on the CPU; None for other layouts.
     """
 
     input_ids: Tensor
@@ -47,6 +49,7 @@ class Rows:
     lengths: Tensor
     shared: bool
     num_tokens: int
+    spans: Tensor | None = None
 
     @property
     def attention_mask(self) -> Tensor:
@@ -92,7 +95,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def shared_rows(batch: PairBatch, *, multiple: int = 1) -> Rows:
+def shared_rows(batch: PairBatch, *, multiple: int = 1, single_row: bool = False) -> Rows:
     """Lay each pair out once, as [prompt | chosen | rejected], and pack pairs into rows.
 
     A row is as long as the longest pair of the batch, so packing costs no more attention than padding
@@ -102,12 +105,13 @@ def shared_rows(batch: PairBatch, *, multiple: int = 1) -> Rows:
     Args:
         batch: The pairs.
         multiple: Row lengths are rounded up to a multiple of this.
+        single_row: Put all pairs into one row, without padding; for attention that goes pair by pair.
     """
     prompts, chosen, rejected = _host_lengths(batch)
     totals = [sum(parts) for parts in zip(prompts, chosen, rejected, strict=True)]
     starts = _starts(batch)
     pieces: list[_Piece] = []
-    packed = pack(totals, max(totals))
+    packed = [list(range(len(batch)))] if single_row else pack(totals, max(totals))
     first_columns = [0] * len(batch)
     row_of = [0] * len(batch)
     for row, pairs in enumerate(packed):
@@ -129,14 +133,16 @@ def shared_rows(batch: PairBatch, *, multiple: int = 1) -> Rows:
                 ),
             ]
             column += totals[pair]
-    width = _round_up(max(totals), multiple)
+    width = _round_up(sum(totals) if single_row else max(totals), multiple)
     base = [row_of[i] * width + first_columns[i] for i in range(len(batch))]
     last_prompt = [base[i] + prompts[i] - 1 for i in range(len(batch))]
     after = [
         *(base[i] + prompts[i] for i in range(len(batch))),
         *(base[i] + prompts[i] + chosen[i] for i in range(len(batch))),
     ]
-    return _rows(batch, pieces, shape=(len(packed), width), first=last_prompt * 2, after=after, shared=True)
+    shape = (len(packed), width)
+    rows = _rows(batch, pieces, shape=shape, first=last_prompt * 2, after=after, shared=True)
+    return replace(rows, spans=torch.tensor([prompts, chosen, rejected]).T) if single_row else rows
 
 
 def concatenated_rows(batch: PairBatch) -> Rows:

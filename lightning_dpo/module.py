@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -28,7 +30,7 @@ from lightning_dpo.checkpoint import (
 from lightning_dpo.compiling import compile_backbone, outside_of_graphs
 from lightning_dpo.lora import LoraSettings
 from lightning_dpo.losses import DPOLoss, PreferenceLoss
-from lightning_dpo.metrics import METRIC_NAMES, PairStatistics, PreferenceMetrics, pair_statistics
+from lightning_dpo.metrics import METRIC_NAMES, PreferenceMetrics, pair_statistics
 from lightning_dpo.parallel import (
     Sharding,
     build_sharded,
@@ -52,27 +54,12 @@ from lightning_dpo.reference_sync import ReferenceSync
 from lightning_dpo.resume import ExactResume
 from lightning_dpo.schedule import linear_warmup
 from lightning_dpo.scoring import ScoringPlan, rows_for, score
+from lightning_dpo.steps import ScoredBatch, StepRecord
 from lightning_dpo.types import PairBatch, PairLogps
 
-__all__ = ["DPOModule", "StepRecord"]
+__all__ = ["DPOModule"]
 
 DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
-
-
-class StepRecord(NamedTuple):
-    """What the last training or validation step saw, without gradient, for callbacks.
-
-    Attributes:
-        policy: Log-probabilities under the policy.
-        reference: Log-probabilities under the reference, or None.
-        losses: Loss of each pair, (batch,).
-        num_tokens: Tokens the policy computed.
-    """
-
-    policy: PairLogps
-    reference: PairLogps | None
-    losses: Tensor
-    num_tokens: int
 
 
 class DPOModule(pl.LightningModule):
@@ -129,8 +116,7 @@ class DPOModule(pl.LightningModule):
             layout: "shared" computes prompts once per pair, "concatenated" once per completion; "auto" takes
                 shared where it is proved exact for the model.
             dtype: Type the weights are loaded in. Keep float32 with mixed precision.
-            attn_implementation: Passed to transformers. None leaves it to the model, and on CUDA to
-                FlexAttention where that is proved exact.
+            attn_implementation: Passed to transformers. None takes what is fastest here and proved exact.
             gradient_checkpointing: Recompute activations in the backward pass.
             compile_model: Compile the policy's backbone with torch.compile.
             disable_dropout: Set all dropout of the policy to 0.
@@ -197,6 +183,11 @@ class DPOModule(pl.LightningModule):
         return self.loss.needs_reference or self._reference_source not in ("frozen", "none")
 
     @property
+    def _compiled(self) -> bool:
+        """Whether the policy is: a user who compiles the module means it, not the logging around it."""
+        return self._compile_model or self._compiler_ctx is not None
+
+    @property
     def reference_follows(self) -> bool:
         """Whether a ReferenceSync moves the reference, which makes its weights a part of checkpoints."""
         callbacks = [] if self._trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
@@ -232,8 +223,7 @@ class DPOModule(pl.LightningModule):
         self.policy = policy.train()
         if self.reference_follows:
             self.moving_reference = self.reference_model
-        # A user who compiles the module means the policy; the step around it only logs and counts.
-        if self._compile_model or self._compiler_ctx is not None:
+        if self._compiled:
             compile_backbone(policy)
 
     def configure_callbacks(self) -> list[pl.Callback]:
@@ -259,7 +249,8 @@ class DPOModule(pl.LightningModule):
                     self.policy,
                     layout=self._layout,
                     device=self.device,
-                    may_switch_attention=self._settings.attn_implementation is None,
+                    # Compiled, a loop over pairs would be unrolled anew for every batch.
+                    may_switch_attention=self._settings.attn_implementation is None and not self._compiled,
                 ).plan
             self._reference.match(self.policy)
         return self._plan
@@ -318,7 +309,13 @@ class DPOModule(pl.LightningModule):
         by_norm = gradient_clip_val is not None and gradient_clip_algorithm in (None, "norm")
         if by_norm and clip_gradients(self.trainer.model, limit=float(gradient_clip_val or 0)):
             return
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None and gradient_clip_val:
+            # Lightning keeps fused optimizers from clipping for float16's loss scale; here is none.
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The policy is about to become another than the reference."""
@@ -368,7 +365,7 @@ class DPOModule(pl.LightningModule):
         tokenizer = getattr(data, "tokenizer", None)
         return tokenizer if tokenizer is not None else self.tokenizer_source
 
-    def _step(self, batch: PairBatch) -> _Scored:
+    def _step(self, batch: PairBatch) -> ScoredBatch:
         policy, reference, num_tokens = self.score(batch)
         weights = batch.weights
         if not weights.all():
@@ -381,19 +378,11 @@ class DPOModule(pl.LightningModule):
         losses = self.loss(policy, reference)
         self.latest = StepRecord(policy.detach(), reference, losses.detach(), num_tokens)
         denominator = batch.denominator or float(batch.weights.sum()) or 1.0
-        return _Scored(
+        return ScoredBatch(
             loss=(losses * weights).sum() / denominator,
             weights=weights,
             statistics=pair_statistics(losses, policy, reference, beta=self.loss.beta),
         )
-
-
-class _Scored(NamedTuple):
-    """A batch after scoring; fillers are gone."""
-
-    loss: Tensor
-    weights: Tensor
-    statistics: PairStatistics
 
 
 _IN_PROGRESS_BAR = frozenset({"loss", "margin", "accuracy"})

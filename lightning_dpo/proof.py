@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lightning_dpo.branches import BRANCH_ATTENTION
 from lightning_dpo.head import find_head
 from lightning_dpo.scoring import ScoringPlan, causal_lm, rows_for, score_rows
 from lightning_dpo.types import PairBatch, TokenPair
@@ -40,8 +41,8 @@ class Proof(NamedTuple):
     reason: str
 
 
-_FLEX_DEVICES = frozenset({"cuda"})
-"""Where FlexAttention has a backward pass, and block masks cost less than dense ones."""
+_FASTEST = {"cuda": "flex_attention", "cpu": BRANCH_ATTENTION}
+"""Attention that computes only what is seen: FlexAttention has no backward pass on the CPU."""
 
 
 @torch.no_grad()
@@ -60,8 +61,9 @@ def prove(
         model: See `lightning_dpo.scoring.score`.
         layout: "auto" takes shared rows if they are exact for this model and concatenated ones otherwise.
         device: Where the model's inputs go; by default where its parameters are.
-        may_switch_attention: Whether a model that runs SDPA on CUDA may be switched to FlexAttention, whose
-            block masks skip what nobody sees; it stays switched if shared rows are exact with it.
+        may_switch_attention: Whether a model that runs SDPA may be switched to attention that skips what
+            nobody sees: FlexAttention on CUDA, `lightning_dpo.branches` on the CPU. It stays switched if
+            shared rows are exact with it.
 
     Raises:
         ValueError: If `layout="shared"` and it is not exact for this model.
@@ -77,8 +79,8 @@ def prove(
     model.eval()
     try:
         place = device or next(model.parameters()).device
-        flex = _prove_with_flex(model, place) if may_switch_attention and layout != "concatenated" else None
-        proof = flex or _prove(model, layout, place)
+        may_switch = may_switch_attention and layout != "concatenated"
+        proof = (_prove_with_fastest(model, place) if may_switch else None) or _prove(model, layout, place)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -91,18 +93,27 @@ def prove(
     return proof
 
 
-def _prove_with_flex(model: nn.Module, device: torch.device) -> Proof | None:
-    """The proof with FlexAttention; None, and the model as it was, where that does not work."""
+def _prove_with_fastest(model: nn.Module, device: torch.device) -> Proof | None:
+    """The proof with the device's fastest attention; None, and the model as it was, if that is not exact."""
     lm: Any = causal_lm(model)
-    before = lm.config.get_text_config()._attn_implementation
-    if device.type not in _FLEX_DEVICES or before != "sdpa" or not lm._supports_flex_attn:
+    config = lm.config.get_text_config()
+    before, fastest = config._attn_implementation, _FASTEST.get(device.type)
+    if fastest is None or before != "sdpa" or not _can_switch(lm, fastest):
         return None
-    lm.set_attn_implementation("flex_attention")
+    lm.set_attn_implementation(fastest)
     proof = _prove(model, "auto", device)
     if proof.plan.layout == "shared" and _has_gradient(model, _trial_batch(lm, device), proof.plan):
         return proof
     lm.set_attn_implementation(before)
     return None
+
+
+def _can_switch(lm: Any, implementation: str) -> bool:
+    if implementation == "flex_attention":
+        return bool(lm._supports_flex_attn)
+    config = lm.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ("full_attention",))
+    return kinds == {"full_attention"} and getattr(config, "sliding_window", None) is None
 
 
 def _has_gradient(model: nn.Module, batch: PairBatch, plan: ScoringPlan) -> bool:

@@ -76,13 +76,20 @@ class FrozenReference(Reference):
             name: What errors call it.
 
         Raises:
-            ValueError: If the two have different vocabularies.
+            ValueError: If the two have different vocabularies or architectures.
         """
         ours, theirs = _vocabulary(policy), _vocabulary(model)
         if ours is not None and theirs is not None and ours != theirs:
             raise ValueError(
                 f"`reference` must share the policy's vocabulary of {ours} tokens, got {theirs} ({name}); "
                 "pass a model with the same tokenizer"
+            )
+        kinds = type(causal_lm(policy)), type(causal_lm(model))
+        if kinds[0] is not kinds[1]:
+            # What is proved exact for the policy's layout of rows would be taken for granted here.
+            raise ValueError(
+                f"`reference` must have the policy's architecture, {kinds[0].__name__}, got "
+                f"{kinds[1].__name__} ({name}); pass the model that the policy started from"
             )
         self._model = model.eval().requires_grad_(False)
 

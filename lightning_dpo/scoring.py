@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dpo.attention import FLEX_BLOCK, row_masks
+from lightning_dpo.branches import BRANCH_ATTENTION
 from lightning_dpo.head import TokenLogps, find_head, head_logps, logits_logps
 from lightning_dpo.layout import Rows, concatenated_rows, shared_rows
 from lightning_dpo.types import PairBatch, PairLogps
@@ -55,8 +56,10 @@ def rows_for(batch: PairBatch, *, model: nn.Module, plan: ScoringPlan) -> Rows:
     if plan.layout == "concatenated":
         return concatenated_rows(batch)
     config: Any = causal_lm(model).config
-    flex = config.get_text_config()._attn_implementation == "flex_attention"
-    return shared_rows(batch, multiple=FLEX_BLOCK if flex else 1)
+    implementation = config.get_text_config()._attn_implementation
+    if implementation == BRANCH_ATTENTION:
+        return shared_rows(batch, single_row=True)
+    return shared_rows(batch, multiple=FLEX_BLOCK if implementation == "flex_attention" else 1)
 
 
 def score(

@@ -114,6 +114,11 @@ def test_the_completion_monitor_is_added_as_the_readme_says(folder: Path) -> Non
     assert len(path.read_text().splitlines()) == 2
 
 
+def test_the_progress_bar_can_be_switched_off(folder: Path) -> None:
+    cli = DPOCLI(args=["fit", *TINY, "--trainer.enable_progress_bar=false", "--trainer.fast_dev_run=true"])
+    assert cli.trainer.progress_bar_callback is None
+
+
 def test_interpolations_see_the_command_line(folder: Path) -> None:
     (folder / "run.yaml").write_text(
         "model:\n  policy: model\n  loss:\n    class_path: lightning_dpo.losses.DPOLoss\n"

@@ -185,6 +185,12 @@ def test_a_reference_of_ones_own(tmp_path: Any) -> None:
         assert same(weights(module.reference_model), weights(tiny_model(seed=0)))
 
 
+def test_a_reference_of_another_architecture_is_refused() -> None:
+    module = DPOModule(tiny_model("llama"), reference=tiny_model("qwen3"), optimizer=sgd)
+    with pytest.raises(ValueError, match="architecture, LlamaForCausalLM, got Qwen3ForCausalLM"):
+        module.configure_model()
+
+
 def test_configure_model_is_idempotent() -> None:
     module = DPOModule(tiny_model())
     module.configure_model()
@@ -216,8 +222,9 @@ def test_a_proof_is_made_once() -> None:
 
     module.policy.model.forward = counting
     trainer().fit(module, loader())
-    # Three trial passes (full logits, chunked head, shared rows), then one for each of the four batches.
-    assert calls == 3 + 4
+    # Four trial passes (full logits, chunked head, shared rows, and once more with a gradient), then one for
+    # each of the four batches.
+    assert calls == 4 + 4
     assert module.plan() == ScoringPlan("shared", chunked_head=True)
 
 

@@ -8,6 +8,7 @@ from tiny_models import FALLEN_BACK, SHARED, OwnNetwork, random_batch, random_pa
 
 import lightning_dpo.attention
 import lightning_dpo.proof
+from lightning_dpo.branches import BRANCH_ATTENTION
 from lightning_dpo.proof import prove
 from lightning_dpo.scoring import ScoringPlan, rows_for, score
 from lightning_dpo.types import PairBatch, PairLogps, TokenPair
@@ -162,6 +163,37 @@ def test_shared_rows_compute_every_unique_token_once() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen3", "gpt2", "gpt-neox", "cohere", "granite"])
+def test_branch_attention_is_exact_in_value_and_gradient_without_padding(name: str) -> None:
+    model, pairs = tiny_model(name), random_pairs(7, longest=14)
+    batch = PairBatch.from_pairs(pairs)
+    expected = one_by_one(model, pairs)
+    wanted = gradients(model, expected)
+    assert prove(model, may_switch_attention=True).plan == SHARED_PLAN
+    assert model.config._attn_implementation == BRANCH_ATTENTION
+    rows = rows_for(batch, model=model, plan=SHARED_PLAN)
+    assert rows.input_ids.numel() == rows.num_tokens
+    actual = score(model, batch, plan=SHARED_PLAN)
+    assert_same(actual, expected)
+    got = gradients(model, actual)
+    for key, value in wanted.items():
+        torch.testing.assert_close(got[key], value, atol=1e-4, rtol=1e-3, msg=key)
+    # Everything else that the model does, generation among it, goes on as before.
+    ids = torch.tensor([[*pairs[0].prompt_ids]])
+    plain = tiny_model(name)
+    assert torch.equal(
+        model.generate(ids, max_new_tokens=5, do_sample=False),
+        plain.generate(ids, max_new_tokens=5, do_sample=False),
+    )
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "qwen2-window"])
+def test_models_with_windows_keep_their_masks(name: str) -> None:
+    model = tiny_model(name)
+    assert prove(model, may_switch_attention=True).plan == SHARED_PLAN
+    assert model.config._attn_implementation == "sdpa"
+
+
 @pytest.mark.slow
 def test_flex_attention_computes_what_sdpa_computes() -> None:
     """On the CPU it has no backward pass, so values only; its block masks are those of CUDA."""
@@ -174,7 +206,7 @@ def test_flex_attention_computes_what_sdpa_computes() -> None:
 
 
 def test_flex_attention_that_does_not_run_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lightning_dpo.proof, "_FLEX_DEVICES", {"cpu"})
+    monkeypatch.setattr(lightning_dpo.proof, "_FASTEST", {"cpu": "flex_attention"})
     tried = []
 
     def refuse(*_: Any, **__: Any) -> None:

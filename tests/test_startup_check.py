@@ -46,7 +46,7 @@ def test_dropout_is_named() -> None:
 
 def test_dtypes_are_named() -> None:
     policy = tiny_model()
-    module = DPOModule(policy, optimizer=sgd)
+    module = DPOModule(policy, optimizer=sgd, attn_implementation="sdpa")
     module.configure_model()
     # The reference would follow the policy's type; keep it from doing so.
     module._reference.match = lambda policy: None
