@@ -1,0 +1,66 @@
+"""What the README shows is run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from tiny_models import CONFIGS
+from tiny_tokenizers import byte_level
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from lightning_dpo import losses
+from lightning_dpo.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands(program: str) -> list[str]:
+    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line.split(" ")[0] == program]
+
+
+@pytest.mark.parametrize("command", commands("lightning-dpo"))
+def test_every_command_is_understood(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        main([*shlex.split(command)[1:], "--print_config"])
+    assert stop.value.code == 0, capsys.readouterr().err
+
+
+def test_every_make_target_exists() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    named = set(re.findall(r"make ([a-z-]+)", README))
+    assert {"demo", "test", "lint", "bench"} <= named <= set(targets)
+
+
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
+    tokenizer = byte_level()
+    config = LlamaConfig(**{**CONFIGS["llama"].to_dict(), "vocab_size": len(tokenizer)})
+    AutoModelForCausalLM.from_config(config).save_pretrained("tiny")
+    tokenizer.save_pretrained("tiny")
+    rows = [{"prompt": f"is it {i}?", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(20)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in code
+    exec(code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "tiny"), {})
+    assert AutoModelForCausalLM.from_pretrained("model/").config.vocab_size == len(tokenizer)
+
+
+def test_every_loss_is_in_the_table() -> None:
+    named = set(re.findall(r"^\| (`.*?) \|", README, flags=re.MULTILINE))
+    listed = set(re.findall(r"`(\w+)`", " ".join(named)))
+    concrete = set(losses.__all__) - {"PreferenceLoss", "MarginLoss"}
+    assert concrete <= listed
