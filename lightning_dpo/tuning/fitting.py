@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
 import tempfile
 import time
 import traceback
@@ -35,6 +36,7 @@ class TrialPlan:
         objective: Metrics that each report must have.
         location: The sweep's folder.
         cwd: Relative paths of the recipe start here.
+        import_path: Where the user's own classes are found.
         workers: Processes of a trial.
         cpus: CPUs of each.
         gpus: GPUs of each.
@@ -50,6 +52,7 @@ class TrialPlan:
     objective: Objective
     location: str
     cwd: str
+    import_path: tuple[str, ...] = ()
     workers: int = 1
     cpus: float = 1
     gpus: float = 0
@@ -107,7 +110,7 @@ def fit_trial(
     began = _previous_end or time.time()
     report = TrialReport(send, required=tuple(g.metric for g in plan.objective.goals), began=began)
     try:
-        with _working_directory(plan.cwd), _own_memory(), tempfile.TemporaryDirectory() as scratch:
+        with _users_place(plan), _own_memory(), tempfile.TemporaryDirectory() as scratch:
             options = {**_QUIET, "default_root_dir": scratch, **(trainer_options or {})}
             _fit(plan, overrides, report, checkpoint, options)
             if not report.reports and checkpoint is None:
@@ -127,7 +130,7 @@ def fit_trial(
 
 def fit_once(plan: TrialPlan, trainer_options: Mapping[str, Any]) -> tuple[str, ...]:
     """Run the recipe as it is, apart from these trainer arguments; returns the names that it logged."""
-    with _working_directory(plan.cwd), _own_memory():
+    with _users_place(plan), _own_memory():
         cli = plan.recipe.cli(plan.prepared, trainer_options={**_QUIET, **here(plan), **trainer_options})
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         return tuple(cli.trainer.callback_metrics)
@@ -204,11 +207,12 @@ def _configured(result: Any) -> list[torch.optim.Optimizer]:
 
 
 @contextlib.contextmanager
-def _working_directory(path: str) -> Iterator[None]:
-    """The user's, where this machine has it."""
+def _users_place(plan: TrialPlan) -> Iterator[None]:
+    """The user's working directory, where this machine has it, and import path."""
     before = Path.cwd()
-    if Path(path).is_dir():
-        os.chdir(path)
+    sys.path.extend(entry for entry in plan.import_path if entry not in sys.path)
+    if Path(plan.cwd).is_dir():
+        os.chdir(plan.cwd)
     try:
         yield
     finally:

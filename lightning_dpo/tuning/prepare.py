@@ -46,7 +46,7 @@ def prepare(plan: TrialPlan, config: SweepConfig) -> Preparation:
         ValueError: If the reference or the data cannot be used, or the objective is not logged.
     """
     if not plan.recipe.is_preference:
-        metrics = _on_cluster(plan, {"max_steps": 1, "limit_val_batches": 1})
+        metrics = _on_cluster(plan, {"fast_dev_run": True})
         check_goals(plan.objective, metrics=metrics, varied=())
         return Preparation(metrics=metrics)
     shared = _shared_reference(plan, config)
@@ -81,5 +81,10 @@ def _shared_reference(plan: TrialPlan, config: SweepConfig) -> dict[str, Any]:
 def _on_cluster(plan: TrialPlan, trainer_options: dict[str, Any]) -> tuple[str, ...]:
     """Run a piece of a trial on a machine like those of trials; returns the names that were logged."""
     task = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=1)(fit_once)
-    names: tuple[str, ...] = ray.get(task.remote(plan, trainer_options))
+    try:
+        names: tuple[str, ...] = ray.get(task.remote(plan, trainer_options))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise ValueError(f"the recipe does not run: {error.cause}") from error
+        raise
     return names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import sys
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -64,6 +65,7 @@ def sweep(
         objective=objective,
         location=storage.location,
         cwd=str(Path.cwd()),
+        import_path=tuple(sys.path),
         workers=config.workers,
         cpus=config.cpus,
         gpus=config.gpus,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from lightning_dpo.tuning.fitting import Outcome, TrialPlan, fit_trial, here
@@ -51,6 +52,7 @@ def _run_here(plan: TrialPlan, record: TrialRecord) -> None:
         tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 
     options = here(plan)
+    record = replace(record, extra={"node": ray.get_runtime_context().get_node_id()})
     if checkpoint is None:
         state = record.restarted(step=-1)
         state.save(plan.records)
@@ -68,7 +70,9 @@ def _run_here(plan: TrialPlan, record: TrialRecord) -> None:
 def finish(plan: TrialPlan, record: TrialRecord, outcome: Outcome) -> None:
     """Record how a trial ended, and tell Tune: a trial that went wrong counts as the worst there is."""
     status: Any = outcome.status
-    ended = replace(record, status=status, reason=outcome.reason, extra={"traceback": outcome.details})
+    ended = replace(
+        record, status=status, reason=outcome.reason, extra={**record.extra, "traceback": outcome.details}
+    )
     ended.save(plan.records)
     if status != "finished":
         tune.report({**ended.metrics, **_goals(plan, ended), "status": status})

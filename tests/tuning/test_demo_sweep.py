@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightning_dpo.demo.task import TaskConfig
+from lightning_dpo.tuning import SweepConfig
+from lightning_dpo.tuning.demo import demo_sweep_config, run_demo_sweep
+
+SWEEP = Path(__file__).parents[2] / "tuning" / "demo.yaml"
+
+
+def test_the_file_and_the_function_are_the_same_sweep() -> None:
+    assert SweepConfig.from_yaml(SWEEP) == demo_sweep_config("outputs/demo")
+
+
+@pytest.mark.slow
+def test_the_demonstration_sweeps(cluster: None, tmp_path: Path) -> None:
+    small = TaskConfig(hidden_size=16, layers=1, fit_steps=4, train_pairs=192, validation_pairs=32)
+    result = run_demo_sweep(output=tmp_path, task=small, verbose=False)
+    assert len(result.trials) == 8
+    assert {trial.status for trial in result.trials} <= {"finished", "stopped"}
+    assert result.reference_passes == 1
+    assert Path(result.report_path).is_file()
+    assert all("val/kl" in trial.metrics for trial in result.trials)
