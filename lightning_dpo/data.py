@@ -355,5 +355,7 @@ def _accumulation(trainer: pl.Trainer) -> int | dict[int, int]:
 
 def _batches_done(trainer: pl.Trainer) -> int:
     """Batches of this epoch that were trained on before the checkpoint that is being resumed from."""
-    loop = trainer.fit_loop.epoch_loop
-    return loop.batch_progress.current.ready if loop.restarting else 0
+    # The outer loop's flag, since the inner one's is gone where the checkpoint was made at a validation: then
+    # Lightning passes over that validation before it asks for a batch.
+    loop = trainer.fit_loop
+    return loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0
