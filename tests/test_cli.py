@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_models import CONFIGS
+from tiny_folder import save_tiny
 from tiny_tokenizers import byte_level
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_dpo import DPOModule, PreferenceDataModule
 from lightning_dpo.cli import DPOCLI, main
@@ -26,10 +26,7 @@ COLOURS = ("red", "green", "grey", "white", "pink", "brown", "black", "gold")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    tokenizer = byte_level()
-    config = LlamaConfig(**{**CONFIGS["llama"].to_dict(), "vocab_size": len(tokenizer)})
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    save_tiny(tmp_path / "model")
     rows = [{"prompt": f"is it {c}?", "chosen": " yes it is", "rejected": f" no not {c}"} for c in COLOURS]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path

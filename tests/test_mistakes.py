@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import CONFIGS, tiny_model
+from tiny_folder import save_tiny
+from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 import lightning_dpo.builder
 import lightning_dpo.models
@@ -27,10 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small model with its tokenizer, and pairs."""
     monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    tokenizer = byte_level()
-    config = LlamaConfig(**{**CONFIGS["llama"].to_dict(), "vocab_size": len(tokenizer)})
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    save_tiny(tmp_path / "model")
     write(tmp_path / "pairs.jsonl", ROWS)
     return tmp_path
 

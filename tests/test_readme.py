@@ -8,9 +8,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tiny_models import CONFIGS
+from tiny_folder import save_tiny
 from tiny_tokenizers import byte_level
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from lightning_dpo import losses
 from lightning_dpo.cli import main
@@ -48,15 +48,12 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (code,) = blocks("python")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
-    tokenizer = byte_level()
-    config = LlamaConfig(**{**CONFIGS["llama"].to_dict(), "vocab_size": len(tokenizer)})
-    AutoModelForCausalLM.from_config(config).save_pretrained("tiny")
-    tokenizer.save_pretrained("tiny")
+    save_tiny(tmp_path / "tiny")
     rows = [{"prompt": f"is it {i}?", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(20)]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "HuggingFaceTB/SmolLM2-135M-Instruct" in code
     exec(code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "tiny"), {})
-    assert AutoModelForCausalLM.from_pretrained("model/").config.vocab_size == len(tokenizer)
+    assert AutoModelForCausalLM.from_pretrained("model/").config.vocab_size == len(byte_level())
 
 
 def test_every_loss_is_in_the_table() -> None:
