@@ -2,7 +2,7 @@
 
     python -m benchmarks.fsdp_memory [--hidden 1024] [--layers 12] [--vocabulary 8000]
 
-Prints each rank's memory after loading, and its peaks while loading and over the whole run, beyond what imports
+Prints each rank's memory after loading, and its peaks while loading and over the run, beyond what imports
 take. Counted is memory of the process's own, sampled; pages of the model file are not, of which one process
 alone keeps its policy in until the first step changes it.
 """

@@ -58,10 +58,13 @@ class ExactResume(pl.Callback):
         if saved is None or saved == ranks or "loops" not in checkpoint:
             return
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        if progress["current"]["ready"] * saved % ranks:
+        ready = progress["current"]["ready"]
+        # Batches filled by tokens are dealt out to ranks in an order that depends on how many there are.
+        by_tokens = getattr(trainer.datamodule, "tokens_per_batch", None) is not None  # type: ignore[attr-defined]
+        if ready and (by_tokens or ready * saved % ranks):
             rank_zero_warn(
-                f"the run was saved on {saved} ranks and goes on with {ranks}: the batches seen do not "
-                "divide evenly, so some are seen twice"
+                f"the run was saved on {saved} ranks within an epoch and goes on with {ranks}: "
+                "some pairs of this epoch may be seen twice or not at all"
             )
         rescale_progress(progress, saved=saved, ranks=ranks)
 

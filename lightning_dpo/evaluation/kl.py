@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_dpo.evaluation.sampling import Sample, evaluating
 from lightning_dpo.head import find_head
+from lightning_dpo.parallel import is_sharded
 from lightning_dpo.proof import prove
 from lightning_dpo.scoring import causal_lm
 
@@ -142,7 +143,9 @@ class _Scorer:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.lm: Any = causal_lm(model)
-        self.head = find_head(self.lm) if prove(model, layout="concatenated").plan.chunked_head else None
+        # A sharded model gathers its weights when it is called, and not when its parts are.
+        chunked = not is_sharded(model) and prove(model, layout="concatenated").plan.chunked_head
+        self.head = find_head(self.lm) if chunked else None
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def logits(self, rows: _Rows) -> _Logits:

@@ -107,13 +107,16 @@ def shard(model: nn.Module, sharding: Sharding) -> None:
     options: dict[str, Any] = {"mesh": sharding.mesh, "mp_policy": precision, "offload_policy": offload}
     for block in blocks(model, sharding.block_classes):
         fully_shard(block, reshard_after_forward=sharding.reshard_after_forward, **options)
-    fully_shard(model, **options)
+    # Not an adapter's wrapper: generation goes around it.
+    root = causal_lm(model)
+    fully_shard(root, **options)
+    root.register_forward_hook(lambda *_: _after_pass(model))
     _add_scoring_entry(model)
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP2 has sharded a model."""
-    return isinstance(model, FSDPModule)
+    return isinstance(causal_lm(model), FSDPModule)
 
 
 def reshard(model: nn.Module) -> None:
@@ -152,23 +155,31 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
     return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
 
 
+def _after_pass(model: nn.Module) -> None:
+    """Free gathered weights where no backward pass will come to do it.
+
+    An adapter that was switched off for this pass must also be switched on again on the shards, which last,
+    and not on gathered weights.
+    """
+    if not torch.is_grad_enabled():
+        reshard(model)
+
+
 def _add_scoring_entry(model: nn.Module) -> None:
     name = "_lightning_dpo_run_gathered"
 
     def run_gathered(rows: Rows, plan: ScoringPlan, confidence: bool) -> TokenLogps:  # noqa: FBT001
         return run_rows(model, rows, plan=plan, confidence=confidence)
 
-    setattr(model, name, run_gathered)
-    register_fsdp_forward_method(model, name)
+    root = causal_lm(model)
+    setattr(root, name, run_gathered)
+    register_fsdp_forward_method(root, name)
 
     def enter(rows: Rows, *, plan: ScoringPlan, confidence: bool) -> TokenLogps:
         # A plan without chunked head calls the model, which gathers by itself.
-        run = getattr(model, name) if plan.chunked_head else run_gathered
+        run = getattr(root, name) if plan.chunked_head else run_gathered
         tokens: TokenLogps = run(rows, plan, confidence)
-        if not torch.is_grad_enabled():
-            # No backward pass will come to do it; and an adapter that was switched off for this pass must be
-            # switched on again on the shards, not on gathered weights.
-            reshard(model)
+        _after_pass(model)
         return tokens
 
     setattr(model, SCORING_ENTRY, enter)

@@ -21,7 +21,7 @@ from lightning_dpo.scoring import SCORING_ENTRY, ScoringPlan, run_rows
 
 __all__ = ["FSDP1Strategy", "FSDP2Strategy", "check_strategy", "sharding_for", "sharding_of", "wrap_policy"]
 
-_COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16}
 
 
 class FSDP2Strategy(ModelParallelStrategy):

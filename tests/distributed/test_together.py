@@ -88,8 +88,20 @@ def test_a_sharded_run_is_resumed_against_its_own_reference(ranks: Any, tmp_path
         assert bool(found) == bool(error)
 
 
-@pytest.mark.parametrize("overlays", [["fsdp2"], ["lora", "fsdp2"]], ids=str)
-def test_the_recipes_with_the_overlay(ranks: Any, tmp_path: Path, overlays: list[str]) -> None:
+MONITOR = [
+    "--trainer.callbacks+=lightning_dpo.evaluation.CompletionMonitor",
+    "--trainer.callbacks.num_prompts=3",
+    "--trainer.callbacks.max_new_tokens=5",
+]
+
+
+@pytest.mark.parametrize(
+    "extra", [[], MONITOR, ["--model.reference=cached"]], ids=["plain", "monitor", "cached"]
+)
+@pytest.mark.parametrize("overlays", [["fsdp2"], ["lora", "fsdp2"]], ids=["full", "lora"])
+def test_the_recipes_with_the_overlay(
+    ranks: Any, tmp_path: Path, overlays: list[str], extra: list[str]
+) -> None:
     model = source(tmp_path / "model")
     byte_level().save_pretrained(model)
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -103,8 +115,9 @@ def test_the_recipes_with_the_overlay(ranks: Any, tmp_path: Path, overlays: list
         "--trainer.devices=2",
         "--trainer.logger=false",
         "--trainer.max_steps=2",
+        "--trainer.val_check_interval=1",
     ]
-    arguments = ["fit", *configs, *options]
+    arguments = ["fit", *configs, *options, *extra]
     results = ranks.run(more_jobs.command_line, arguments=arguments, folder=str(tmp_path))
     for steps, loss, strategy in results:
         assert (steps, strategy) == (2, "FSDP2Strategy")
