@@ -137,6 +137,8 @@ commands:
             lightning-dpo report outputs/sweeps/beta_lr
   export    from a checkpoint to a model folder
             lightning-dpo export --checkpoint last.ckpt --output model/
+  plan      memory of each device under each strategy, from the model's configuration alone
+            lightning-dpo plan --model 8b --gpus 8 --gpu_memory 80
   demo      the embedded task: no download, no GPU
 
 `lightning-dpo COMMAND --help` lists the options of one; `--print_config` shows a complete configuration.
@@ -155,7 +157,11 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     command, rest = arguments[0], arguments[1:]
     try:
-        if command in _COMMANDS:
+        if command == "plan":
+            from lightning_dpo.planning.command import plan
+
+            auto_cli(plan, args=rest, as_positional=False, prog="lightning-dpo plan")
+        elif command in _COMMANDS:
             auto_cli(_COMMANDS[command], args=rest, as_positional=False, prog=f"lightning-dpo {command}")
         elif command == "precompute":
             from lightning_dpo.precompute import PrecomputeCLI
@@ -166,7 +172,7 @@ def main(args: Sequence[str] | None = None) -> None:
         elif command in DPOCLI.subcommands():
             DPOCLI(args=None if args is None else arguments)
         else:
-            known = ", ".join([*DPOCLI.subcommands(), "precompute", "tune", "report", *_COMMANDS])
+            known = ", ".join([*DPOCLI.subcommands(), "precompute", "tune", "report", "plan", *_COMMANDS])
             raise ValueError(f"the command must be one of {known}, got {command!r}")
     except ValueError as error:
         ours = _our_error(error)
