@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny_models import tiny_model
+from tiny_models import CONFIGS, tiny_model
 from training import loader, sgd, trainer
+from transformers import AutoModelForCausalLM
 
 from lightning_dpo import DPOModule
 from lightning_dpo.checkpoint import export_checkpoint
@@ -96,6 +98,12 @@ def test_a_run_resumes_with_the_reference_it_had(tmp_path: Path) -> None:
     export_checkpoint(tmp_path / "step=4.ckpt", tmp_path / "exported")
 
 
+def deeper_model() -> Any:
+    config = copy.deepcopy(CONFIGS["llama"])
+    config.num_hidden_layers = 3
+    return AutoModelForCausalLM.from_config(config)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -103,7 +111,7 @@ def test_a_run_resumes_with_the_reference_it_had(tmp_path: Path) -> None:
         ({"lora": LoraSettings(r=2)}, "got AdapterReference"),
         ({"lora": LoraSettings(r=2), "reference": "adapter"}, "got AdapterReference"),
         ({"lora": LoraSettings(r=2), "reference": tiny_model()}, "without an adapter"),
-        ({"reference": tiny_model("gpt2")}, "of one architecture"),
+        ({"reference": deeper_model()}, "architecture and without an adapter; 9 weights differ"),
     ],
 )
 def test_references_that_cannot_follow_are_refused(
