@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from lightning_dpo.tuning.config import SweepConfig
     from lightning_dpo.tuning.objective import Goal, Objective
     from lightning_dpo.tuning.results import SweepResult, TrialRecord
+    from lightning_dpo.tuning.run import sweep
     from lightning_dpo.tuning.space import SearchSpace
-    from lightning_dpo.tuning.sweep import sweep
 
 __all__ = [
     "Goal",
@@ -32,7 +32,7 @@ _HOMES = {
     "SweepConfig": "config",
     "SweepResult": "results",
     "TrialRecord": "results",
-    "sweep": "sweep",
+    "sweep": "run",
 }
 
 
@@ -55,6 +55,4 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     require_ray()
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value  # `sweep` is also the name of a submodule, which importing has put here
-    return value
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.report import write_report
 from lightning_dpo.tuning.results import load_result
-from lightning_dpo.tuning.sweep import sweep
+from lightning_dpo.tuning.run import sweep
 
 __all__ = ["report_command", "tune_command"]
 

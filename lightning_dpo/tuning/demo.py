@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning_dpo.demo.task import TaskConfig, prepare_task
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.results import SweepResult
-from lightning_dpo.tuning.sweep import sweep
+from lightning_dpo.tuning.run import sweep
 
 __all__ = ["demo_sweep_config", "run_demo_sweep"]
 

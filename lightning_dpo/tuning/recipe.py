@@ -68,6 +68,7 @@ class Recipe:
         callbacks: Sequence[pl.Callback] = (),
         trainer_options: Mapping[str, Any] | None = None,
         parse_only: bool = False,
+        known_only: bool = False,
     ) -> TrialCLI:
         """Parse the recipe with a trial's values, and instantiate it.
 
@@ -76,6 +77,7 @@ class Recipe:
             callbacks: Added to the trainer's.
             trainer_options: Take the place of the recipe's trainer arguments.
             parse_only: Stop before anything is instantiated.
+            known_only: Leave out values whose path the command line itself does not have, inner ones too.
 
         Raises:
             ValueError: If the configuration is not valid.
@@ -95,6 +97,7 @@ class Recipe:
                     callbacks=callbacks,
                     trainer_options=dict(trainer_options or {}),
                     parse_only=parse_only,
+                    known_only=known_only,
                 )
             except ArgumentError as error:
                 given = ", ".join(f"{path}={value!r}" for path, value in merged.items())
@@ -134,16 +137,10 @@ class Recipe:
         merged = [{**self.overrides, **example} for example in examples] or [dict(self.overrides)]
         choices = [{k: v for k, v in one.items() if k.endswith("class_path")} for one in merged]
         unique = {tuple(sorted(choice.items())): choice for choice in choices}
-        bare = Recipe(self.texts, {}, self.module, self.data)
+        # Not with what a misspelt path would set: it is to be reported with its like.
         for choice in unique.values():
-            known |= config_paths(bare.cli(_existing(bare, choice), parse_only=True).config)
+            known |= config_paths(self.cli(choice, parse_only=True, known_only=True).config)
         return known
-
-
-def _existing(recipe: Recipe, choice: Mapping[str, Any]) -> dict[str, Any]:
-    """The class choices whose argument the recipe has, so that a misspelt one is reported with its like."""
-    known = config_paths(recipe.cli({}, parse_only=True).config)
-    return {path: value for path, value in choice.items() if path.removesuffix(".class_path") in known}
 
 
 class TrialCLI(DPOCLI):
@@ -157,6 +154,7 @@ class TrialCLI(DPOCLI):
         callbacks: Sequence[pl.Callback] = (),
         trainer_options: Mapping[str, Any] | None = None,
         parse_only: bool = False,
+        known_only: bool = False,
     ) -> None:
         """Parse, and instantiate unless `parse_only`; nothing is trained.
 
@@ -166,11 +164,13 @@ class TrialCLI(DPOCLI):
             callbacks: Added to the trainer's.
             trainer_options: Take the place of the configured trainer arguments.
             parse_only: Leave classes and random states alone.
+            known_only: Leave out arguments that the parser does not have.
         """
         self._recipe = recipe
         self._callbacks = list(callbacks)
         self._trainer_options = dict(trainer_options or {})
         self._parse_only = parse_only
+        self._known_only = known_only
         with warnings.catch_warnings():
             # Lightning warns where a program with a command line of its own uses another from within.
             warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
@@ -182,6 +182,13 @@ class TrialCLI(DPOCLI):
                 save_config_callback=None,
                 parser_kwargs={"exit_on_error": False},
             )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, without what is unknown if that is asked for."""
+        if self._known_only:
+            known = {action.dest for action in parser._actions}
+            args = [arg for arg in args if arg[2:].partition("=")[0].removesuffix(".class_path") in known]
+        super().parse_arguments(parser, args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Preference optimisation's defaults, for its own modules only."""

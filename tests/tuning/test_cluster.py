@@ -152,3 +152,22 @@ def test_real_trials_on_two_nodes(project: Path, tmp_path: Path) -> None:
     assert len({trial.extra["node"] for trial in result.trials}) == 2
     assert result.reference_passes == 1
     assert len(result.environment["machines"]) == 2
+
+
+@pytest.mark.slow
+def test_64_trials_of_4_workers_on_64_gpus_and_the_loss_of_a_machine(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, TESTS / "tuning" / "simulate_cluster.py", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])
+    assert found["trials_at_once"] == 16
+    assert (found["finished"], found["errors"]) == (64, 0)
+    assert 1 < found["peak"] <= 16
+    assert found["busiest_machine"] <= 8
+    assert found["machines_used"] == 8
+    assert found["lost_a_machine"]
+    assert found["after_the_loss"] > 0

@@ -17,7 +17,15 @@ def test_the_file_and_the_function_are_the_same_sweep() -> None:
 
 @pytest.mark.slow
 def test_the_demonstration_sweeps(cluster: None, tmp_path: Path) -> None:
-    small = TaskConfig(hidden_size=16, layers=1, fit_steps=4, train_pairs=192, validation_pairs=32)
+    small = TaskConfig(
+        hidden_size=32,
+        layers=1,
+        fit_steps=120,
+        fit_batch_size=16,
+        fit_lr=2e-2,
+        train_pairs=128,
+        validation_pairs=48,
+    )
     result = run_demo_sweep(output=tmp_path, task=small, verbose=False)
     assert len(result.trials) == 8
     assert {trial.status for trial in result.trials} <= {"finished", "stopped"}

@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 import pytest
+import yaml
 from ray.tune.search.variant_generator import generate_variants
 from sweep_project import RECIPE
 
@@ -214,7 +215,7 @@ def test_searchers_and_schedulers() -> None:
 def test_every_sweep_fits_its_recipe(file: Path) -> None:
     config = SweepConfig.from_yaml(file, arguments=["--data.train", "pairs.jsonl", "--samples=3"])
     assert config.samples == 3
-    assert config.name == file.stem
+    assert config.name == (yaml.safe_load(file.read_text()).get("name") or file.stem)
     assert file.read_text().startswith("# ")
     assert f"lightning-dpo tune --config tuning/{file.name}" in file.read_text()
     space, goals = config.search_space(), config.goals()

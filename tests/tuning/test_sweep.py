@@ -192,7 +192,7 @@ def test_mistakes_are_found_before_anything_starts(
     def refuse(*_: Any) -> None:
         raise AssertionError("the cluster was asked for")
 
-    monkeypatch.setattr(sys.modules["lightning_dpo.tuning.sweep"], "connected", refuse)
+    monkeypatch.setattr(sys.modules["lightning_dpo.tuning.run"], "connected", refuse)
     given = {**settings(project), "space": SPACE, "name": "mistake"}
     given["overrides"] = {**given["overrides"], **changes.pop("overrides", {})}
     with pytest.raises(ValueError, match=words):
