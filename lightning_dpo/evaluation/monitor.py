@@ -98,7 +98,9 @@ class CompletionMonitor(pl.Callback):
         fewest = trainer.strategy.reduce(torch.tensor(len(self._prompts)), reduce_op="min")
         samples = sample_completions(
             module.policy,
-            prompts=[prompt for prompt in self._prompts[: int(fewest)] for _ in range(self.samples_per_prompt)],
+            prompts=[
+                prompt for prompt in self._prompts[: int(fewest)] for _ in range(self.samples_per_prompt)
+            ],
             eos_token_id=tokenizer.eos_token_id,
             **self.options,
         )
