@@ -14,6 +14,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import PopulationBasedTraining
 
 from lightning_dpo.tuning.cluster import DRIVER_CPUS, connected, node_resources, trials_at_once
 from lightning_dpo.tuning.config import SweepConfig
@@ -116,6 +117,9 @@ def _tuner(
     searcher = make_searcher(
         config.search, space=plan.space, objective=objective, seed=config.seed, concurrency=concurrency
     )
+    scheduler = make_scheduler(config.scheduler, space=plan.space, objective=objective)
+    # With PBT a trial may still want the checkpoint that another one has followed up since.
+    kept = 4 if isinstance(scheduler, PopulationBasedTraining) else 1
     # Tune passes its metric on to the scheduler and to searchers that were given none.
     single = len(objective.goals) == 1
     is_plain = isinstance(searcher, tune.search.BasicVariantGenerator)
@@ -126,7 +130,7 @@ def _tuner(
             metric=objective.primary.metric if single else None,
             mode=objective.primary.mode if single else None,
             search_alg=searcher,
-            scheduler=make_scheduler(config.scheduler, space=plan.space, objective=objective),
+            scheduler=scheduler,
             num_samples=config.samples,
             max_concurrent_trials=None if is_plain else concurrency,
             # Workers of a trial belong to its driver; with one process the trial is the process.
@@ -136,7 +140,7 @@ def _tuner(
             name=_RAY_FOLDER,
             storage_path=storage.path,
             failure_config=FailureConfig(max_failures=config.retries),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            checkpoint_config=CheckpointConfig(num_to_keep=kept),
             callbacks=[table.callback],
             verbose=0,
             **storage.ray_options(),

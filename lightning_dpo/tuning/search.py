@@ -21,13 +21,16 @@ from lightning_dpo.tuning.space import SearchSpace, import_object, is_known_to_o
 
 __all__ = ["make_scheduler", "make_searcher"]
 
+# These two of Ray's schedulers count seconds unless they are told otherwise.
+_BY_REPORT = {"time_attr": "training_iteration"}
+
 _SCHEDULERS: dict[str, tuple[type[TrialScheduler], dict[str, Any]]] = {
     "none": (FIFOScheduler, {}),
     # The recipe says how long a trial is: `max_t` is out of the way unless it is set.
     "asha": (AsyncHyperBandScheduler, {"max_t": 1_000_000, "grace_period": 1, "reduction_factor": 3}),
     "hyperband": (HyperBandScheduler, {"max_t": 27}),
-    "median": (MedianStoppingRule, {"grace_period": 2, "min_samples_required": 3}),
-    "pbt": (PopulationBasedTraining, {"perturbation_interval": 2}),
+    "median": (MedianStoppingRule, {**_BY_REPORT, "grace_period": 2, "min_samples_required": 3}),
+    "pbt": (PopulationBasedTraining, {**_BY_REPORT, "perturbation_interval": 2}),
 }
 
 
