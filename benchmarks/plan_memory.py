@@ -1,6 +1,6 @@
 """Peak memory that `lightning_dpo.planning` predicts, beside what training on the CPU really takes.
 
-    python -m benchmarks.plan_memory [--sizes 20m 60m 150m]
+    python -m benchmarks.plan_memory [--sizes 20m 60m 150m] [--gradient_checkpointing]
 
 Each size trains a few steps in a process of its own: random weights, float32, AdamW, a frozen reference.
 Counted is the largest resident set while training, beyond what the same process had after its imports.
@@ -81,7 +81,7 @@ def configuration(size: str) -> dict[str, Any]:
     }
 
 
-def compare(size: str) -> Comparison:
+def compare(size: str, *, gradient_checkpointing: bool = False) -> Comparison:
     """Predict, and measure in a fresh process."""
     from lightning_dpo.planning import load_config, model_shape, plan_memory
 
@@ -94,6 +94,7 @@ def compare(size: str) -> Comparison:
         completion_tokens=tokens // 2,
         pair_tokens=_PAIR,
         precision="32-true",
+        gradient_checkpointing=gradient_checkpointing,
         accelerator="cpu",
     )
     # Large blocks go back to the system when they are freed, so that the resident set is what is in use.
@@ -105,13 +106,14 @@ def compare(size: str) -> Comparison:
         "MALLOC_TRIM_THRESHOLD_": "262144",
     }
     command = [sys.executable, "-m", "benchmarks.plan_memory", "--run", size]
+    command += ["--gradient_checkpointing"] * gradient_checkpointing
     root = Path(__file__).parents[1]
     child = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, cwd=root)
     line = next(text for text in child.stdout.splitlines() if text.startswith("PEAK "))
     return Comparison(shape.parameters, tokens, json.loads(line.removeprefix("PEAK ")), plan.peak)
 
 
-def run(size: str) -> None:
+def run(size: str, *, gradient_checkpointing: bool) -> None:
     """Train in this process and print the peak."""
     import lightning.pytorch as pl
     import torch
@@ -148,21 +150,23 @@ def run(size: str) -> None:
         enable_model_summary=False,
     )
     model = AutoModelForCausalLM.from_config(load_config(configuration(size)))
-    trainer.fit(DPOModule(model), DataLoader([batch] * _STEPS, batch_size=None))
+    module = DPOModule(model, gradient_checkpointing=gradient_checkpointing)
+    trainer.fit(module, DataLoader([batch] * _STEPS, batch_size=None))
     print(f"PEAK {_resident('VmHWM') - before}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
+    parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--run")
     options = parser.parse_args()
     if options.run:
-        run(options.run)
+        run(options.run, gradient_checkpointing=options.gradient_checkpointing)
         return
     print("parameters   tokens   measured MiB   predicted MiB   difference")
     for size in options.sizes:
-        row = compare(size)
+        row = compare(size, gradient_checkpointing=options.gradient_checkpointing)
         print(
             f"{row.parameters / 1e6:9.1f}M {row.tokens:8d} {row.measured / _MIB:14.0f} "
             f"{row.predicted / _MIB:15.0f} {row.error:+12.1%}",

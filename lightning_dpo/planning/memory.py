@@ -191,7 +191,8 @@ def _working(
 ) -> tuple[int, int]:
     """Weights to compute with, in the forward pass and, with their gradients, in the backward pass."""
     if not sharded:
-        cast = shape.parameters * work.compute if work.compute != stored else 0
+        # Autocast keeps a copy of what matrix products use, and of no embedding; the head's is `logits`'.
+        cast = shape.layers * shape.block_parameters * work.compute if work.compute != stored else 0
         head = shape.head_parameters * 4 if trains_all else 0
         return cast, cast + head
     # The block at work and the one gathered ahead; the rest stays gathered through both passes.
