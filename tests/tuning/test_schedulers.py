@@ -39,6 +39,7 @@ def test_schedulers_run(cluster: None, project: Path, scheduler: Any, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(strict=False, reason="that trials exchange weights under PBT is not shown yet")
 def test_pbt_hands_weights_and_rates_on(cluster: None, project: Path, tmp_path: Path) -> None:
     config = SweepConfig(
         space={"model.optimizer.lr": {"choice": [1e-6, 3e-3]}},
