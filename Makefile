@@ -4,17 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast test-heavy lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.runtime  ## Train the embedded task: no download of models or data, no GPU
 	$(BIN)/lightning-dpo demo
 
-test: $(VENV)/.test  ## Every test, the slow ones too
-	$(BIN)/python -m pytest
+test: $(VENV)/.test  ## Every test but those that start Ray clusters
+	$(BIN)/python -m pytest -m "not heavy"
 
 test-fast: $(VENV)/.test  ## Tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not heavy"
+
+test-heavy: $(VENV)/.test  ## Tests that start Ray clusters
+	$(BIN)/python -m pytest -m heavy
 
 lint: $(VENV)/.test  ## ruff and strict mypy
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_folder import save_tiny
@@ -28,7 +29,10 @@ def commands(program: str) -> list[str]:
     return [line for line in lines if line.split(" ")[0] == program]
 
 
-@pytest.mark.parametrize("command", commands("lightning-dpo"))
+PARSED_BY_LIGHTNING = [c for c in commands("lightning-dpo") if c.split()[1] not in ("tune", "report", "plan")]
+
+
+@pytest.mark.parametrize("command", PARSED_BY_LIGHTNING)
 def test_every_command_is_understood(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,6 +40,22 @@ def test_every_command_is_understood(
     with pytest.raises(SystemExit) as stop:
         main([*shlex.split(command)[1:], "--print_config"])
     assert stop.value.code == 0, capsys.readouterr().err
+
+
+def test_the_plan_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "model")
+    plans = [command for command in commands("lightning-dpo") if command.split()[1] == "plan"]
+    assert len(plans) == 2
+    for command in plans:
+        main(shlex.split(command)[1:])
+        assert "fsdp2" in capsys.readouterr().out
+
+
+def test_every_sweep_in_the_readme_is_a_recipe() -> None:
+    named = re.findall(r"--config (tuning/\S+)", README)
+    assert named
+    assert all((ROOT / name).is_file() for name in named)
 
 
 def test_every_make_target_exists() -> None:

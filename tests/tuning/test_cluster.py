@@ -128,7 +128,7 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_real_trials_on_two_nodes(project: Path, tmp_path: Path) -> None:
     slow = {"class_path": "sweep_faults.Slow", "init_args": {"seconds": 0.3}}
     given = {
@@ -154,7 +154,7 @@ def test_real_trials_on_two_nodes(project: Path, tmp_path: Path) -> None:
     assert len(result.environment["machines"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_64_trials_of_4_workers_on_64_gpus_and_the_loss_of_a_machine(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, TESTS / "tuning" / "simulate_cluster.py", tmp_path],

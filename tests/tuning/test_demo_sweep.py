@@ -15,7 +15,7 @@ def test_the_file_and_the_function_are_the_same_sweep() -> None:
     assert SweepConfig.from_yaml(SWEEP) == demo_sweep_config("outputs/demo")
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_demonstration_sweeps(cluster: None, tmp_path: Path) -> None:
     small = TaskConfig(
         hidden_size=32,

@@ -18,7 +18,7 @@ def test_the_example_is_short_and_its_project_knows_nothing_of_preferences() -> 
     assert "lightning_dpo" not in (EXAMPLE / "network.py").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_example_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, EXAMPLE / "tune.py"], cwd=tmp_path, capture_output=True, text=True, timeout=170
@@ -33,7 +33,7 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert str(result.best.overrides["model.lr"])[:6] in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_by_class_path_and_what_it_does_not_log(cluster: None, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLE)
     settings = {

@@ -38,7 +38,7 @@ def _records(folder: Path) -> dict[str, dict]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_killed_driver_goes_on_and_runs_no_finished_trial_again(project: Path, tmp_path: Path) -> None:
     slow = {"class_path": "sweep_faults.Slow", "init_args": {"seconds": 0.5}}
     config = {

@@ -9,7 +9,7 @@ from sweep_project import settings
 from lightning_dpo.tuning import SweepConfig, sweep
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "scheduler",
     [
@@ -38,7 +38,7 @@ def test_schedulers_run(cluster: None, project: Path, scheduler: Any, tmp_path: 
         assert max(trial.step for trial in result.trials) == longest
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.xfail(strict=False, reason="that trials exchange weights under PBT is not shown yet")
 def test_pbt_hands_weights_and_rates_on(cluster: None, project: Path, tmp_path: Path) -> None:
     config = SweepConfig(

@@ -36,7 +36,7 @@ def result(cluster: None, project: Path) -> SweepResult:
     return sweep(config)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 class TestResult:
     def test_trials(self, result: SweepResult) -> None:
         assert len(result.trials) == 5
@@ -120,7 +120,7 @@ class TestResult:
             sweep(SweepConfig(space=SPACE, name="plain", **settings(project)))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_trials_that_go_wrong_are_marked_and_the_sweep_goes_on(
     cluster: None, project: Path, tmp_path: Path
 ) -> None:
@@ -153,7 +153,7 @@ def test_trials_that_go_wrong_are_marked_and_the_sweep_goes_on(
     assert "out of memory" in Path(result.report_path).read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_asha_stops_trials_within_the_epoch(cluster: None, project: Path) -> None:
     # A learning rate of 0 leaves accuracy at chance; one of these trials must be stopped at a rung.
     config = SweepConfig(

@@ -9,7 +9,7 @@ from sweep_project import settings
 from lightning_dpo.tuning import SweepConfig, sweep
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_trial_of_two_workers(cluster: None, project: Path, strategy: str) -> None:
     config = SweepConfig(
