@@ -183,7 +183,8 @@ def _compare(scorers: Sequence[_Scorer], rows: _Rows, chunk_elements: int) -> tu
         logratios.append(difference.gather(-1, targets[:, None]).squeeze(-1).cpu())
         # A token that the policy excludes (-inf) adds nothing, though 0 times its difference is NaN.
         terms = torch.where(log_p == -math.inf, 0.0, log_p.exp() * difference)
-        divergences.append(terms.sum(-1).cpu())
+        # A divergence is never negative; rounding makes that of equal distributions about -1e-8.
+        divergences.append(terms.sum(-1).clamp(min=0).cpu())
     count = len(rows.input_ids)
     kl, logratio = (
         torch.zeros(count, dtype=torch.float64).index_add(0, rows.owner, torch.cat(parts).double()).float()
