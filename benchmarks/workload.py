@@ -82,7 +82,7 @@ def prepare(folder: Path, *, model: str, data: Path | None, count: int, max_leng
 def tokens_per_pair(pairs: Sequence[TokenPair], *, batch_size: int) -> Tokens:
     """Count what batches of these pairs, in this order, make a model compute."""
     batches = [PairBatch.from_pairs(pairs[i : i + batch_size]) for i in range(0, len(pairs), batch_size)]
-    shared = [shared_rows(batch) for batch in batches]
+    shared = [shared_rows(batch, single_row=True) for batch in batches]  # as on the CPU
     concatenated = [concatenated_rows(batch) for batch in batches]
     return Tokens(
         unique=sum(rows.num_tokens for rows in shared) / len(pairs),
