@@ -52,6 +52,7 @@ from lightning_dpo.refcache import (
 from lightning_dpo.reference import FrozenReference, NoReference, Reference
 from lightning_dpo.reference_sync import ReferenceSync
 from lightning_dpo.resume import ExactResume
+from lightning_dpo.saving import WholeCheckpoints
 from lightning_dpo.schedule import linear_warmup
 from lightning_dpo.scoring import ScoringPlan, rows_for, score
 from lightning_dpo.steps import ScoredBatch, StepRecord
@@ -229,7 +230,8 @@ class DPOModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         """The start-up check, if wanted, the token rate, what a resumed run needs, and the cache's filler."""
         cached = [] if self._cached_source is None else [FillReferenceCache()]
-        return [*cached, ExactResume(), Throughput(), *([StartupCheck()] if self._startup_check else [])]
+        checks = [StartupCheck()] if self._startup_check else []
+        return [*cached, WholeCheckpoints(), ExactResume(), Throughput(), *checks]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over trainable parameters, its scheduler stepped every optimizer step."""

@@ -18,11 +18,11 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.optim import Optimizer
 
-__all__ = ["load_full", "load_full_optimizer", "on_rank_zero", "read_folder"]
+__all__ = ["METADATA", "load_full", "load_full_optimizer", "on_rank_zero", "read_folder"]
 
 _Result = TypeVar("_Result")
 
-_METADATA = "meta.pt"
+METADATA = "meta.pt"
 """What Lightning calls the file that holds all but tensors."""
 
 
@@ -89,9 +89,9 @@ def read_folder(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the folder is no such checkpoint.
     """
-    if not (folder / _METADATA).is_file():
+    if not (folder / METADATA).is_file():
         raise ValueError(f"`checkpoint` must be a file or folder that the trainer saved, got {str(folder)!r}")
-    content: dict[str, Any] = torch.load(folder / _METADATA, weights_only=True, map_location="cpu")
+    content: dict[str, Any] = torch.load(folder / METADATA, weights_only=True, map_location="cpu")
     stored = FileSystemReader(folder).read_metadata().state_dict_metadata
     prefix = "state_dict."
     state = {

@@ -16,6 +16,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from lightning_dpo.head import TokenLogps
 from lightning_dpo.layout import Rows
 from lightning_dpo.parallel.checkpoints import load_full, load_full_optimizer
+from lightning_dpo.parallel.saving import WholeFolders
 from lightning_dpo.parallel.sharding import Sharding, block_classes
 from lightning_dpo.scoring import SCORING_ENTRY, ScoringPlan, run_rows
 
@@ -24,7 +25,7 @@ __all__ = ["FSDP1Strategy", "FSDP2Strategy", "check_strategy", "sharding_for", "
 _COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16}
 
 
-class FSDP2Strategy(ModelParallelStrategy):
+class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
     """Fully sharded data parallelism (torch's `fully_shard`), over all devices.
 
     With the trainer's ``precision: bf16-mixed`` weights are gathered and computed in bfloat16, while shards,
@@ -65,6 +66,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.cpu_offload = cpu_offload
         self.block_classes = block_classes
 
+    @property
+    def _saves_folders(self) -> bool:
+        return self._save_distributed_checkpoint
+
     def setup_environment(self) -> None:
         """All devices share the weights, whatever machine they are in."""
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -103,7 +108,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return content
 
 
-class FSDP1Strategy(FSDPStrategy):
+class FSDP1Strategy(WholeFolders, FSDPStrategy):
     """torch's older FullyShardedDataParallel, wrapped around the model's own blocks. Needs GPUs."""
 
     def __init__(self, *, block_classes: Sequence[str] | None = None, **kwargs: Any) -> None:
@@ -115,6 +120,10 @@ class FSDP1Strategy(FSDPStrategy):
         """
         super().__init__(**kwargs)
         self.block_classes = block_classes
+
+    @property
+    def _saves_folders(self) -> bool:
+        return self._state_dict_type == "sharded"
 
     def setup_environment(self) -> None:
         """Refuse the CPU, before anything is loaded."""

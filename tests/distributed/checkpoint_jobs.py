@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from jobs import full_weights, rank_and_count
 from resume_jobs import train
+from torn import last as last_checkpoint
 
 from lightning_dpo.lora import LoraSettings
 from lightning_dpo.parallel import FSDP2Strategy, is_sharded
@@ -54,18 +55,21 @@ def run(
     export_to: Path | None = None,
     merge: bool = True,
     steps_of: int = 2,
+    last: Path | None = None,
     **options: Any,
 ) -> Trained:
     """Train, saving or resuming as the options of `resume_jobs.train` say."""
     seen = Seen()
+    saving = [] if last is None else [last_checkpoint(last)]
     sharding = FSDP2Strategy(save_distributed_checkpoint=not full) if strategy == "fsdp2" else strategy
     module = train(
         model,
-        callbacks=[seen, *([ReferenceSync(every=2, alpha=0.5)] if sync else [])],
+        callbacks=[seen, *saving, *([ReferenceSync(every=2, alpha=0.5)] if sync else [])],
         trainer_options={
             "strategy": sharding,
             "devices": rank_and_count()[1],
             "accumulate_grad_batches": steps_of,
+            **({} if last is None else {"enable_checkpointing": True}),
         },
         lora=LoraSettings(r=2, target_modules=["c_attn"]) if lora else None,
         **options,

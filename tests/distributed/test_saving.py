@@ -1,0 +1,76 @@
+"""A checkpoint folder that two ranks write is whole or not there."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_jobs import Trained, run
+from ranks import Ranks
+from resume_jobs import source
+from torn import tear_folder
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def assert_same_bits(one: Trained, other: Trained) -> None:
+    assert one.steps == other.steps
+    for name, value in one.weights.items():
+        assert torch.equal(value, other.weights[name]), name
+
+
+@pytest.mark.parametrize("moment", ["half", "between renames"])
+def test_a_run_killed_while_it_saves(ranks: Any, tmp_path: Path, moment: str) -> None:
+    model, folder = source(tmp_path / "model"), tmp_path / "run"
+    whole = ranks.run(run, model=model, strategy="fsdp2")
+    doomed = Ranks(2)
+    with pytest.raises((EOFError, RuntimeError)):
+        doomed.run(tear_folder, moment=moment, model=model, strategy="fsdp2", last=folder)
+    doomed.stop()
+    checkpoint = folder / "last.ckpt"
+    assert (folder / ".last.ckpt.partial").is_dir()
+    assert checkpoint.is_dir() == (moment == "half")
+    resumed = ranks.run(run, model=model, strategy="fsdp2", last=folder, ckpt_path=checkpoint)
+    assert_same_bits(resumed[0], whole[0])
+    assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a small file system can only be mounted by root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(ranks: Any, tmp_path: Path, small_disk: Path) -> None:
+    model = source(tmp_path / "model")
+    options = {"model": model, "strategy": "fsdp2"}
+    whole = ranks.run(run, **options)
+    with pytest.raises(RuntimeError, match="could not be written: No space left on device"):
+        ranks.run(run, last=small_disk, **options)
+    checkpoint = small_disk / "last.ckpt"
+    assert list(small_disk.iterdir()) == [checkpoint]
+    assert_same_bits(ranks.run(run, ckpt_path=checkpoint, **options)[0], whole[0])
+
+
+def test_a_folder_with_other_things_in_it_keeps_them(ranks: Any, tmp_path: Path) -> None:
+    model, folder = source(tmp_path / "model"), tmp_path / "run"
+    (folder / "last.ckpt").mkdir(parents=True)
+    (folder / "last.ckpt" / "notes.txt").write_text("mine")
+    ranks.run(run, model=model, strategy="fsdp2", last=folder)
+    assert (folder / "last.ckpt" / "notes.txt").read_text() == "mine"
+    assert (folder / "last.ckpt" / "meta.pt").is_file()
