@@ -19,7 +19,7 @@ from lightning_dpo.reference import AdapterReference
 if TYPE_CHECKING:
     from lightning_dpo.module import DPOModule
 
-__all__ = ["ExactResume", "rescale_progress", "same_weights", "weight_sums"]
+__all__ = ["ExactResume", "mend_progress", "rescale_progress", "same_weights", "weight_sums"]
 
 _MOVING = "moving"
 _SEEDS = 2**32
@@ -52,10 +52,13 @@ class ExactResume(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Convert the place in the epoch to this run's number of ranks."""
+        """Correct the place in the data, and convert it to this run's number of ranks."""
         saved = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("ranks")
         ranks = _ranks(trainer)
-        if saved is None or saved == ranks or "loops" not in checkpoint:
+        if saved is None or "loops" not in checkpoint:
+            return
+        mend_progress(checkpoint["loops"]["fit_loop"], by_steps=trainer.max_steps != -1)
+        if saved == ranks:
             return
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         ready = progress["current"]["ready"]
@@ -147,6 +150,29 @@ def rescale_progress(progress: dict[str, Any], *, saved: int, ranks: int) -> Non
         scaled = ready * saved // ranks
         for key, value in counts.items():
             counts[key] = scaled - (ready - value)  # a batch that had not ended still has not
+
+
+def mend_progress(loop: dict[str, Any], *, by_steps: bool) -> None:
+    """Correct the place in the data that Lightning notes as an epoch or the run ends; changes `loop`.
+
+    An epoch that `max_steps` or a callback cut short counts as done: a run that goes on would leave out the
+    rest of it. After a whole epoch, one with `max_steps` would leave out the next epoch's number.
+
+    Args:
+        loop: The state of the fit loop.
+        by_steps: Whether the run that goes on has a limit of steps.
+    """
+    epoch, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    if not 0 < epoch["current"]["ready"] == epoch["current"]["processed"]:
+        return
+    if batches["current"]["ready"] and not batches["is_last_batch"]:
+        for counts in (epoch["current"], epoch["total"]):
+            counts["processed"] -= 1
+            counts["completed"] = counts["processed"]
+    elif by_steps:
+        for counts in (epoch["current"], epoch["total"]):
+            counts["completed"] = counts["processed"]
+        batches["current"] = dict.fromkeys(batches["current"], 0)
 
 
 def _ranks(trainer: pl.Trainer) -> int:

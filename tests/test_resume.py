@@ -4,8 +4,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from resume_jobs import source, train
 from tiny_models import tiny_model
 from torch import multiprocessing
@@ -19,6 +21,11 @@ from lightning_dpo.resume import rescale_progress, same_weights, weight_sums
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
+
+
+def constant(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """A schedule that does not depend on the length of the run."""
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
 def assert_same_bits(one: torch.nn.Module, other: torch.nn.Module) -> None:
@@ -82,6 +89,50 @@ def test_an_adapter_resumes(tmp_path: Path, workers: int) -> None:
     assert keys
     assert all("lora_" in key for key in keys)
     assert_same_bits(train(model, ckpt_path=checkpoint, **options).policy, whole.policy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", ["after the run", "at the end of the epoch"])
+@pytest.mark.parametrize("step", [3, 5, 7])  # within the first epoch, at its end, within the second
+def test_a_run_that_stopped_at_max_steps_goes_on(whole: Any, tmp_path: Path, step: int, saved: str) -> None:
+    _, folder = whole
+    model, options = str(folder / "model"), {"lr_scheduler": constant, "validate": False}
+    expected = train(model, **options)
+    assert expected.trainer.num_training_batches == 10
+    saving = ModelCheckpoint(tmp_path, "run", save_on_train_epoch_end=True, enable_version_counter=False)
+    limit = {"max_steps": step, "max_epochs": None, "enable_checkpointing": True}
+    stopped = train(model, callbacks=[saving], trainer_options=limit, **options)
+    assert stopped.trainer.global_step == step
+    if saved == "after the run":
+        stopped.trainer.save_checkpoint(tmp_path / "run.ckpt")
+    for limit in ({"max_steps": 10, "max_epochs": None}, {"max_epochs": 2}):
+        resumed = train(model, ckpt_path=tmp_path / "run.ckpt", trainer_options=limit, **options)
+        assert resumed.trainer.global_step == 10
+        assert_same_bits(resumed.policy, expected.policy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_an_error_stopped_goes_on(whole: Any, tmp_path: Path, workers: int) -> None:
+    """The batch that it failed in is trained on, and the number of workers may be another."""
+    module, folder = whole
+    model = str(folder / "model")
+
+    class Fault(pl.Callback):
+        def on_before_backward(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 3:
+                raise RuntimeError("a fault")
+
+    saving = OnExceptionCheckpoint(tmp_path, "run")
+    with pytest.raises(RuntimeError, match="a fault"):
+        train(
+            model,
+            callbacks=[Fault(), saving],
+            trainer_options={"enable_checkpointing": True},
+            data_options={"num_workers": workers},
+        )
+    resumed = train(model, ckpt_path=tmp_path / "run.ckpt", data_options={"num_workers": 2 - workers})
+    assert_same_bits(resumed.policy, module.policy)
 
 
 def test_the_reference_must_be_the_same(tmp_path: Path) -> None:
