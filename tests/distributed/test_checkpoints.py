@@ -93,11 +93,13 @@ def test_from_two_ranks_to_one(ranks: Any, alone: Any, tmp_path: Path, kind: str
 
 
 @pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("kind", ["ddp", "full"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_from_one_rank_to_two(ranks: Any, alone: Any, tmp_path: Path, kind: str, lora: bool) -> None:
     model = source(tmp_path / "model")
-    whole = alone.run(run, model=model, folder=tmp_path, every=AT, lora=lora, **ALONE)
+    own = KINDS[kind] if kind == "sharded" else {}
+    whole = alone.run(run, model=model, folder=tmp_path, every=AT, lora=lora, **own, **ALONE)
     checkpoint = tmp_path / f"step={AT}.ckpt"
+    assert checkpoint.is_dir() == (kind == "sharded")
     resumed = ranks.run(run, model=model, ckpt_path=checkpoint, lora=lora, **KINDS[kind], **SHARED)
     assert_same(resumed[0], whole[0])
     assert sorted(pair for rank in resumed for pair in rank.seen) == sorted(whole[0].seen[AT * 8 :])
