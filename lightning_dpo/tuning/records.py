@@ -62,9 +62,15 @@ class TrialRecord:
         """The record after one more report."""
         return replace(self, history=(*self.history, dict(metrics)), **changes)
 
-    def restarted(self, step: int) -> TrialRecord:
-        """The record at the start of a process that goes on from this step."""
-        kept = tuple(entry for entry in self.history if entry["step"] <= step)
+    def restarted(self, saved: Mapping[str, Any] | None = None) -> TrialRecord:
+        """The record at the start of a process, which goes on from a checkpoint where there is one.
+
+        Args:
+            saved: What was reported with the checkpoint. It is another trial's where that one's weights were
+                taken over.
+        """
+        earlier = [entry for entry in self.history if saved is not None and entry["step"] < saved["step"]]
+        kept = (*earlier, dict(saved)) if saved is not None else ()
         return replace(self, history=kept, starts=self.starts + 1, status="running", reason="")
 
     def save(self, storage: Storage) -> None:

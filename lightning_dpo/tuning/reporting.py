@@ -20,7 +20,7 @@ CHECKPOINT = "trial.ckpt"
 """Name of Lightning's checkpoint in the folder that is reported."""
 
 PROGRESS = "progress.json"
-"""Name of the file beside it that says at which step it was made."""
+"""Name of the file beside it with what was reported."""
 
 _CHECK_EVERY = 10
 
@@ -110,8 +110,7 @@ class TrialReport(pl.Callback):
             trainer.save_checkpoint(folder / CHECKPOINT)
             if trainer.local_rank == 0:
                 folder.mkdir(exist_ok=True)
-                progress = json.dumps({"step": trainer.global_step})
-                (folder / PROGRESS).write_text(progress, encoding="utf-8")
+                (folder / PROGRESS).write_text(json.dumps(metrics), encoding="utf-8")
             self._send(metrics, folder if trainer.local_rank == 0 else None)
             trainer.strategy.barrier()
         self.reports += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import platform
 import sys
@@ -22,7 +23,9 @@ from lightning_dpo.tuning.export import export_best
 from lightning_dpo.tuning.fitting import TrialPlan
 from lightning_dpo.tuning.objective import check_goals, known_metrics
 from lightning_dpo.tuning.prepare import Preparation, prepare
+from lightning_dpo.tuning.pruning import KeepNewest
 from lightning_dpo.tuning.records import TrialRecord, load_records, lost_to
+from lightning_dpo.tuning.recovery import fit_all
 from lightning_dpo.tuning.results import SweepResult, rank, save_result
 from lightning_dpo.tuning.search import make_scheduler, make_searcher
 from lightning_dpo.tuning.storage import Storage
@@ -81,8 +84,10 @@ def sweep(
         plan = dataclasses.replace(plan, prepared=prepared.overrides)
         table = LiveTable(plan, samples=_trial_count(config), verbose=verbose)
         with table:
-            grid = _tuner(plan, config, storage, table, concurrency=config.concurrency or fits, resume=resume)
-            outcome = grid.fit()
+            tuner = _tuner(
+                plan, config, storage, table, concurrency=config.concurrency or fits, resume=resume
+            )
+            outcome = fit_all(tuner, lambda: _restored(plan, storage))
         result = _gather(plan, config, storage, outcome, prepared, seconds=time.time() - began)
         if config.export and recipe.is_preference:
             result = dataclasses.replace(result, model=export_best(result))
@@ -105,26 +110,24 @@ def _tuner(
     resume: bool,
 ) -> Tuner:
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
-    several = plan.workers > 1
-    resources = {"cpu": DRIVER_CPUS} if several else {"cpu": plan.cpus, "gpu": plan.gpus}
-    trainable = tune.with_resources(tune.with_parameters(run_trial, plan=plan), resources)
-    folder = storage / _RAY_FOLDER
-    if resume and not folder.is_empty():
-        return Tuner.restore(
-            folder.path, trainable, resume_unfinished=True, resume_errored=True, **storage.ray_options()
-        )
+    if resume and not (storage / _RAY_FOLDER).is_empty():
+        return _restored(plan, storage)
     objective = plan.objective
     searcher = make_searcher(
         config.search, space=plan.space, objective=objective, seed=config.seed, concurrency=concurrency
     )
     scheduler = make_scheduler(config.scheduler, space=plan.space, objective=objective)
-    # With PBT a trial may still want the checkpoint that another one has followed up since.
-    kept = 4 if isinstance(scheduler, PopulationBasedTraining) else 1
+    callbacks: list[tune.Callback] = [table.callback]
+    kept: int | None = 1
+    if isinstance(scheduler, PopulationBasedTraining):
+        kept = None
+        # A trial may still want the checkpoint that another one had when it was last compared.
+        callbacks.append(KeepNewest(2 + math.ceil(scheduler._perturbation_interval)))
     # Tune passes its metric on to the scheduler and to searchers that were given none.
     single = len(objective.goals) == 1
     is_plain = isinstance(searcher, tune.search.BasicVariantGenerator)
     return Tuner(
-        trainable,
+        _trainable(plan),
         param_space=plan.space.ray_config() if not _is_define_by_run(config) else {},
         tune_config=TuneConfig(
             metric=objective.primary.metric if single else None,
@@ -134,17 +137,31 @@ def _tuner(
             num_samples=config.samples,
             max_concurrent_trials=None if is_plain else concurrency,
             # Workers of a trial belong to its driver; with one process the trial is the process.
-            reuse_actors=config.reuse_processes and not several,
+            reuse_actors=config.reuse_processes and plan.workers == 1,
         ),
         run_config=RunConfig(
             name=_RAY_FOLDER,
             storage_path=storage.path,
             failure_config=FailureConfig(max_failures=config.retries),
             checkpoint_config=CheckpointConfig(num_to_keep=kept),
-            callbacks=[table.callback],
+            callbacks=callbacks,
             verbose=0,
             **storage.ray_options(),
         ),
+    )
+
+
+def _trainable(plan: TrialPlan) -> Any:
+    several = plan.workers > 1
+    resources = {"cpu": DRIVER_CPUS} if several else {"cpu": plan.cpus, "gpu": plan.gpus}
+    return tune.with_resources(tune.with_parameters(run_trial, plan=plan), resources)
+
+
+def _restored(plan: TrialPlan, storage: Storage) -> Tuner:
+    """Goes on with what another tuner left."""
+    folder = storage / _RAY_FOLDER
+    return Tuner.restore(
+        folder.path, _trainable(plan), resume_unfinished=True, resume_errored=True, **storage.ray_options()
     )
 
 
@@ -222,6 +239,8 @@ def _recipe_text(plan: TrialPlan, result: SweepResult) -> str:
         f"# The best trial ({result.best.id}) of {result.location}: {goal.metric} {value:.4f} at step "
         f"{result.best.step}.\n#\n#   lightning-dpo fit --config config.yaml\n"
     )
+    if any(name in str(result.settings["scheduler"]) for name in ("pbt", "PopulationBased")):
+        header += "#\n# Weights and values were handed on between trials; these are the values of its end.\n"
     return header + plan.recipe.resolved(result.best.overrides)
 
 

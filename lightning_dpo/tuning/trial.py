@@ -15,7 +15,7 @@ from lightning_dpo.tuning.fitting import Outcome, TrialPlan, fit_trial, here
 from lightning_dpo.tuning.records import TrialRecord
 from lightning_dpo.tuning.reporting import PROGRESS
 
-__all__ = ["finish", "run_trial", "step_of"]
+__all__ = ["finish", "run_trial", "saved_report"]
 
 
 def run_trial(config: Mapping[str, Any], *, plan: TrialPlan) -> None:
@@ -54,16 +54,20 @@ def _run_here(plan: TrialPlan, record: TrialRecord) -> None:
     options = here(plan)
     record = replace(record, extra={"node": ray.get_runtime_context().get_node_id()})
     if checkpoint is None:
-        state = record.restarted(step=-1)
+        state = record.restarted()
         state.save(plan.records)
         outcome = fit_trial(plan, record.overrides, send, trainer_options=options)
     else:
         with checkpoint.as_directory() as folder:
-            state = record.restarted(step=step_of(Path(folder)))
+            saved = saved_report(Path(folder))
+            begun = state = record.restarted(saved)
             state.save(plan.records)
             outcome = fit_trial(
                 plan, record.overrides, send, checkpoint=Path(folder), trainer_options=options
             )
+            if state is begun and outcome.status == "finished":
+                # Nothing was left to train: with PBT the checkpoint may be the last one of another trial.
+                tune.report(saved, checkpoint=checkpoint)
     finish(plan, state, outcome)
 
 
@@ -90,6 +94,7 @@ def _totals(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name: metrics[name] for name in ("total_steps", "startup_seconds", "reference_passes")}
 
 
-def step_of(folder: Path) -> int:
-    """The step at which a reported checkpoint was made."""
-    return int(json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["step"])
+def saved_report(folder: Path) -> dict[str, Any]:
+    """What was reported with a checkpoint."""
+    report: dict[str, Any] = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    return report

@@ -111,9 +111,9 @@ def _train_worker(arguments: dict[str, Any]) -> None:
         return  # started again after a failure that would come again
     started = train.get_checkpoint()
 
-    def begin(step: int) -> None:
+    def begin(saved: dict[str, Any] | None = None) -> None:
         nonlocal state
-        state = state.restarted(step=step)
+        state = state.restarted(saved)
         if is_first:
             state.save(plan.records)
 
@@ -127,13 +127,13 @@ def _train_worker(arguments: dict[str, Any]) -> None:
         train.report(metrics, checkpoint=train.Checkpoint.from_directory(str(folder)) if found else None)
 
     if started is None:
-        begin(-1)
+        begin()
         outcome = fit_trial(plan, state.overrides, send, trainer_options=_options(plan))
     else:
-        from lightning_dpo.tuning.trial import step_of
+        from lightning_dpo.tuning.trial import saved_report
 
         with started.as_directory() as folder:
-            begin(step_of(Path(folder)))
+            begin(saved_report(Path(folder)))
             outcome = fit_trial(
                 plan, state.overrides, send, checkpoint=Path(folder), trainer_options=_options(plan)
             )

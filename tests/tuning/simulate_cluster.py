@@ -21,6 +21,7 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from lightning_dpo.tuning.cluster import DRIVER_CPUS, node_resources, trials_at_once
+from lightning_dpo.tuning.recovery import fit_all
 
 NODES, GPUS, WORKERS, TRIALS = 8, 8, 4, 64
 
@@ -58,16 +59,26 @@ def main(folder: str) -> dict[str, Any]:
     threading.Thread(target=lose_a_machine, daemon=True).start()
     storage = Path(folder) / "ray"
     began = time.time()
-    results = tune.Tuner(
-        tune.with_resources(tune.with_parameters(trial, folder=folder), {"cpu": DRIVER_CPUS}),
+    trainable = tune.with_resources(tune.with_parameters(trial, folder=folder), {"cpu": DRIVER_CPUS})
+    tuner = tune.Tuner(
+        trainable,
         param_space={"number": tune.grid_search(list(range(TRIALS)))},
         tune_config=tune.TuneConfig(
             search_alg=tune.search.BasicVariantGenerator(max_concurrent=fits), reuse_actors=True
         ),
         run_config=tune.RunConfig(
-            storage_path=str(storage), verbose=0, failure_config=tune.FailureConfig(max_failures=3)
+            name="trials",
+            storage_path=str(storage),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=3),
         ),
-    ).fit()
+    )
+    results = fit_all(
+        tuner,
+        lambda: tune.Tuner.restore(
+            str(storage / "trials"), trainable, resume_unfinished=True, resume_errored=True
+        ),
+    )
     records = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
     edges = sorted([(r["began"], 1) for r in records] + [(r["ended"], -1) for r in records])
     at_once = peak = 0

@@ -155,9 +155,6 @@ def test_real_trials_on_two_nodes(project: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.xfail(
-    strict=False, reason="of the trials on a machine that is lost, one at times is not placed anew"
-)
 def test_64_trials_of_4_workers_on_64_gpus_and_the_loss_of_a_machine(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, TESTS / "tuning" / "simulate_cluster.py", tmp_path],

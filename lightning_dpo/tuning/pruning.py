@@ -1,0 +1,34 @@
+"""Old checkpoints of population-based training, removed when no trial can want them any more."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Any
+
+from pyarrow.fs import FileSelector
+from ray.tune import Callback
+
+__all__ = ["KeepNewest"]
+
+_PREFIX = "checkpoint_"
+
+
+class KeepNewest(Callback):
+    """Keeps the newest checkpoints of each trial.
+
+    Tune's own `num_to_keep` removes a checkpoint that population-based training still counts on: the
+    scheduler registers the same one twice, and the second entry goes with the first one's folder.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Keep so many of each trial."""
+        self._number = number
+
+    def on_checkpoint(
+        self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
+    ) -> None:
+        """Remove what is older."""
+        files, folder = trial.storage.storage_filesystem, trial.storage.trial_fs_path
+        found = [info.base_name for info in files.get_file_info(FileSelector(folder, allow_not_found=True))]
+        for name in sorted(name for name in found if name.startswith(_PREFIX))[: -self._number]:
+            files.delete_dir(posixpath.join(folder, name))

@@ -1,0 +1,36 @@
+"""Trials that Ray gives up although they may be tried again are taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ray.tune import ResultGrid, Tuner
+from ray.tune.experiment import Trial
+
+__all__ = ["fit_all"]
+
+_ROUNDS = 3
+
+
+def fit_all(tuner: Tuner, restore: Callable[[], Tuner]) -> ResultGrid:
+    """Run every trial, with as many retries as Tune's `max_failures` says.
+
+    When a machine is lost, two calls to the process of a trial can fail within the same moment. Tune takes
+    the first as the loss of the process and starts the trial again, and the second as the failure of a
+    trial that has not begun, which it does not retry.
+
+    Args:
+        tuner: What to run.
+        restore: Makes the tuner that goes on with what the first one left, trials with errors included.
+    """
+    outcome = tuner.fit()
+    for _ in range(_ROUNDS):
+        if not any(_was_given_up(trial) for trial in outcome._experiment_analysis.trials):
+            break
+        outcome = restore().fit()
+    return outcome
+
+
+def _was_given_up(trial: Trial) -> bool:
+    """Whether a trial ended in an error with retries left."""
+    return trial.status == Trial.ERROR and bool(trial.should_recover())  # type: ignore[no-untyped-call]
