@@ -98,7 +98,7 @@ def fill_cache(module: DPOModule, *, trainer: pl.Trainer) -> None:
         with trainer.precision_plugin.forward_context():
             cache = reference.open()
             # All ranks go by one list of shards: ranks that share their data must agree on what is missing.
-            cache.load(trainer.strategy.broadcast(cache.names()))
+            cache.load(trainer.strategy.broadcast(_names(cache)))
             work = _Pass(module, reference, trainer)
             try:
                 work.run(missing_tasks(trainer_batches(trainer, needs_all=reference.needs_all), cache))
@@ -217,3 +217,14 @@ def _reference_of(module: Any) -> list[CachedReference]:
     """The module's reference if it is cached, or nothing."""
     reference = getattr(module, "reference", None)
     return [reference] if isinstance(reference, CachedReference) else []
+
+
+def _names(cache: ReferenceCache) -> list[str]:
+    """The shards that are there, the first that is asked of a cache."""
+    try:
+        return cache.names()
+    except OSError as error:
+        raise ValueError(
+            f"`reference_cache` must be a place that can be read, got {cache.location}: {error}. Check the "
+            "permissions or, for a URL, the credentials and the connection"
+        ) from error

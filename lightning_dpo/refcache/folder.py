@@ -6,6 +6,7 @@ import contextlib
 import os
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,23 +109,26 @@ class FsspecFolder(Folder):
         # What other processes wrote since the last look must be seen.
         self._fs.invalidate_cache()
         try:
-            found = self._fs.ls(self._path, detail=False)
+            with _as_system_errors():
+                found = self._fs.ls(self._path, detail=False)
         except FileNotFoundError:
             return []
         return sorted(name for name in (str(path).rsplit("/", 1)[-1] for path in found) if _is_shard(name))
 
     def read(self, name: str) -> bytes:
         """See `Folder`."""
-        content: bytes = self._fs.cat_file(f"{self._path}/{name}")
+        with _as_system_errors():
+            content: bytes = self._fs.cat_file(f"{self._path}/{name}")
         return content
 
     def write(self, name: str, data: bytes) -> None:
         """See `Folder`."""
-        self._fs.makedirs(self._path, exist_ok=True)
         scratch = f"{self._path}/{_temporary(name)}"
         try:
-            self._fs.pipe_file(scratch, data)
-            self._fs.mv(scratch, f"{self._path}/{name}")
+            with _as_system_errors():
+                self._fs.makedirs(self._path, exist_ok=True)
+                self._fs.pipe_file(scratch, data)
+                self._fs.mv(scratch, f"{self._path}/{name}")
         except BaseException:
             with contextlib.suppress(Exception):
                 self._fs.rm_file(scratch)
@@ -132,7 +136,7 @@ class FsspecFolder(Folder):
 
     def set_aside(self, name: str) -> None:
         """See `Folder`."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), _as_system_errors():
             self._fs.makedirs(f"{self._path}/{_DAMAGED}", exist_ok=True)
             self._fs.mv(f"{self._path}/{name}", f"{self._path}/{_DAMAGED}/{name}")
 
@@ -142,6 +146,20 @@ def open_folder(location: str) -> Folder:
     if location.startswith("file://"):
         return LocalFolder(location.removeprefix("file://"))
     return FsspecFolder(location) if "://" in location else LocalFolder(location)
+
+
+@contextlib.contextmanager
+def _as_system_errors() -> Iterator[None]:
+    """Turn what the clients of object stores raise, each in its own way, into OSError.
+
+    No credentials, no connection, no permission: these are to a store what a full disk is to a folder.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _temporary(name: str) -> str:
