@@ -1,231 +1,231 @@
-"""The charts of a report, as plotly figures in plain JSON values."""
+"""The charts of a report, as plotly figures in plain JSON values.
+
+Colours are names of the page's style sheet, such as ``var(--best)``, so that they follow light and dark.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import html
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from lightning_dpo.tuning.axes import axis, layout
 from lightning_dpo.tuning.records import TrialRecord
-from lightning_dpo.tuning.results import SweepResult
+from lightning_dpo.tuning.results import KL, SweepResult
+from lightning_dpo.tuning.words import metric_name, number, path_names, value_text
 
-__all__ = ["charts"]
+__all__ = ["Chart", "charts", "hover_text"]
 
-_ACCENT, _PLAIN, _BAD = "#c2410c", "#1d4ed8", "#9ca3af"
-
-
-def charts(result: SweepResult) -> dict[str, dict[str, Any]]:
-    """All charts that the sweep has data for, by title."""
-    found: dict[str, dict[str, Any]] = {}
-    goals = result.frontier_goals
-    if len(goals) > 1:
-        found[f"{_last(goals[0].metric)} against {_last(goals[1].metric)}"] = _trade_off(result)
-    numeric = _numeric_paths(result.trials)
-    if len(numeric) > 1:
-        found[f"{_last(result.objective.primary.metric)} over {numeric[0]} and {numeric[1]}"] = _heat_map(
-            result, numeric[0], numeric[1]
-        )
-    found["Learning curves"] = _curves(result)
-    if numeric:
-        found["Parallel coordinates"] = _parallel(result, numeric)
-    found["Steps of each trial"] = _steps(result)
-    return found
+BEST, PARETO, FINISHED, STOPPED, WRONG = (
+    f"var(--{name})" for name in ("best", "pareto", "finished", "stopped", "wrong")
+)
 
 
-def _trade_off(result: SweepResult) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One chart.
+
+    Attributes:
+        title: Its heading.
+        note: How to read it, a sentence or two.
+        data: Plotly's traces.
+        layout: Plotly's layout.
+        min_width: Pixels below which the chart scrolls sideways within its frame.
+    """
+
+    title: str
+    note: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    min_width: int = 0
+
+
+def charts(result: SweepResult) -> list[Chart]:
+    """All charts that the sweep has data for."""
+    from lightning_dpo.tuning.charts_space import heat_map, parallel
+
+    makers: tuple[Callable[[SweepResult], Chart | None], ...] = (
+        _trade_off,
+        heat_map,
+        _curves,
+        parallel,
+        _steps,
+    )
+    return [chart for chart in (make(result) for make in makers) if chart is not None]
+
+
+def hover_text(trial: TrialRecord, result: SweepResult) -> str:
+    """All that is known of a trial, in lines."""
+    names = path_names(path for t in result.trials for path in t.overrides)
+    lines = [f"<b>trial {trial.id}</b>"]
+    lines += [f"{names[path]} = {html.escape(value_text(value))}" for path, value in trial.overrides.items()]
+    for metric in dict.fromkeys([*(goal.metric for goal in result.frontier_goals), KL]):
+        if metric in trial.metrics:
+            error = trial.metrics.get(f"{metric}_error")
+            spread = f" ± {number(error, 2)}" if error is not None else ""
+            lines.append(f"{metric_name(metric)} {number(trial.metrics[metric])}{spread}")
+    lines.append(f"step {trial.step} of {trial.total_steps or '?'}, {trial.status}")
+    return "<br>".join(lines)
+
+
+def _trade_off(result: SweepResult) -> Chart | None:
     """The first two goals of the frontier against each other, the Pareto set joined and marked."""
+    if len(result.frontier_goals) < 2:
+        return None
     up, across = result.frontier_goals[:2]
     shown = [
         t for t in result.trials if t.is_ranked and up.metric in t.metrics and across.metric in t.metrics
     ]
-    pareto = sorted(
-        (t for t in result.frontier if t in shown), key=lambda trial: trial.metrics[across.metric]
-    )
+    pareto = sorted((t for t in result.frontier if t in shown), key=lambda t: t.metrics[across.metric])
 
     def points(trials: Sequence[TrialRecord], **style: Any) -> dict[str, Any]:
         return {
             "type": "scatter",
             "x": [t.metrics[across.metric] for t in trials],
             "y": [t.metrics[up.metric] for t in trials],
-            "text": [_hover(t) for t in trials],
-            "hovertemplate": "%{text}<br>"
-            + f"{across.metric} %{{x:.4f}}<br>{up.metric} %{{y:.4f}}<extra></extra>",
+            "text": [hover_text(t, result) for t in trials],
+            "hovertemplate": "%{text}<extra></extra>",
             **style,
         }
 
-    others = [t for t in shown if t not in pareto]
-    return {
-        "data": [
-            points(others, mode="markers", name="other trials", marker={"color": _PLAIN, "size": 9}),
-            points(
-                pareto,
-                mode="lines+markers",
-                name="Pareto set",
-                marker={"color": _ACCENT, "size": 12, "symbol": "diamond"},
-                line={"color": _ACCENT, "dash": "dot", "shape": "hv"},
-            ),
-        ],
-        "layout": _axes(across.metric, up.metric),
-    }
+    def dots(status: str, colour: str, symbol: str) -> dict[str, Any]:
+        trials = [t for t in shown if t not in pareto and t.status == status]
+        marker = {"color": colour, "size": 9, "symbol": symbol, "line": {"width": 1.5, "color": colour}}
+        return points(trials, mode="markers", name=status, marker=marker)
 
-
-def _heat_map(result: SweepResult, across: str, up: str) -> dict[str, Any]:
-    """The objective over two parameters: a coloured cell around each trial's place."""
-    metric = result.objective.primary.metric
-    trials = [t for t in result.trials if t.is_ranked and across in t.overrides and up in t.overrides]
-    columns, rows = (_bins([float(t.overrides[path]) for t in trials]) for path in (across, up))
-    cells: dict[tuple[int, int], list[float]] = {}
-    for trial in trials:
-        place = _bin(columns, float(trial.overrides[across])), _bin(rows, float(trial.overrides[up]))
-        cells.setdefault(place, []).append(float(trial.metrics[metric]))
-    means = {place: sum(values) / len(values) for place, values in cells.items()}
-    table = [[means.get((c, r)) for c in range(len(columns) - 1)] for r in range(len(rows) - 1)]
-    values = {
-        "x": [t.overrides[across] for t in trials],
-        "y": [t.overrides[up] for t in trials],
-        "text": [_hover(t) for t in trials],
-    }
-    layout = _axes(across, up)
-    for axis, edges in (("xaxis", columns), ("yaxis", rows)):
-        if edges[0] > 0 and edges[-1] / edges[0] > 10:
-            layout[axis]["type"] = "log"
-    return {
-        "data": [
-            {
-                "type": "heatmap",
-                "x": columns,
-                "y": rows,
-                "z": table,
-                "colorscale": "Viridis",
-                "colorbar": {"title": {"text": _last(metric)}, "thickness": 12},
-                "hoverinfo": "skip",
-            },
-            {
-                "type": "scatter",
-                "mode": "markers",
-                **values,
-                "customdata": [t.metrics[metric] for t in trials],
-                "hovertemplate": f"%{{text}}<br>{metric} %{{customdata:.4f}}<extra></extra>",
-                "marker": {"color": "white", "size": 8, "line": {"color": "black", "width": 1.5}},
-                "showlegend": False,
-            },
-        ],
-        "layout": layout,
-    }
-
-
-def _curves(result: SweepResult) -> dict[str, Any]:
-    """The objective over steps, one line for each trial; those that were stopped end early."""
-    metric = result.objective.primary.metric
-    lines = []
-    for trial in result.trials:
-        history = [entry for entry in trial.history if metric in entry]
-        if not history:
-            continue
-        is_best = trial is result.best
-        lines.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": f"{trial.id[-5:]} {trial.status}",
-                "x": [entry["step"] for entry in history],
-                "y": [entry[metric] for entry in history],
-                "line": {"width": 3 if is_best else 1.5, **({"color": _ACCENT} if is_best else {})},
-                "marker": {"size": 6 if is_best else 4},
-                "hovertemplate": f"{_hover(trial)}<br>step %{{x}}<br>{metric} %{{y:.4f}}<extra></extra>",
-            }
+    data = [dots("stopped", STOPPED, "circle-open"), dots("finished", FINISHED, "circle")]
+    data.append(
+        points(
+            pareto,
+            mode="lines+markers",
+            name="Pareto set",
+            marker={"color": PARETO, "size": 12, "symbol": "diamond"},
+            # Between two trials nothing better than the left one is known.
+            line={"color": PARETO, "width": 2, "shape": "hv" if across.mode == "min" else "vh"},
         )
-    return {"data": lines, "layout": _axes("step", metric)}
+    )
+    best = [trial for trial in shown if trial is result.best]
+    data.append(points(best, mode="markers", name="best", marker=_star()))
+    data = [trace for trace in data if trace["x"]]
+    if not data:
+        return None
+    names = metric_name(up.metric), metric_name(across.metric)
+    left_out = len(result.trials) - len(shown)
+    better = f"{'up' if up.mode == 'max' else 'down'} and {'left' if across.mode == 'min' else 'right'}"
+    note = (
+        f"Better is {better}. The line joins the Pareto set: trials that no other one beats in both at once."
+    )
+    if left_out:
+        note += f" {left_out} that went wrong {'is' if left_out == 1 else 'are'} not shown."
+    places = layout(axis(names[1], [t.metrics[across.metric] for t in shown]), axis(names[0], []))
+    return Chart(f"{_capital(names[0])} against {names[1]}", note, data, places)
 
 
-def _parallel(result: SweepResult, paths: Sequence[str]) -> dict[str, Any]:
-    """Every trial as a line through its values, its metrics and its steps."""
-    goals = result.frontier_goals
-    trials = [
-        t
-        for t in result.trials
-        if t.is_ranked and all(p in t.overrides for p in paths) and all(g.metric in t.metrics for g in goals)
-    ]
-    dimensions: list[dict[str, Any]] = []
-    for path in paths:
-        values = [float(t.overrides[path]) for t in trials]
-        is_log = bool(values) and min(values) > 0 and max(values) / min(values) > 10
-        shown = [math.log10(v) for v in values] if is_log else values
-        ticks = sorted({min(shown), max(shown)}) if shown else []
-        texts = [f"{10**tick if is_log else tick:.2g}" for tick in ticks]
-        dimensions.append({"label": path, "values": shown, "tickvals": ticks, "ticktext": texts})
-    dimensions += [{"label": _last(g.metric), "values": [t.metrics[g.metric] for t in trials]} for g in goals]
-    dimensions.append({"label": "steps", "values": [t.step for t in trials]})
-    colours = [t.metrics[goals[0].metric] for t in trials]
-    line = {"color": colours, "colorscale": "Viridis"}
-    layout = {"margin": {"l": 70, "r": 70, "t": 60, "b": 30}}
-    return {"data": [{"type": "parcoords", "line": line, "dimensions": dimensions}], "layout": layout}
+def _curves(result: SweepResult) -> Chart:
+    """The objective over steps; the curves of one kind are one trace, with gaps between trials."""
+    goal = result.objective.primary
+    name = metric_name(goal.metric)
+    best = [t for t in result.trials[:1] if t.is_ranked]
+    rest = [t for t in result.trials if t not in best]
+    groups = (
+        ("went wrong", WRONG, "x", [t for t in rest if not t.is_ranked]),
+        ("stopped early", STOPPED, "circle-open", [t for t in rest if t.is_ranked and t.status == "stopped"]),
+        ("finished", FINISHED, "circle", [t for t in rest if t.is_ranked and t.status == "finished"]),
+        ("best", BEST, "star", best),
+    )
+    data = []
+    for label, colour, symbol, trials in groups:
+        xs: list[Any] = []
+        ys: list[Any] = []
+        texts: list[str] = []
+        sizes: list[int] = []
+        for trial in trials:
+            history = [entry for entry in trial.history if goal.metric in entry]
+            text = hover_text(trial, result)
+            xs += [*(entry["step"] for entry in history), None]
+            ys += [*(entry[goal.metric] for entry in history), None]
+            texts += [f"{text}<br><br>at step {e['step']}: {name} {number(e[goal.metric])}" for e in history]
+            texts.append("")
+            # A larger mark where the curve ends.
+            sizes += [*([4] * (len(history) - 1)), *([9 if label != "best" else 13] * bool(history)), 0]
+        if any(x is not None for x in xs):
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": label,
+                    "x": xs,
+                    "y": ys,
+                    "text": texts,
+                    "connectgaps": False,
+                    "opacity": 1 if label == "best" else 0.75,
+                    "line": {"width": 3 if label == "best" else 1.5, "color": colour},
+                    "marker": {
+                        "size": sizes,
+                        "symbol": symbol,
+                        "color": colour,
+                        "line": {"width": 1.5, "color": colour},
+                    },
+                    "hovertemplate": "%{text}<extra></extra>",
+                }
+            )
+    note = f"Validation {name} at each report; a curve that ends early was stopped or went wrong there."
+    return Chart("Learning curves", note, data, layout(axis("step", []), axis(name, [])))
 
 
-def _steps(result: SweepResult) -> dict[str, Any]:
-    """How far each trial came, and what stopping it saved."""
-    names = [t.id[-5:] for t in result.trials]
-    left = [max(t.total_steps - t.step, 0) if t.status != "finished" else 0 for t in result.trials]
-    texts = [f"{_hover(t)}<br>{t.status} {t.reason}" for t in result.trials]
-    common = {"type": "bar", "orientation": "h", "y": names, "text": texts, "textposition": "none"}
-    layout = {**_axes("steps", ""), "barmode": "stack"}
-    layout["yaxis"] = {"autorange": "reversed", "type": "category", "automargin": True}
-    hover = "%{text}<br>%{x} steps<extra></extra>"
-    return {
-        "data": [
-            {**common, "name": "run", "x": [t.step for t in result.trials], "marker": {"color": _PLAIN}}
-            | {"hovertemplate": hover},
-            {**common, "name": "not run", "x": left, "marker": {"color": _BAD}} | {"hovertemplate": hover},
-        ],
-        "layout": layout,
+def _steps(result: SweepResult) -> Chart:
+    """How far each trial came, best first, and what stopping it saved."""
+    trials = result.trials
+    ids = [t.id for t in trials]
+    texts = [hover_text(t, result) + (f"<br>{_wrapped(t.reason)}" if t.reason else "") for t in trials]
+    kinds = (
+        ("finished", FINISHED, "", lambda t: t.status == "finished"),
+        ("stopped early", STOPPED, "", lambda t: t.status == "stopped"),
+        ("went wrong", WRONG, "x", lambda t: not t.is_ranked),
+    )
+    common: dict[str, Any] = {
+        "type": "bar",
+        "hovertemplate": "%{text}<extra></extra>",
+        "textposition": "none",
     }
-
-
-def _axes(across: str, up: str) -> dict[str, Any]:
-    return {
-        "xaxis": {"title": {"text": across}, "automargin": True},
-        "yaxis": {"title": {"text": up}, "automargin": True},
-        "margin": {"l": 50, "r": 20, "t": 20, "b": 50},
-        "legend": {"orientation": "h", "y": -0.25},
-        "hovermode": "closest",
+    data = []
+    for name, colour, shape, belongs in kinds:
+        chosen = [number for number, trial in enumerate(trials) if belongs(trial)]
+        if chosen:
+            marker = {"color": colour, "pattern": {"shape": shape, "size": 5}}
+            data.append(
+                common
+                | {"name": name, "x": [ids[n] for n in chosen], "y": [trials[n].step for n in chosen]}
+                | {"text": [texts[n] for n in chosen], "marker": marker}
+            )
+    left = [max(t.total_steps - t.step, 0) if t.status != "finished" else 0 for t in trials]
+    if any(left):
+        faint = {"color": "var(--faint)"}
+        data.append(common | {"name": "not run", "x": ids, "y": left, "text": texts, "marker": faint})
+    across = {
+        **axis("trials, best first", []),
+        "type": "category",
+        "categoryorder": "array",
+        "categoryarray": ids,
+        "showticklabels": False,
+        "showgrid": False,
     }
+    note = "One bar for each trial, in the order of the ranking."
+    places = layout(across, axis("steps", []), barmode="stack", bargap=0.25)
+    return Chart("Steps run and saved", note, data, places)
 
 
-def _hover(trial: TrialRecord) -> str:
-    values = "<br>".join(f"{path} {_short(value)}" for path, value in trial.overrides.items())
-    return f"<b>trial {trial.id}</b><br>{values}"
+def _star() -> dict[str, Any]:
+    return {"color": BEST, "size": 17, "symbol": "star", "line": {"width": 1, "color": "var(--page)"}}
 
 
-def _numeric_paths(trials: Sequence[TrialRecord]) -> list[str]:
-    """Paths that vary in numbers, beta and the learning rate first."""
-    values: dict[str, set[float]] = {}
-    for trial in trials:
-        for path, value in trial.overrides.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                values.setdefault(path, set()).add(float(value))
-    varied = [path for path, found in values.items() if len(found) > 1]
-    return sorted(varied, key=lambda path: (not path.endswith(".beta"), not path.endswith(".lr"), path))
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
-def _bins(values: Sequence[float]) -> list[float]:
-    """Edges of at most eight cells, even on a logarithmic scale where the values span more than tenfold."""
-    low, high = min(values), max(values)
-    count = min(8, max(2, len(set(values))))
-    if low > 0 and high / low > 10:
-        ratio = (high / low) ** (1 / count)
-        return [low * ratio**i for i in range(count)] + [high]
-    width = (high - low) / count or 1.0
-    return [low + width * i for i in range(count)] + [high if high > low else low + width * count]
+def _wrapped(text: str, width: int = 44) -> str:
+    import textwrap
 
-
-def _bin(edges: Sequence[float], value: float) -> int:
-    below = sum(edge <= value for edge in edges[1:-1])
-    return min(below, len(edges) - 2)
-
-
-def _last(metric: str) -> str:
-    return metric.rpartition("/")[2]
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value).rpartition(".")[2] or str(value)
+    lines: Iterable[str] = textwrap.wrap(text, width)[:4]
+    return "<br>".join(html.escape(line) for line in lines)

@@ -4,53 +4,16 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
+from importlib.resources import files
 
-from lightning_dpo.tuning.charts import charts
-from lightning_dpo.tuning.records import TrialRecord
+from lightning_dpo.tuning.charts import Chart, charts
+from lightning_dpo.tuning.report_parts import facts, failures, headline, lead, settings, table, trials
 from lightning_dpo.tuning.results import SweepResult
 from lightning_dpo.tuning.storage import Storage
+from lightning_dpo.tuning.words import value_text
 
 __all__ = ["render", "write_report"]
-
-_STYLE = """
-:root { color-scheme: light; --line: #d4d4d8; --muted: #52525b; }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1100px; padding: 1rem; }
-h1 { font-size: 1.6rem; margin: .5rem 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .75rem; }
-.facts div { border: 1px solid var(--line); border-radius: 8px; padding: .6rem .8rem; }
-.facts b { display: block; font-size: 1.25rem; overflow-wrap: anywhere; }
-.facts span, .note { color: var(--muted); font-size: .9rem; }
-.chart { height: 420px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; width: 100%; }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: left; white-space: nowrap; }
-td.reason { white-space: normal; min-width: 12rem; }
-tr.best { background: #fff7ed; }
-pre { background: #f4f4f5; border-radius: 8px; padding: 1rem; overflow-x: auto; max-height: 28rem; }
-button { font: inherit; padding: .3rem .9rem; border: 1px solid var(--line); border-radius: 6px; }
-"""
-
-_SCRIPT = """
-const specs = JSON.parse(document.getElementById("charts").textContent);
-specs.forEach((spec, i) => Plotly.newPlot("chart" + i, spec.data, spec.layout,
-  {responsive: true, displaylogo: false}));
-document.getElementById("copy").addEventListener("click", async (event) => {
-  const text = document.getElementById("recipe").textContent;
-  try { await navigator.clipboard.writeText(text); }
-  catch {
-    const range = document.createRange();
-    range.selectNodeContents(document.getElementById("recipe"));
-    getSelection().removeAllRanges();
-    getSelection().addRange(range);
-    document.execCommand("copy");
-  }
-  event.target.textContent = "copied";
-});
-"""
 
 
 def write_report(result: SweepResult) -> None:
@@ -59,117 +22,94 @@ def write_report(result: SweepResult) -> None:
 
 
 def render(result: SweepResult) -> str:
-    """The report as HTML, plotly's script included."""
+    """The report as HTML, plotly's script included: 4.8 MB, most of it plotly."""
     from plotly.offline import get_plotlyjs
 
     drawn = charts(result)
-    sections = "".join(
-        f'<h2>{html.escape(title)}</h2><div class="chart" id="chart{number}"></div>'
-        for number, title in enumerate(drawn)
-    )
-    # Within a script element only "</" could end the data early.
-    data = json.dumps(list(drawn.values()), default=str).replace("</", "<\\/")
-    title = f"Sweep {result.location.rpartition('/')[2]}"
+    name = result.location.rstrip("/").rpartition("/")[2]
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
-<title>{html.escape(title)}</title>
-<style>{_STYLE}</style>
+<title>Sweep {html.escape(name)}</title>
+<style>{_asset("report.css")}</style>
 </head>
 <body>
-<h1>{html.escape(title)}</h1>
-{_facts(result)}
-{sections}
-{_scheduler(result)}
-<h2>Trials</h2>
-{_trials(result)}
-<h2>The winning recipe</h2>
-<p class="note">Save it as config.yaml: lightning-dpo fit --config config.yaml</p>
-<button id="copy">copy</button>
-<pre id="recipe">{html.escape(result.recipe)}</pre>
-<h2>Environment and settings</h2>
-{_table(("", ""), [(name, _plain(value)) for name, value in result.environment.items()])}
-<details><summary>The sweep's settings</summary>
-<pre>{html.escape(json.dumps(result.settings, indent=2, default=str))}</pre></details>
+<header>
+<p class="kicker">Sweep {html.escape(name)}</p>
+<h1>{headline(result)}</h1>
+<p class="lead">{lead(result)}</p>
+{facts(result)}
+{_contents(result)}
+</header>
+<main>
+<noscript><p class="note">The charts need JavaScript.</p></noscript>
+{"".join(_figures(drawn))}
+{_recipe(result)}
+<section id="trials"><h2>Trials</h2>
+<p class="note">Best first.{" ◆ belongs to the Pareto set." if len(result.frontier_goals) > 1 else ""}</p>
+{trials(result)}</section>
+{failures(result)}
+<section id="environment"><h2>Environment</h2>
+{_environment(result)}
+<details><summary>Settings of the sweep</summary>
+<pre tabindex="0">{settings(result)}</pre></details></section>
+</main>
 <script>{get_plotlyjs()}</script>
-<script type="application/json" id="charts">{data}</script>
-<script>{_SCRIPT}</script>
+<script type="application/json" id="charts">{_data(drawn)}</script>
+<script>{_asset("report.js")}</script>
 </body>
 </html>
 """
 
 
-def _facts(result: SweepResult) -> str:
-    goal = result.objective.primary
-    best = result.best
-    facts = {
-        f"best {goal.metric}": f"{best.metrics[goal.metric]:.4f}",
-        **{f"its {path}": _plain(value) for path, value in best.overrides.items()},
-        "trials": str(len(result.trials)),
-        "reference passes": str(result.reference_passes),
-        "wall time": f"{result.seconds:.0f} s",
+def _contents(result: SweepResult) -> str:
+    wrong = sum(not trial.is_ranked for trial in result.trials)
+    places = {
+        "winner": "The winning recipe" if result.recipe else "",
+        "trials": "All trials",
+        "wrong": f"{wrong} that went wrong" if wrong else "",
+        "environment": "Environment",
     }
-    boxes = "".join(
-        f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>"
-        for name, value in facts.items()
-    )
-    return f'<div class="facts">{boxes}</div>'
+    links = (f'<a href="#{place}">{text}</a>' for place, text in places.items() if text)
+    return f'<nav aria-label="Contents">{"".join(links)}</nav>'
 
 
-def _scheduler(result: SweepResult) -> str:
-    run = sum(t.step for t in result.trials)
-    planned = sum(max(t.total_steps, t.step) for t in result.trials)
-    stopped = [t for t in result.trials if t.status == "stopped"]
-    saved = sum(max(t.total_steps - t.step, 0) for t in stopped)
-    name = result.settings.get("scheduler", "none")
-    share = f" ({saved / planned:.0%})" if planned else ""
-    text = (
-        f"{_plain(name)} stopped {len(stopped)} of {len(result.trials)} trials and saved {saved} of "
-        f"{planned} steps{share}; {run} were run."
-    )
-    starts = [t.startup_seconds for t in result.trials if t.startup_seconds is not None]
-    if starts:
-        text += f" Start-up of a trial: {min(starts):.1f} to {max(starts):.1f} s."
-    return f"<h2>What the scheduler saved</h2><p>{html.escape(text)}</p>"
+def _environment(result: SweepResult) -> str:
+    rows = [(name, value_text(value)) for name, value in result.environment.items()]
+    return table(("what", "version or value"), rows, "environment", words=(1,))
 
 
-def _trials(result: SweepResult) -> str:
-    metrics = list(dict.fromkeys([*(g.metric for g in result.frontier_goals), "val/logratio/margin"]))
-    paths = list(dict.fromkeys(path for t in result.trials for path in t.overrides))
-    pareto = {t.id for t in result.frontier}
-
-    def row(trial: TrialRecord) -> Iterable[str]:
-        yield trial.id + (" ◆" if trial.id in pareto else "")
-        yield trial.status
-        yield f"{trial.step}/{trial.total_steps or '?'}"
-        for metric in metrics:
-            value = trial.metrics.get(metric)
-            yield "" if value is None else f"{value:.4f}"
-        for path in paths:
-            yield _plain(trial.overrides.get(path, ""))
-        yield str(trial.starts)
-        yield trial.reason
-
-    header = ("trial", "status", "steps", *metrics, *paths, "starts", "reason")
-    note = '<p class="note">◆ no other trial is better in all of the first metrics at once.</p>'
-    return _table(header, [tuple(row(t)) for t in result.trials], best=True) + note
+def _figures(drawn: Iterable[Chart]) -> Iterable[str]:
+    for number, chart in enumerate(drawn):
+        width = f' style="min-width: {chart.min_width}px"' if chart.min_width else ""
+        title, note = html.escape(chart.title), html.escape(chart.note)
+        yield (
+            f'<section aria-labelledby="title{number}"><h2 id="title{number}">{title}</h2>'
+            f'<p class="note">{note}</p><div class="scroll"><div class="chart" id="chart{number}" role="img" '
+            f'aria-label="Chart: {title}. {note}"{width}></div></div></section>\n'
+        )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, best: bool = False) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = []
-    for number, cells in enumerate(rows):
-        marked = ' class="best"' if best and number == 0 else ""
-        *short, last = (html.escape(cell) for cell in cells)
-        plain = "".join(f"<td>{cell}</td>" for cell in short)
-        body.append(f'<tr{marked}>{plain}<td class="reason">{last}</td></tr>')
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(body)}</table></div>'
+def _recipe(result: SweepResult) -> str:
+    if not result.recipe:
+        return ""
+    recipe = html.escape(result.recipe)
+    return f"""<section id="winner"><h2>The winning recipe</h2>
+<div class="bar">
+<p class="note">Save it as config.yaml, then <code>lightning-dpo fit --config config.yaml</code></p>
+<button id="copy" type="button" aria-live="polite">Copy the recipe</button></div>
+<pre id="recipe" tabindex="0" aria-label="The winning recipe, YAML">{recipe}</pre></section>"""
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return json.dumps(value, default=str) if isinstance(value, Mapping | list) else str(value)
+def _data(drawn: Iterable[Chart]) -> str:
+    specs = [{"data": chart.data, "layout": chart.layout} for chart in drawn]
+    # Within a script element "<!--" or "</" would be read as markup.
+    return json.dumps(specs, default=str).replace("<", "\\u003c")
+
+
+def _asset(name: str) -> str:
+    return files("lightning_dpo.tuning").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,52 @@
+"use strict";
+const source = document.getElementById("charts").textContent;
+const isTouch = matchMedia("(pointer: coarse)").matches;
+
+// Colours stand in the data as var(--name); they are looked up here, for plotly does not know style sheets.
+function draw() {
+  const style = getComputedStyle(document.documentElement);
+  const colour = (name) => style.getPropertyValue(name).trim();
+  const specs = JSON.parse(source.replace(/var\((--[a-z]+)\)/g, (_, name) => colour(name)));
+  const line = {gridcolor: colour("--grid"), linecolor: colour("--line")};
+  specs.forEach((spec, number) => {
+    const place = document.getElementById("chart" + number);
+    const layout = {
+      ...spec.layout,
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: {family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("--text")},
+      hoverlabel: {align: "left", bgcolor: colour("--panel"), bordercolor: colour("--line"),
+        font: {size: 13, color: colour("--text")}},
+      // A finger that moves over a chart scrolls the page.
+      dragmode: isTouch ? false : "zoom",
+    };
+    for (const axis of ["xaxis", "yaxis"]) {
+      if (layout[axis]) layout[axis] = {...line, ...layout[axis]};
+    }
+    Plotly.react(place, spec.data, layout, {
+      responsive: true, displaylogo: false, displayModeBar: isTouch ? false : "hover",
+      modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    });
+  });
+}
+draw();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+
+document.getElementById("copy")?.addEventListener("click", async (event) => {
+  const recipe = document.getElementById("recipe");
+  const button = event.currentTarget;
+  let done = false;
+  try {
+    await navigator.clipboard.writeText(recipe.textContent);
+    done = true;
+  } catch {
+    // Some browsers keep the clipboard from pages opened as a file.
+    const range = document.createRange();
+    range.selectNodeContents(recipe);
+    getSelection().removeAllRanges();
+    getSelection().addRange(range);
+    done = document.execCommand("copy");
+  }
+  button.textContent = done ? "Copied" : "Selected: press Ctrl+C";
+  setTimeout(() => { button.textContent = "Copy the recipe"; }, 4000);
+});

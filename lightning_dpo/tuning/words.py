@@ -1,0 +1,71 @@
+"""How paths, metrics and values are written for people, in the report and in the terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+__all__ = ["duration", "metric_name", "number", "path_names", "value_text"]
+
+_GREEK = {"beta": "β"}
+_METRICS = {"kl": "KL", "margin": "margin", "tokens_per_second": "tokens/s"}
+_CLASS_PATH = re.compile(r"(?:[A-Za-z_]\w*\.)+(_*[A-Z]\w*)")
+
+
+def path_names(paths: Iterable[str]) -> dict[str, str]:
+    """A short name for each config path: its last part, or the whole path where two would be the same."""
+    unique = list(dict.fromkeys(paths))
+    short = {path: _last_part(path) for path in unique}
+    names = list(short.values())
+    return {path: name if names.count(name) == 1 else path for path, name in short.items()}
+
+
+def metric_name(metric: str) -> str:
+    """A metric's last part: "accuracy" for "val/rewards/accuracy"."""
+    last = metric.rpartition("/")[2]
+    return _METRICS.get(last, last.replace("_", " "))
+
+
+def value_text(value: Any) -> str:
+    """A parameter's value; classes without their package."""
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, str):
+        found = _CLASS_PATH.fullmatch(value)
+        return found[1] if found else value
+    return json.dumps(value, default=str) if isinstance(value, Mapping | list | tuple) else str(value)
+
+
+def number(value: float, digits: int = 3, *, pad: bool = False) -> str:
+    """A number to some significant digits: 0.0406, 1240, 3e-6 rather than 0.000003.
+
+    Args:
+        value: The number.
+        digits: Significant ones.
+        pad: Keep zeros at the end, for columns.
+    """
+    if value and not 1e-3 <= abs(value) < 1e5:
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        if not exponent:
+            return mantissa
+        return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+    if abs(value) >= 10**digits:
+        return f"{round(value)}"
+    return f"{value:#.{digits}g}" if pad else f"{value:.{digits}g}"
+
+
+def duration(seconds: float) -> str:
+    """A time as 46 s, 12 min or 3 h 05 min."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _last_part(path: str) -> str:
+    parts = path.split(".")
+    last = parts[-2] if parts[-1] == "class_path" and len(parts) > 1 else parts[-1]
+    return _GREEK.get(last, last)
