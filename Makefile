@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 .PHONY: demo test test-fast test-heavy lint bench clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.runtime  ## Train the embedded task: no download of models or data, no GPU
+demo: $(VENV)/.runtime  ## Sweep over the embedded task: no download of models or data, no GPU
 	$(BIN)/lightning-dpo demo
 
 test: $(VENV)/.test  ## Every test but those that start Ray clusters
@@ -35,7 +35,7 @@ $(VENV)/.created:
 	touch $@
 
 $(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
-	$(PIP) --editable .
+	$(PIP) --editable ".[tune]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.runtime $(VENV)/.smollm2 pyproject.toml constraints.txt

@@ -94,17 +94,25 @@ def export(checkpoint: Path, output: Path, *, merge: bool = True) -> None:
     print(f"exported to {export_checkpoint(checkpoint, output, merge=merge)}")
 
 
-def demo(*, output: Path = Path("outputs/demo"), beta: float = 0.1, seed: int = 0) -> None:
-    """Train the embedded task and show samples before and after; needs no download and no GPU.
+def demo(*, output: Path = Path("outputs/demo"), beta: float | None = None, seed: int = 0) -> None:
+    """Sweep over the embedded task and show samples before and after; needs no download and no GPU.
 
     Args:
-        output: Folder for the task's model, data and result.
-        beta: Strength of the pull towards the reference.
-        seed: Of everything.
+        output: Folder for the task's model, data and results.
+        beta: One training run with this pull towards the reference, in the place of the sweep.
+        seed: Of the one training run.
     """
-    from lightning_dpo.demo.run import run_demo
+    if beta is not None:
+        from lightning_dpo.demo.run import run_demo
 
-    run_demo(output=output, beta=beta, seed=seed)
+        run_demo(output=output, beta=beta, seed=seed)
+        return
+    from lightning_dpo.tuning import require_ray
+
+    require_ray()
+    from lightning_dpo.tuning.demo import run_demo_sweep
+
+    run_demo_sweep(output=output)
 
 
 def _tune(arguments: Sequence[str], *, command: str) -> None:
@@ -139,7 +147,8 @@ commands:
             lightning-dpo export --checkpoint last.ckpt --output model/
   plan      memory of each device under each strategy, from the model's configuration alone
             lightning-dpo plan --model 8b --gpus 8 --gpu_memory 80
-  demo      the embedded task: no download, no GPU
+  demo      a sweep over the embedded task: no download, no GPU
+            lightning-dpo demo; one training run: lightning-dpo demo --beta 0.1
 
 `lightning-dpo COMMAND --help` lists the options of one; `--print_config` shows a complete configuration.
 """

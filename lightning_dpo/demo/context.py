@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from transformers.utils import logging as hub_logging
 
 __all__ = ["quiet", "single_thread"]
 
@@ -16,16 +17,20 @@ _LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilitie
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Lightning's remarks on hardware, data-loader workers and logging; errors still show."""
+    """Silence Lightning's remarks on hardware, data-loader workers and logging, and bars for small files."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
+    had_bars = hub_logging.is_progress_bar_enabled()
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
+        hub_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        if had_bars:
+            hub_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

@@ -23,10 +23,10 @@ from lightning_dpo.demo.report import show
 from lightning_dpo.demo.task import Task, TaskConfig, load_pairs, prepare_task
 from lightning_dpo.evaluation.frontier import FrontierPoint
 from lightning_dpo.losses import DPOLoss
-from lightning_dpo.models import load_tokenizer
+from lightning_dpo.models import load_model, load_tokenizer
 from lightning_dpo.module import DPOModule
 
-__all__ = ["DemoResult", "run_demo"]
+__all__ = ["Clock", "DemoResult", "evaluate", "run_demo"]
 
 _MAX_LENGTH = 128
 
@@ -69,6 +69,7 @@ class DemoResult:
         }
 
 
+@quiet()
 @single_thread()
 def run_demo(
     *,
@@ -99,7 +100,7 @@ def run_demo(
         verbose: Show progress bars and print the table.
     """
     root = Path(output).expanduser()
-    clock = _Clock()
+    clock = Clock()
     say: Callable[[str], None] = print if verbose else _silent
     progress = verbose and sys.stdout.isatty()
     say("fitting a small decoder to the grammar and sampling pairs from it, unless that was done before ...")
@@ -125,9 +126,37 @@ def run_demo(
     clock.lap("train")
     say("sampling reviews before and after ...")
     policy_folder = _export(module, root / "policy")
-    policy, reference = module.policy.cpu(), module.reference_model
-    assert reference is not None
-    reference, tokenizer = reference.cpu(), load_tokenizer(str(made.model))
+    result = evaluate(
+        made, policy_folder, accuracy=accuracy, samples_per_prompt=samples_per_prompt, seed=seed, clock=clock
+    )
+    if verbose:
+        show(result, beta=beta)
+    return result
+
+
+@single_thread()
+def evaluate(
+    made: Task,
+    policy_folder: Path,
+    *,
+    accuracy: float,
+    samples_per_prompt: int = 256,
+    seed: int = 0,
+    clock: Clock | None = None,
+) -> DemoResult:
+    """Sample from an aligned model and from the one it started from, and write the figures beside the task.
+
+    Args:
+        made: The task.
+        policy_folder: The aligned model.
+        accuracy: What the trainer logged at the end.
+        samples_per_prompt: Reviews of each prompt from each model.
+        seed: Of the samples.
+        clock: Has measured the stages before.
+    """
+    clock = clock or Clock()
+    policy, reference = load_model(str(policy_folder)), load_model(str(made.model))
+    tokenizer = load_tokenizer(str(made.model))
     sample = partial(
         measure,
         policy,
@@ -142,9 +171,7 @@ def run_demo(
     best = best_reachable(before, after)
     clock.lap("evaluate")
     result = DemoResult(made, policy_folder, before, after, agreed, accuracy, best, clock.laps)
-    _write(root / "result.json", result)
-    if verbose:
-        show(result, beta=beta)
+    _write(made.folder.parent / "result.json", result)
     return result
 
 
@@ -180,14 +207,20 @@ def _write(path: Path, result: DemoResult) -> None:
     scratch.replace(path)
 
 
-class _Clock:
-    """Wall time of stages, seconds."""
+class Clock:
+    """Wall time of stages.
+
+    Attributes:
+        laps: Seconds by the stage's name.
+    """
 
     def __init__(self) -> None:
+        """Begin the first stage."""
         self.laps: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
+        """A stage has ended."""
         now = time.perf_counter()
         self.laps[name] = round(now - self._last, 2)
         self._last = now

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
+from lightning_dpo.demo.context import quiet
+from lightning_dpo.demo.report import show
+from lightning_dpo.demo.run import Clock, evaluate
 from lightning_dpo.demo.task import TaskConfig, prepare_task
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.results import SweepResult
@@ -45,20 +49,40 @@ def demo_sweep_config(output: str | Path = Path("outputs/demo")) -> SweepConfig:
     )
 
 
+@quiet()
 def run_demo_sweep(
-    *, output: str | Path = Path("outputs/demo"), task: TaskConfig | None = None, verbose: bool = True
+    *,
+    output: str | Path = Path("outputs/demo"),
+    task: TaskConfig | None = None,
+    samples_per_prompt: int = 256,
+    verbose: bool = True,
 ) -> SweepResult:
-    """Prepare the embedded task, unless that was done before, and sweep over it.
+    """Prepare the embedded task, unless that was done before, sweep over it, and show what the best did.
 
     Args:
         output: Folder for the task and the sweep; an earlier sweep in it is replaced.
         task: Parameters of the task.
+        samples_per_prompt: Reviews of each prompt to sample from the best model and from its reference.
         verbose: Show progress.
     """
     root = Path(output).expanduser()
+    clock = Clock()
     if verbose:
         print("fitting a small decoder to the grammar and sampling pairs from it, if not done before ...")
-    prepare_task(root / "task", config=task, progress=verbose)
+    made = prepare_task(root / "task", config=task, progress=verbose and sys.stdout.isatty())
+    clock.lap("prepare")
     if (root / "sweep" / "trials").is_dir():
         shutil.rmtree(root / "sweep")
-    return sweep(demo_sweep_config(root), verbose=verbose)
+    result = sweep(demo_sweep_config(root), verbose=verbose)
+    clock.lap("sweep")
+    assert result.model is not None  # trials of one process leave checkpoints of one file
+    best = result.best
+    accuracy = float(best.metrics["val/rewards/accuracy"])
+    winner = evaluate(
+        made, Path(result.model), accuracy=accuracy, samples_per_prompt=samples_per_prompt, clock=clock
+    )
+    if verbose:
+        show(winner, beta=float(best.overrides["model.loss.beta"]))
+        print(f"reference passes: {result.reference_passes} for {len(result.trials)} trials")
+        print(f"open in a browser: {result.report_path}")
+    return result
