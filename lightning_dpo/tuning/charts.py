@@ -6,6 +6,7 @@ Colours are names of the page's style sheet, such as ``var(--best)``, so that th
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,9 +130,9 @@ def _curves(result: SweepResult) -> Chart:
     best = [t for t in result.trials[:1] if t.is_ranked]
     rest = [t for t in result.trials if t not in best]
     groups = (
-        ("went wrong", WRONG, "x", [t for t in rest if not t.is_ranked]),
         ("stopped early", STOPPED, "circle-open", [t for t in rest if t.is_ranked and t.status == "stopped"]),
         ("finished", FINISHED, "circle", [t for t in rest if t.is_ranked and t.status == "finished"]),
+        ("went wrong", WRONG, "x", [t for t in rest if not t.is_ranked]),
         ("best", BEST, "star", best),
     )
     data = []
@@ -165,6 +166,7 @@ def _curves(result: SweepResult) -> Chart:
                         "size": sizes,
                         "symbol": symbol,
                         "color": colour,
+                        "opacity": 1,
                         "line": {"width": 1.5, "color": colour},
                     },
                     "hovertemplate": "%{text}<extra></extra>",
@@ -212,6 +214,10 @@ def _steps(result: SweepResult) -> Chart:
         "showgrid": False,
     }
     note = "One bar for each trial, in the order of the ranking."
+    stops = Counter(t.step for t in trials if t.status == "stopped")
+    if stops:
+        told = ", ".join(f"{count} at step {step:,}" for step, count in sorted(stops.items()))
+        note += f" Stopped early: {told}."
     places = layout(across, axis("steps", []), barmode="stack", bargap=0.25)
     return Chart("Steps run and saved", note, data, places)
 

@@ -17,15 +17,18 @@ function draw() {
       font: {family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("--text")},
       hoverlabel: {align: "left", bgcolor: colour("--panel"), bordercolor: colour("--line"),
         font: {size: 13, color: colour("--text")}},
+      modebar: {bgcolor: "rgba(0,0,0,0)", color: colour("--muted"), activecolor: colour("--accent")},
       // A finger that moves over a chart scrolls the page.
       dragmode: isTouch ? false : "zoom",
     };
     for (const axis of ["xaxis", "yaxis"]) {
       if (layout[axis]) layout[axis] = {...line, ...layout[axis]};
     }
+    // Named one by one: plotly's own set has a button that sends the chart to a server.
+    const buttons = ["toImage", ...(layout.xaxis ? ["zoom2d", "pan2d", "resetScale2d"] : [])];
     Plotly.react(place, spec.data, layout, {
       responsive: true, displaylogo: false, displayModeBar: isTouch ? false : "hover",
-      modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+      modeBarButtons: [buttons],
     });
   });
 }

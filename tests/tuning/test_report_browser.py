@@ -128,6 +128,15 @@ def test_pointing_at_a_trial_shows_all_of_it(browser: Browser, wide: SweepResult
 
 
 @pytest.mark.slow
+def test_no_button_sends_anything_away(browser: Browser, plain: SweepResult) -> None:
+    page = browser.open(plain, **DESKTOP).page
+    page.locator("#chart0").hover()
+    titles = page.locator("#chart0 .modebar-btn").evaluate_all("all => all.map(one => one.dataset.title)")
+    assert titles == ["Download plot as a PNG", "Zoom", "Pan", "Reset axes"]
+    assert page.locator(".modebar-btn[data-title*='hare'], .modebar-btn[data-title*='dit in']").count() == 0
+
+
+@pytest.mark.slow
 def test_the_button_copies_the_recipe(browser: Browser, plain: SweepResult) -> None:
     opened = browser.open(plain, **DESKTOP)
     page = opened.page
