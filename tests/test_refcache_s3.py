@@ -48,8 +48,8 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def use(model: str) -> CacheUsage:
-    module = DPOModule(model, reference="cached", reference_cache="s3://bucket/runs/cache", optimizer=sgd)
+def use(model: str, cache: str = "s3://bucket/runs/cache") -> CacheUsage:
+    module = DPOModule(model, reference="cached", reference_cache=cache, optimizer=sgd)
     run = trainer(max_epochs=0)
     run.fit(module, loader(random_pairs(COUNT)))
     (usage,) = [c.usage for c in run.callbacks if isinstance(c, FillReferenceCache)]
@@ -89,6 +89,13 @@ def test_a_store_that_cannot_be_read_is_named(
     tiny_model().save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=r"`reference_cache` must be a place.*s3://bucket/.*NoCredentials"):
         use(str(tmp_path / "model"))
+
+
+def test_a_mistyped_bucket_is_not_made(bucket: Any, tmp_path: Any) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"`reference_cache` must be writable.*bucket does not exist"):
+        use(str(tmp_path / "model"), "s3://bukcet/cache")
+    assert bucket.ls("") == ["bucket"]
 
 
 def test_a_connection_that_breaks_is_a_system_error(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:

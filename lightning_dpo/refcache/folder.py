@@ -13,6 +13,8 @@ from typing import Any
 __all__ = ["Folder", "FsspecFolder", "LocalFolder", "open_folder"]
 
 _DAMAGED = "damaged"
+_WITHOUT_FOLDERS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+"""Schemes of object stores; to make a folder there is to make a bucket, of any name that was mistyped."""
 
 
 class Folder(ABC):
@@ -126,7 +128,7 @@ class FsspecFolder(Folder):
         scratch = f"{self._path}/{_temporary(name)}"
         try:
             with _as_system_errors():
-                self._fs.makedirs(self._path, exist_ok=True)
+                self._make(self._path)
                 self._fs.pipe_file(scratch, data)
                 self._fs.mv(scratch, f"{self._path}/{name}")
         except BaseException:
@@ -137,8 +139,12 @@ class FsspecFolder(Folder):
     def set_aside(self, name: str) -> None:
         """See `Folder`."""
         with contextlib.suppress(OSError), _as_system_errors():
-            self._fs.makedirs(f"{self._path}/{_DAMAGED}", exist_ok=True)
+            self._make(f"{self._path}/{_DAMAGED}")
             self._fs.mv(f"{self._path}/{name}", f"{self._path}/{_DAMAGED}/{name}")
+
+    def _make(self, path: str) -> None:
+        if self.location.partition("://")[0] not in _WITHOUT_FOLDERS:
+            self._fs.makedirs(path, exist_ok=True)
 
 
 def open_folder(location: str) -> Folder:
