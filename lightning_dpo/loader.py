@@ -101,7 +101,10 @@ class PairLoader(DataLoader[PairBatch]):
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the seed, the epoch and the trainer's count of batches say where an epoch was left.
 
-        That there is such a method tells Lightning that the loader can go on from there.
+        That there is such a method tells Lightning that the loader can go on from there. A loader's own
+        count, such as that of torchdata's StatefulDataLoader, would not do: it has passed the batch in which
+        an error stopped a run, it is gone once the run has ended, it holds for one number of workers, and
+        Lightning does not restore it where a schedule has asked for the number of steps.
         """
         return {}
 
