@@ -23,7 +23,7 @@ from lightning_dpo.tuning.reporting import CHECKPOINT, DivergedError, TrialRepor
 from lightning_dpo.tuning.space import SearchSpace
 from lightning_dpo.tuning.storage import Storage
 
-__all__ = ["Outcome", "TrialPlan", "fit_once", "fit_trial", "here"]
+__all__ = ["Outcome", "TrialPlan", "fit_once", "fit_trial", "here", "users_place"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def fit_trial(
     began = _previous_end or time.time()
     report = TrialReport(send, required=tuple(g.metric for g in plan.objective.goals), began=began)
     try:
-        with _users_place(plan), _own_memory(), tempfile.TemporaryDirectory() as scratch:
+        with users_place(plan), _own_memory(), tempfile.TemporaryDirectory() as scratch:
             options = {**_QUIET, "default_root_dir": scratch, **(trainer_options or {})}
             _fit(plan, overrides, report, checkpoint, options)
             if not report.reports and checkpoint is None:
@@ -130,7 +130,7 @@ def fit_trial(
 
 def fit_once(plan: TrialPlan, trainer_options: Mapping[str, Any]) -> tuple[str, ...]:
     """Run the recipe as it is, apart from these trainer arguments; returns the names that it logged."""
-    with _users_place(plan), _own_memory():
+    with users_place(plan), _own_memory():
         cli = plan.recipe.cli(plan.prepared, trainer_options={**_QUIET, **here(plan), **trainer_options})
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         return tuple(cli.trainer.callback_metrics)
@@ -207,7 +207,7 @@ def _configured(result: Any) -> list[torch.optim.Optimizer]:
 
 
 @contextlib.contextmanager
-def _users_place(plan: TrialPlan) -> Iterator[None]:
+def users_place(plan: TrialPlan) -> Iterator[None]:
     """The user's working directory, where this machine has it, and import path."""
     before = Path.cwd()
     sys.path.extend(entry for entry in plan.import_path if entry not in sys.path)

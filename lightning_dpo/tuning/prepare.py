@@ -51,16 +51,17 @@ def prepare(plan: TrialPlan, config: SweepConfig) -> Preparation:
         return Preparation(metrics=metrics)
     shared = _shared_reference(plan, config)
     if not shared:
-        return Preparation()
+        return Preparation(plan.prepared)
     # No epoch is run: starting to fit is what tokenises the data and fills the cache.
-    ready = replace(plan, prepared=shared)
+    overrides = {**plan.prepared, **shared}
+    ready = replace(plan, prepared=overrides)
     if plan.workers > 1:
         from lightning_dpo.tuning.workers import run_once
 
         run_once(ready, _NO_TRAINING)
     else:
         _on_cluster(ready, _NO_TRAINING)
-    return Preparation(shared, reference_passes=1)
+    return Preparation(overrides, reference_passes=1)
 
 
 def _shared_reference(plan: TrialPlan, config: SweepConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ray.tune.schedulers import PopulationBasedTraining
 
 from lightning_dpo.tuning.cluster import DRIVER_CPUS, connected, node_resources, trials_at_once
 from lightning_dpo.tuning.config import SweepConfig
+from lightning_dpo.tuning.conversion import convert_policy
 from lightning_dpo.tuning.export import export_best
 from lightning_dpo.tuning.fitting import TrialPlan
 from lightning_dpo.tuning.objective import check_goals, known_metrics
@@ -80,6 +81,8 @@ def sweep(
     )
     with connected(config.ray_address):
         fits = trials_at_once(node_resources(), workers=config.workers, cpus=config.cpus, gpus=config.gpus)
+        if recipe.is_preference:
+            plan = convert_policy(plan)
         prepared = prepare(plan, config)
         plan = dataclasses.replace(plan, prepared=prepared.overrides)
         table = LiveTable(plan, samples=_trial_count(config), verbose=verbose)

@@ -1,0 +1,61 @@
+"""A policy that comes as GGUF is dequantised once for a sweep, not once in every trial."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from lightning_dpo.models import load_model, load_tokenizer, resolve_source
+from lightning_dpo.tuning.fitting import TrialPlan, users_place
+from lightning_dpo.tuning.storage import Storage
+
+__all__ = ["convert_policy"]
+
+_FOLDER = "policy"
+
+
+def convert_policy(plan: TrialPlan) -> TrialPlan:
+    """Write the policy and its tokenizer beside the trials where they come as GGUF, which is slow to read.
+
+    The best trial's recipe still names what the user named.
+
+    Args:
+        plan: What trials will run.
+
+    Returns:
+        The plan with values that point trials there; the same one where there is nothing to gain.
+
+    Raises:
+        ValueError: If the policy cannot be loaded.
+    """
+    storage = Storage(plan.location)
+    if not storage.is_local or any(path.startswith("model.policy") for path in plan.space.paths):
+        return plan
+    parsed = plan.recipe.cli({}, parse_only=True).config
+    source = parsed.get("model.policy")
+    task = ray.remote(num_cpus=plan.cpus, max_retries=1)(_convert)
+    if not isinstance(source, str) or not ray.get(task.remote(plan, source, storage / _FOLDER)):
+        return plan
+    values: dict[str, Any] = {"model.policy": (storage / _FOLDER).location}
+    if parsed.get("data.tokenizer") is None:
+        values["data.tokenizer"] = values["model.policy"]
+    return replace(plan, prepared={**plan.prepared, **values})
+
+
+def _convert(plan: TrialPlan, source: str, folder: Storage) -> bool:
+    """Whether it was GGUF and lies in the folder now; done where trials run, for the files are there."""
+    target = Path(folder.location)
+    if (target / "config.json").is_file():
+        return True
+    with users_place(plan):
+        if resolve_source(source).gguf_file is None:
+            return False
+        scratch = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        load_model(source).save_pretrained(scratch)
+        load_tokenizer(source).save_pretrained(scratch)
+        scratch.replace(target)
+    return True
