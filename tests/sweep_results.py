@@ -59,9 +59,9 @@ def _trial(number: int, draw: random.Random, *, kl: bool, wide: bool) -> TrialRe
         loss = draw.choice(LOSSES)
         overrides = {"model.loss.class_path": f"lightning_dpo.losses.{loss}", **overrides}
         if loss == "DPOLoss":
-            overrides["model.loss.init_args.label_smoothing"] = draw.choice([0.0, 0.1, 0.2])
+            overrides["model.loss.label_smoothing"] = draw.choice([0.0, 0.1, 0.2])
         if loss == "KTOLoss":
-            overrides["model.loss.init_args.weight_of_undesirable_completions"] = draw.uniform(0.5, 2)
+            overrides["model.loss.weight_of_undesirable_completions"] = draw.uniform(0.5, 2)
     quality = 0.78 - 0.06 * (math.log10(lr) + 4.9) ** 2 - 0.05 * (math.log10(beta) + 1) ** 2
     quality += draw.gauss(0, 0.012)
     distance = 40 * (lr / 1e-4) ** 0.8 * (0.05 / beta) ** 0.7 * math.exp(draw.gauss(0, 0.2))

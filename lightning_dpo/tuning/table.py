@@ -3,113 +3,129 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+
+from lightning_dpo.tuning.rows import Row, plain_line, progress, table_of
+from lightning_dpo.tuning.words import metric_name, number, path_names, value_text
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lightning_dpo.tuning.fitting import TrialPlan
     from lightning_dpo.tuning.results import SweepResult
 
 __all__ = ["LiveTable", "print_summary"]
 
-_ROWS = 20
+_LAST_ROWS = 40
+"""Rows of the table that stays; the report holds all of them."""
+
+_QUIET_SECONDS = 60.0
+"""Where there is no terminal, a line tells at least as often that the sweep goes on."""
+
+_WENT_WELL = ("finished", "stopped")
 
 _active: LiveTable | None = None
 """The table that is shown. Tune pickles its callbacks, and a resumed sweep gets the old one back."""
 
 
-@dataclass(slots=True)
-class _Row:
-    overrides: Mapping[str, Any]
-    status: str = "running"
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    began: float = field(default_factory=time.time)
-
-
 class LiveTable:
     """Trials with their values, steps, metrics and the time that is left; on a terminal it stays in place."""
 
-    def __init__(self, plan: TrialPlan, *, samples: int, verbose: bool = True) -> None:
+    def __init__(
+        self, plan: TrialPlan, *, samples: int, verbose: bool = True, console: Console | None = None
+    ) -> None:
         """Begin with no trials.
 
         Args:
             plan: The sweep.
             samples: Trials that there will be.
             verbose: Show anything.
+            console: Where to; by default the terminal, be it only that of the error output.
         """
         self._plan = plan
         self._samples = samples
-        self._rows: dict[str, _Row] = {}
-        self._console = Console(stderr=not sys.stdout.isatty())
-        self._live = Live(console=self._console, auto_refresh=False) if verbose else None
+        self._rows: dict[str, Row] = {}
+        self._console = console or Console(stderr=not sys.stdout.isatty())
+        self._verbose = verbose
+        self._began = self._told = time.time()
+        self._ended = False
+        # The screen is drawn by another thread, so that the time left counts down between reports.
+        self._lock = threading.Lock()
+        self._live = Live(console=self._console, get_renderable=self.render, refresh_per_second=2)
         self.callback = _TableCallback()
 
     def __enter__(self) -> LiveTable:
         """Show the table."""
         global _active
         _active = self
-        if self._live is not None and self._console.is_terminal:
+        if self._verbose and self._console.is_terminal:
             self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last state on the screen."""
+        """Leave the last state on the screen, the best trials first."""
         global _active
         _active = None
-        if self._live is not None:
-            self._live.stop()
+        self._ended = True
+        self._live.stop()
 
     def update(
         self, trial: Any, *, status: str | None = None, metrics: Mapping[str, Any] | None = None
     ) -> None:
         """Take over what Tune says of a trial."""
         overrides = self._plan.space.overrides(trial.config)
-        row = self._rows.setdefault(trial.trial_id, _Row(overrides))
-        row.overrides = overrides
-        if metrics and "step" in metrics:
-            row.metrics = metrics
-        if metrics and "status" in metrics:
-            row.status = metrics["status"]
-        elif status is not None and (row.status == "running" or status == "failed"):
-            row.status = self._ended(row) if status == "ended" else status
-        if self._live is None:
-            return
-        if self._console.is_terminal:
-            self._live.update(self.render(), refresh=True)
-        elif status in ("ended", "failed"):
-            self._console.print(_line(trial.trial_id, row, self._plan), highlight=False)
+        with self._lock:
+            row = self._rows.setdefault(trial.trial_id, Row(trial.trial_id, overrides))
+            row.overrides = overrides
+            told = metrics.get("status") if metrics else None
+            # Of a trial that went wrong Tune hears the worst value that there is, which is no measurement.
+            if metrics and "step" in metrics and (told is None or told in _WENT_WELL):
+                row.heard(metrics)
+            if told is not None:
+                row.status = told
+            elif status is not None and (row.status == "running" or status == "failed"):
+                row.status = row.ended() if status == "ended" else status
+        if self._verbose and not self._console.is_terminal:
+            self._tell(row, is_over=status in ("ended", "failed"))
 
     def render(self) -> Table:
-        """The table as it is now, the newest trials where there are many."""
-        goals = [goal.metric for goal in self._plan.objective.goals]
-        shown = list(self._rows.items())[-_ROWS:]
-        paths = list(dict.fromkeys(path for _, row in shown for path in row.overrides))
-        done = sum(row.status != "running" for row in self._rows.values())
-        table = Table(title=f"{done} of {self._samples} trials have ended", title_justify="left")
-        for name in ("trial", *(path.rpartition(".")[2] for path in paths), "step"):
-            table.add_column(name)
-        for name in (*(goal.rpartition("/")[2] for goal in goals), *_kl_column(goals), "ETA", "status"):
-            table.add_column(name, justify="right")
-        for trial, row in shown:
-            values = [_short(row.overrides.get(path)) for path in paths]
-            step = f"{row.metrics.get('step', 0)}/{row.metrics.get('total_steps') or '?'}"
-            metrics = [_number(row.metrics.get(name)) for name in (*goals, *_kl_metric(goals))]
-            table.add_row(trial[-5:], *values, step, *metrics, _eta(row), row.status)
-        return table
+        """The table as it is now; where the terminal has too few lines, running trials and the newest."""
+        with self._lock:
+            rows = list(self._rows.values())
+            goals = self._plan.objective.goals
+            size = self._console.size
+            # Title, heads, lines, and what is left out take six lines.
+            count = _LAST_ROWS if self._ended else max(size.height - 6, 3)
+            return table_of(
+                rows,
+                goals=goals,
+                title=progress(rows, samples=self._samples, began=self._began, is_over=self._ended),
+                count=count,
+                width=size.width,
+                best_first=self._ended,
+            )
 
-    def _ended(self, row: _Row) -> str:
-        total = row.metrics.get("total_steps") or 0
-        return "stopped" if row.metrics.get("step", 0) < total else "finished"
+    def _tell(self, row: Row, *, is_over: bool) -> None:
+        now = time.time()
+        if is_over:
+            self._print(plain_line(row, self._plan.objective.goals))
+        elif now - self._told >= _QUIET_SECONDS:
+            rows = list(self._rows.values())
+            self._print(progress(rows, samples=self._samples, began=self._began))
+
+    def _print(self, line: str) -> None:
+        self._told = time.time()
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class _TableCallback(Callback):
@@ -137,15 +153,17 @@ class _TableCallback(Callback):
 def print_summary(result: SweepResult) -> None:
     """The last lines of a sweep."""
     console = Console()
-    goal = result.objective.primary
     best = result.best
-    values = ", ".join(f"{path} {_short(value)}" for path, value in best.overrides.items())
+    names = path_names(best.overrides)
+    values = ", ".join(f"{names[path]} {value_text(value)}" for path, value in best.overrides.items())
+    goals = [goal.metric for goal in result.frontier_goals if goal.metric in best.metrics]
+    measured = ", ".join(f"{metric_name(metric)} {number(best.metrics[metric], 4)}" for metric in goals)
     counts: dict[str, int] = {}
     for trial in result.trials:
         counts[trial.status] = counts.get(trial.status, 0) + 1
     trials = ", ".join(f"{count} {status}" for status, count in counts.items())
     lines = [
-        f"best: {goal.metric} {best.metrics[goal.metric]:.4f} with {values}",
+        f"best: {measured} with {values}",
         f"trials: {len(result.trials)} ({trials}) in {result.seconds:.0f} s",
         f"reference passes: {result.reference_passes}",
         f"recipe: {result.location}/best/config.yaml",
@@ -154,37 +172,3 @@ def print_summary(result: SweepResult) -> None:
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _kl_column(goals: list[str]) -> list[str]:
-    return ["kl" for _ in _kl_metric(goals)]
-
-
-def _kl_metric(goals: list[str]) -> list[str]:
-    return [] if "val/kl" in goals else ["val/kl"]
-
-
-def _line(trial: str, row: _Row, plan: TrialPlan) -> str:
-    values = ", ".join(f"{path} {_short(value)}" for path, value in row.overrides.items())
-    metrics = ", ".join(f"{g.metric} {_number(row.metrics.get(g.metric))}" for g in plan.objective.goals)
-    return f"trial {trial} {row.status} at step {row.metrics.get('step', 0)}: {metrics} ({values})"
-
-
-def _eta(row: _Row) -> str:
-    step, total = row.metrics.get("step", 0), row.metrics.get("total_steps") or 0
-    if row.status != "running" or not step or not total:
-        return ""
-    left = row.metrics.get("seconds", 0.0) / step * max(total - step, 0)
-    return f"{left:.0f} s"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else ""
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return str(value).rpartition(".")[2] if isinstance(value, str) else str(value)
