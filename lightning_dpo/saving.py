@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import time
@@ -117,15 +118,21 @@ def discard(path: Path) -> None:
 
 
 def unwritable(target: Path, error: Exception) -> Exception:
-    """The error for a checkpoint that cannot be written; the same error where the system is not its cause."""
+    """The error for a checkpoint that cannot be written; the same error where writing is not its cause."""
     reason = _system_error(error)
-    if reason is None:
+    if reason is not None:
+        number, words = reason.errno, reason.strerror
+    elif isinstance(error, RuntimeError):
+        # torch's writer speaks of positions in a file, and errors of other ranks come without their causes.
+        free = shutil.disk_usage(target.parent).free
+        number, words = errno.EIO, f"{error} ({free:,} bytes were free there)"
+    else:
         return error
     return OSError(
-        reason.errno,
-        f"the checkpoint could not be written: {reason.strerror}. Older ones are as they were. Make room, or "
-        "write elsewhere (`default_root_dir` of the trainer, `dirpath` of ModelCheckpoint), and resume from "
-        "the last one",
+        number,
+        f"the checkpoint could not be written: {words}. Older ones are as they were. Make room, or write "
+        "elsewhere (`default_root_dir` of the trainer, `dirpath` of ModelCheckpoint), and resume from the "
+        "last one",
         str(target),
     )
 
@@ -159,7 +166,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """The system's own error behind one of torch's, which speaks of positions in a file."""
+    """The system's own error behind one of torch's."""
     while error is not None and not (isinstance(error, OSError) and error.errno is not None):
         error = error.__cause__ or error.__context__
     return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from torn import last, train_and_tear
 from training import loader, sgd, trainer
 
 from lightning_dpo import DPOModule
-from lightning_dpo.saving import AtomicCheckpointIO, partial_name, put_in_place
+from lightning_dpo.saving import AtomicCheckpointIO, partial_name, put_in_place, unwritable
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +107,7 @@ def test_urls_work() -> None:
     run.save_checkpoint("memory://runs/run.ckpt")
     again = trainer(max_epochs=2)
     again.fit(DPOModule(tiny_model(), optimizer=sgd), loader(), ckpt_path="memory://runs/run.ckpt")
-    assert again.global_step == 1 + 4
+    assert again.global_step == 8  # as if it had not stopped
 
 
 def test_a_file_url_is_a_file(tmp_path: Path) -> None:
@@ -120,6 +121,12 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match=r"could not be written: Is a directory.*run\.ckpt"):
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "run.ckpt")
     assert names(tmp_path) == ["run.ckpt"]
+
+
+def test_an_error_without_its_cause_says_how_full_the_disk_is(tmp_path: Path) -> None:
+    error = unwritable(tmp_path / "run.ckpt", RuntimeError("unexpected pos 704 vs 598"))
+    assert isinstance(error, OSError)
+    assert re.search(r"unexpected pos 704 vs 598 \([\d,]+ bytes were free there\)", str(error))
 
 
 def test_what_cannot_be_pickled_says_so(tmp_path: Path) -> None:

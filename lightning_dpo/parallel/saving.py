@@ -56,11 +56,10 @@ class WholeFolders(_Base):
             failure = failure or OSError(str(error))
         except Exception as error:
             failure = error
+        explained = None if failure is None else unwritable(target, failure)
         if not self.reduce_boolean_decision(failure is None):
             on_rank_zero(self, lambda: discard(scratch))
-            if failure is None:
-                raise OSError(f"the checkpoint could not be written by another rank: {target}")
-            raise unwritable(target, failure) from failure
+            raise explained or OSError(f"another rank could not write its part of {target}") from failure
         on_rank_zero(self, lambda: put_in_place(scratch, target))
 
 

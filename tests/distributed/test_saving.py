@@ -60,7 +60,8 @@ def test_a_full_disk(ranks: Any, tmp_path: Path, small_disk: Path) -> None:
     model = source(tmp_path / "model")
     options = {"model": model, "strategy": "fsdp2"}
     whole = ranks.run(run, **options)
-    with pytest.raises(RuntimeError, match="could not be written: No space left on device"):
+    # Which of torch's writers finds the disk full first is a matter of chance, and so is what it says.
+    with pytest.raises(RuntimeError, match=r"could not be written: (No space left|.*\d bytes were free)"):
         ranks.run(run, last=small_disk, **options)
     checkpoint = small_disk / "last.ckpt"
     assert list(small_disk.iterdir()) == [checkpoint]
