@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import FSDPStrategy
 from resume_jobs import source, train
 from tiny_models import tiny_model
 from torch import multiprocessing
@@ -22,6 +24,7 @@ from torn import last, train_and_tear
 from training import loader, sgd, trainer
 
 from lightning_dpo import DPOModule
+from lightning_dpo.parallel import FSDP1Strategy
 from lightning_dpo.saving import AtomicCheckpointIO, partial_name, put_in_place, unwritable
 
 
@@ -156,3 +159,28 @@ def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     put_in_place(new, tmp_path / "last.ckpt")
     assert names(tmp_path) == ["last.ckpt", "step=1.ckpt"]
     assert not (tmp_path / "last.ckpt").is_symlink()
+
+
+def test_fsdp1_writes_its_folder_beside_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for Lightning's own part, which needs a GPU."""
+    target = tmp_path / "last.ckpt"
+
+    def write(strategy: Any, checkpoint: dict[str, Any], path: Path, *_: Any) -> None:
+        assert path == partial_name(target)
+        path.mkdir()
+        (path / "meta.pt").write_text(checkpoint["text"])
+        if checkpoint["text"] == "torn":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FSDPStrategy, "save_checkpoint", write)
+    strategy = FSDP1Strategy(state_dict_type="sharded", parallel_devices=[torch.device("cpu")])
+    strategy.cluster_environment = LightningEnvironment()
+    for text in ("first", "second"):
+        strategy.save_checkpoint({"text": text}, target)
+        assert (target / "meta.pt").read_text() == text
+    with pytest.raises(OSError, match=r"could not be written: No space left on device\. Older ones"):
+        strategy.save_checkpoint({"text": "torn"}, target)
+    assert (target / "meta.pt").read_text() == "second"
+    assert names(tmp_path) == ["last.ckpt"]
