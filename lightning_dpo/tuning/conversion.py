@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from lightning_dpo.models import load_model, load_tokenizer, resolve_source
+from lightning_dpo.models import load_model, load_tokenizer
 from lightning_dpo.tuning.fitting import TrialPlan, users_place
 from lightning_dpo.tuning.storage import Storage
 
@@ -37,25 +37,22 @@ def convert_policy(plan: TrialPlan) -> TrialPlan:
         return plan
     parsed = plan.recipe.cli({}, parse_only=True).config
     source = parsed.get("model.policy")
-    task = ray.remote(num_cpus=plan.cpus, max_retries=1)(_convert)
-    if not isinstance(source, str) or not ray.get(task.remote(plan, source, storage / _FOLDER)):
+    if not isinstance(source, str) or not source.endswith(".gguf"):
         return plan
+    # Where trials run, for the file is there.
+    task = ray.remote(num_cpus=plan.cpus, max_retries=1)(_convert)
+    ray.get(task.remote(plan, source, Path(storage.location) / _FOLDER))
     values: dict[str, Any] = {"model.policy": (storage / _FOLDER).location}
     if parsed.get("data.tokenizer") is None:
         values["data.tokenizer"] = values["model.policy"]
     return replace(plan, prepared={**plan.prepared, **values})
 
 
-def _convert(plan: TrialPlan, source: str, folder: Storage) -> bool:
-    """Whether it was GGUF and lies in the folder now; done where trials run, for the files are there."""
-    target = Path(folder.location)
+def _convert(plan: TrialPlan, source: str, target: Path) -> None:
     if (target / "config.json").is_file():
-        return True
+        return  # by the sweep that this one goes on with
+    scratch = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     with users_place(plan):
-        if resolve_source(source).gguf_file is None:
-            return False
-        scratch = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         load_model(source).save_pretrained(scratch)
         load_tokenizer(source).save_pretrained(scratch)
-        scratch.replace(target)
-    return True
+    scratch.replace(target)

@@ -79,6 +79,8 @@ def sweep(
         kl_prompts=config.kl_prompts,
         kl_tokens=config.kl_tokens,
     )
+    if verbose:
+        print("starting Ray, tokenising, and computing the reference's log-probabilities ...", flush=True)
     with connected(config.ray_address):
         fits = trials_at_once(node_resources(), workers=config.workers, cpus=config.cpus, gpus=config.gpus)
         if recipe.is_preference:
@@ -139,8 +141,8 @@ def _tuner(
             scheduler=scheduler,
             num_samples=config.samples,
             max_concurrent_trials=None if is_plain else concurrency,
-            # Workers of a trial belong to its driver; with one process the trial is the process.
-            reuse_actors=config.reuse_processes and plan.workers == 1,
+            # The process that drives a trial keeps its workers for the next one.
+            reuse_actors=config.reuse_processes,
         ),
         run_config=RunConfig(
             name=_RAY_FOLDER,
@@ -231,7 +233,8 @@ def _completed(record: TrialRecord, ray_result: Any) -> TrialRecord:
     if ray_result.error is not None:
         changes["status"], changes["reason"] = lost_to(str(ray_result.error))
     elif record.status == "running":
-        changes["status"] = "stopped"
+        # Tune ends a trial that a scheduler stops, and does so at its last report too.
+        changes["status"] = "stopped" if record.step < record.total_steps else "finished"
     return dataclasses.replace(record, **changes)
 
 
