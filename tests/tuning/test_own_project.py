@@ -34,7 +34,9 @@ def test_the_example_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_by_class_path_and_what_it_does_not_log(cluster: None, tmp_path: Path, monkeypatch) -> None:
+def test_by_class_path_and_what_it_does_not_log(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(EXAMPLE)
     settings = {
         "space": {"model.lr": {"grid": [1e-4, 1e-2]}},
@@ -48,3 +50,6 @@ def test_by_class_path_and_what_it_does_not_log(cluster: None, tmp_path: Path, m
         sweep(SweepConfig(**{**settings, "space": {"model.lrr": 1}}))
     with pytest.raises(ValueError, match="did you mean 'val/error'"):
         sweep(SweepConfig(**settings, objective={"minimize": "val/eror"}, name="wrong"))
+    result = sweep(SweepConfig(**settings, objective={"minimize": "val/error"}, name="right"), verbose=False)
+    assert [trial.status for trial in result.trials] == ["finished"] * 2
+    assert result.best.overrides["model.lr"] == 1e-2
