@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from lightning_dpo.tuning.config import SweepConfig
+from jsonargparse import DefaultHelpFormatter
+
+from lightning_dpo.tuning.config import SweepConfig, sweep_parser
 from lightning_dpo.tuning.report import write_report
 from lightning_dpo.tuning.results import load_result
 from lightning_dpo.tuning.run import sweep
@@ -18,10 +20,13 @@ _TUNE = """Run a sweep over config paths of a recipe.
   lightning-dpo tune --config tuning/beta_lr.yaml --samples 32 --gpus 0.5 --ray_address auto
   lightning-dpo tune --config tuning/beta_lr.yaml --resume
 
-Any field of SweepConfig is an option (--samples, --scheduler, --gpus, --storage, --name ...), and any option
-of `lightning-dpo fit` that begins with --model, --data., --trainer or --seed_everything is laid over the
-recipe.
+Any option of `lightning-dpo fit` that begins with --model, --data., --trainer or --seed_everything is laid
+over the recipe.
 """
+
+
+class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows types and defaults, and leaves the lines of the description as they are."""
 
 
 def tune_command(arguments: Sequence[str]) -> None:
@@ -30,14 +35,19 @@ def tune_command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows `lightning-dpo tune`.
     """
-    parser = argparse.ArgumentParser(
-        prog="lightning-dpo tune",
-        description=_TUNE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", required=True, help="the sweep, a YAML file")
-    parser.add_argument("--resume", action="store_true", help="go on with a sweep that was interrupted")
+    parser = argparse.ArgumentParser(prog="lightning-dpo tune", allow_abbrev=False, add_help=False)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--resume", action="store_true")
+    if {"-h", "--help"} & set(arguments):
+        shown = sweep_parser(
+            prog="lightning-dpo tune",
+            description=_TUNE,
+            formatter_class=_Formatter,
+            usage="lightning-dpo tune --config FILE [--resume] [options]",
+        )
+        shown.add_argument("--resume", action="store_true", help="go on with a sweep that was interrupted")
+        shown.print_help()
+        return
     known, others = parser.parse_known_args(list(arguments))
     sweep(SweepConfig.from_yaml(known.config, arguments=others), resume=known.resume)
 

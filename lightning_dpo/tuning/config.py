@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentError, ArgumentParser
+
 from lightning_dpo.tuning.objective import Objective
 from lightning_dpo.tuning.paths import parse_arguments
 from lightning_dpo.tuning.recipe import Recipe
 from lightning_dpo.tuning.space import SearchSpace
 
-__all__ = ["SweepConfig"]
+__all__ = ["SweepConfig", "sweep_parser"]
 
 _STRATEGIES = ("ddp", "fsdp1", "fsdp2")
 
@@ -151,6 +153,18 @@ class SweepConfig:
         )
 
 
+def sweep_parser(**kwargs: Any) -> ArgumentParser:
+    """A parser of every field of `SweepConfig`.
+
+    Args:
+        kwargs: For jsonargparse's parser.
+    """
+    parser = ArgumentParser(exit_on_error=False, parser_mode="omegaconf+", **kwargs)
+    parser.add_argument("--config", action="config", help="the sweep, a YAML file")
+    parser.add_class_arguments(SweepConfig)
+    return parser
+
+
 def _name_of(choice: str | dict[str, Any]) -> str:
     return choice if isinstance(choice, str) else str(choice.get("class_path", ""))
 
@@ -170,13 +184,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _parse(
     file: Path, arguments: list[str], recipe_arguments: list[str], changes: dict[str, Any]
 ) -> SweepConfig:
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False, parser_mode="omegaconf+")
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(SweepConfig)
     try:
-        values = parser.parse_args([f"--config={file}", *arguments]).as_dict()
+        values = sweep_parser().parse_args([f"--config={file}", *arguments]).as_dict()
     except ArgumentError as error:
         raise ValueError(f"{file} is not a sweep: {error}") from error
     values.pop("config")

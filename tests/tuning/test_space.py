@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from ray.tune.search.variant_generator import generate_variants
 from sweep_project import RECIPE
 
+from lightning_dpo.cli import main
 from lightning_dpo.tuning import SearchSpace, SweepConfig
 from lightning_dpo.tuning.objective import Objective, check_goals, known_metrics, pareto_front
 from lightning_dpo.tuning.paths import parse_arguments
@@ -250,3 +252,10 @@ def test_arguments_of_the_recipe() -> None:
         parse_arguments(["--a", "--b=1"])
     with pytest.raises(ValueError, match="importable"):
         import_object("lightning_dpo.nothing")
+
+
+def test_help_lists_every_field_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["tune", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{field.name} " in shown for field in fields(SweepConfig))
+    assert "--resume" in shown
