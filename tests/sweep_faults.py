@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 
 KILLED, EXHAUSTED, DIVERGED, BROKEN = 0.1, 0.2, 0.3, 0.4
+KILLED_NEXT = KILLED + 1e-9
 
 
 class Trouble(pl.Callback):
@@ -44,3 +45,23 @@ class Slow(pl.Callback):
 
     def on_train_batch_start(self, *_: Any) -> None:
         time.sleep(self.seconds)
+
+
+class WorkerTrouble(pl.Callback):
+    """At the third step, in one of several workers: kills it once or each time, or raises, by the beta."""
+
+    def __init__(self, marker: str) -> None:
+        self.marker = Path(marker)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step != 3:
+            return
+        beta, rank = pl_module.loss.beta, trainer.global_rank
+        once = self.marker.with_name(f"killed{rank}")
+        if (beta, rank) in ((KILLED, 0), (KILLED_NEXT, 1)) and not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (beta, rank) == (EXHAUSTED, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (beta, rank) == (BROKEN, 1):
+            raise KeyError("a mistake of one's own")

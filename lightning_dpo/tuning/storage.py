@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 from pathlib import Path
@@ -77,6 +78,11 @@ class Storage:
         self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
         self._fs.put(str(source), target, recursive=source.is_dir())
         return f"{self.location}/{name}"
+
+    def remove(self, path: str) -> None:
+        """Remove a folder of this file system, named as it names it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(path, recursive=True)
 
     def fetch(self, path: str, target: Path) -> None:
         """Copy a folder of this file system, named as it names it, to a local one."""
