@@ -65,14 +65,15 @@ def trials_at_once(nodes: Sequence[dict[str, float]], *, workers: int, cpus: flo
     Raises:
         ValueError: If not one trial fits.
     """
-    slots = sum(_slots(node, cpus=cpus, gpus=gpus) for node in nodes)
-    trials = slots // workers
-    if workers > 1:
-        # Each trial's driver takes its share of a CPU from somewhere.
-        while (
-            trials and trials * (DRIVER_CPUS + workers * cpus) > sum(n.get("CPU", 0.0) for n in nodes) + 1e-9
-        ):
-            trials -= 1
+
+    def fitting(drivers: int) -> int:
+        """Trials whose workers fit, if all these drivers lie on one machine, whichever it is."""
+        taken = drivers * DRIVER_CPUS if workers > 1 else 0.0
+        return sum(_slots(node, cpus=cpus, gpus=gpus, taken=taken) for node in nodes) // workers
+
+    trials = fitting(0)
+    while trials and fitting(trials) < trials:
+        trials -= 1
     if trials < 1:
         held = ", ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
         raise ValueError(
@@ -83,8 +84,8 @@ def trials_at_once(nodes: Sequence[dict[str, float]], *, workers: int, cpus: flo
     return trials
 
 
-def _slots(node: dict[str, float], *, cpus: float, gpus: float) -> int:
-    found = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
+def _slots(node: dict[str, float], *, cpus: float, gpus: float, taken: float) -> int:
+    found = max(math.floor((node.get("CPU", 0.0) - taken) / cpus + 1e-9), 0)
     if gpus >= 1:
         found = min(found, math.floor(node.get("GPU", 0.0) / gpus + 1e-9))
     elif gpus > 0:

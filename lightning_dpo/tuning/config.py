@@ -34,7 +34,7 @@ class SweepConfig:
         scheduler: "none", "asha", "hyperband", "median", "pbt", or ``{class_path: ..., init_args: {...}}``
             with such a name or any Ray scheduler.
         workers: Processes of one trial.
-        cpus: CPUs of each.
+        cpus: CPUs of each; with several workers leave a few hundredths of a machine's for driving trials.
         gpus: GPUs of each; a fraction lets trials share one.
         strategy: How several workers share a model: "ddp", "fsdp2" or "fsdp1".
         concurrency: Trials at once; None takes what the cluster holds.

@@ -31,13 +31,15 @@ def machines(count: int, **resources: float) -> list[dict[str, float]]:
         (machines(1, CPU=2), 2, 0.9, 0, 1),
         (machines(2, CPU=3), 2, 2, 0, 1),  # one worker fits each machine, not three in both
         (machines(8, CPU=64, GPU=8), 4, 4, 1, 16),
+        (machines(8, CPU=8, GPU=8), 4, 1, 1, 14),  # any machine may have to hold the drivers
         (machines(1, CPU=64, GPU=8), 3, 1, 1, 2),
         (machines(1, CPU=64, GPU=2), 1, 1, 0.5, 4),
         (machines(1, CPU=64, GPU=1), 1, 1, 0.4, 2),
         (machines(1, CPU=64, GPU=3), 1, 1, 0.7, 3),  # no worker has parts of two GPUs
         (machines(1, CPU=4, GPU=8), 1, 2, 1, 2),
         (machines(1, CPU=4), 4, 1, 0, 0),  # nothing is left for the driver
-        ([*machines(1, CPU=4), *machines(2, CPU=16, GPU=4)], 4, 4, 1, 2),
+        ([*machines(1, CPU=4), *machines(2, CPU=16, GPU=4)], 4, 3.9, 1, 2),
+        ([*machines(1, CPU=4), *machines(2, CPU=16, GPU=4)], 4, 4, 1, 1),  # were a driver on the wrong one
     ],
 )
 def test_trials_at_once(
@@ -164,9 +166,10 @@ def test_64_trials_of_4_workers_on_64_gpus_and_the_loss_of_a_machine(tmp_path: P
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])
-    assert found["trials_at_once"] == 16
+    assert found["trials_at_once"] == 14
     assert (found["finished"], found["errors"]) == (64, 0)
-    assert 1 < found["peak"] <= 16
+    assert 1 < found["peak"] <= 14
+    assert found["longest_wait"] < 30
     assert found["busiest_machine"] <= 8
     assert found["machines_used"] == 8
     assert found["lost_a_machine"]
