@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from lightning_dpo.tuning.reporting import CHECKPOINT, DivergedError, TrialRepor
 from lightning_dpo.tuning.space import SearchSpace
 from lightning_dpo.tuning.storage import Storage
 
-__all__ = ["Outcome", "TrialPlan", "fit_once", "fit_trial", "here", "users_place"]
+__all__ = ["Outcome", "TrialPlan", "fit_once", "fit_trial", "here", "tokenise", "users_place"]
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,22 @@ def fit_trial(
     return Outcome("finished")
 
 
-def fit_once(plan: TrialPlan, trainer_options: Mapping[str, Any]) -> tuple[str, ...]:
+def fit_once(
+    plan: TrialPlan, trainer_options: Mapping[str, Any], *, callbacks: Sequence[pl.Callback] = ()
+) -> tuple[str, ...]:
     """Run the recipe as it is, apart from these trainer arguments; returns the names that it logged."""
     with users_place(plan), _own_memory():
-        cli = plan.recipe.cli(plan.prepared, trainer_options={**_QUIET, **here(plan), **trainer_options})
+        options = {**_QUIET, **here(plan), **trainer_options}
+        cli = plan.recipe.cli(plan.prepared, callbacks=callbacks, trainer_options=options)
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         return tuple(cli.trainer.callback_metrics)
+
+
+def tokenise(plan: TrialPlan) -> None:
+    """Prepare the recipe's data, and nothing else."""
+    with users_place(plan):
+        cli = plan.recipe.cli(plan.prepared, trainer_options={**_QUIET, **here(plan)})
+        cli.datamodule.prepare_data()
 
 
 def here(plan: TrialPlan) -> dict[str, Any]:

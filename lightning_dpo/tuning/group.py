@@ -17,7 +17,7 @@ from lightning_dpo.tuning.fitting import TrialPlan
 from lightning_dpo.tuning.serving import serve
 from lightning_dpo.tuning.storage import Storage
 
-__all__ = ["Group", "make_trainer"]
+__all__ = ["Group", "make_trainer", "placement"]
 
 FOLDER = "workers"
 
@@ -103,6 +103,7 @@ def make_trainer(
     retries: int,
     extra: Mapping[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
+    is_spread: bool = False,
 ) -> TorchTrainer:
     """A trainer whose workers run a function of these arguments.
 
@@ -114,6 +115,7 @@ def make_trainer(
         retries: How often a group that lost a worker starts again.
         extra: Small arguments.
         callbacks: Ray's.
+        is_spread: Whether to use as many machines as there are, not as few as will do.
     """
     # Reports wait for the next look at the workers: two seconds by default.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
@@ -127,7 +129,10 @@ def make_trainer(
             "extra": dict(extra or {}),
         },
         scaling_config=train.ScalingConfig(
-            num_workers=plan.workers, use_gpu=plan.gpus > 0, resources_per_worker=resources
+            num_workers=plan.workers,
+            use_gpu=plan.gpus > 0,
+            resources_per_worker=resources,
+            placement_strategy=placement(plan) if is_spread else "PACK",
         ),
         run_config=train.RunConfig(
             name=name,
@@ -137,6 +142,11 @@ def make_trainer(
             **storage.ray_options(),
         ),
     )
+
+
+def placement(plan: TrialPlan) -> str:
+    """How Ray places workers that are to use the whole cluster: on CPUs, each on a machine of its own."""
+    return "PACK" if plan.gpus else "SPREAD"
 
 
 def _unpacked(config: dict[str, Any]) -> None:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from lightning_dpo.precompute import cached_form
+from lightning_dpo.tuning.cluster import node_resources
 from lightning_dpo.tuning.config import SweepConfig
-from lightning_dpo.tuning.fitting import TrialPlan, fit_once
+from lightning_dpo.tuning.fitting import TrialPlan, fit_once, tokenise
+from lightning_dpo.tuning.group import placement
 from lightning_dpo.tuning.objective import check_goals
 from lightning_dpo.tuning.storage import Storage
+from lightning_dpo.tuning.workers import run_once
 
-__all__ = ["Preparation", "prepare"]
+__all__ = ["Preparation", "filling_group", "prepare"]
 
 
 _NO_TRAINING = {"max_epochs": 0, "max_steps": -1}
+_PLACEMENT_SECONDS = 10.0
+"""That a group for the reference's pass may wait for its place; else it is a trial's size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +53,63 @@ def prepare(plan: TrialPlan, config: SweepConfig) -> Preparation:
         ValueError: If the reference or the data cannot be used, or the objective is not logged.
     """
     if not plan.recipe.is_preference:
-        metrics = _on_cluster(plan, {"fast_dev_run": True})
+        metrics = _on_cluster(plan, fit_once, {"fast_dev_run": True})
         check_goals(plan.objective, metrics=metrics, varied=())
         return Preparation(metrics=metrics)
-    shared = _shared_reference(plan, config)
-    if not shared:
-        return Preparation(plan.prepared)
+    data, reference = _shared_data(plan), _shared_reference(plan, config)
+    ready = replace(plan, prepared={**plan.prepared, **data, **reference})
+    if data:
+        # In one process: with several, each machine's first one would do it.
+        _on_cluster(ready, tokenise)
+    if not reference:
+        return Preparation(ready.prepared)
     # No epoch is run: starting to fit is what tokenises the data and fills the cache.
-    overrides = {**plan.prepared, **shared}
-    ready = replace(plan, prepared=overrides)
-    if plan.workers > 1:
-        from lightning_dpo.tuning.workers import run_once
-
-        run_once(ready, _NO_TRAINING)
+    group = filling_group(ready, node_resources())
+    if group is not None and group.workers > ready.workers and not _has_room(group):
+        group = ready if ready.workers > 1 else None
+    if group is not None:
+        run_once(group, _NO_TRAINING)
     else:
-        _on_cluster(ready, _NO_TRAINING)
-    return Preparation(overrides, reference_passes=1)
+        _on_cluster(ready, fit_once, _NO_TRAINING)
+    return Preparation(ready.prepared, reference_passes=1)
+
+
+def filling_group(plan: TrialPlan, nodes: Sequence[Mapping[str, float]]) -> TrialPlan | None:
+    """A plan of as many workers for the reference's pass as a cluster holds, whatever a trial has.
+
+    One on each GPU, or on each machine where there are none; None for one worker, which needs no group.
+
+    Args:
+        plan: Of trials.
+        nodes: Resources of each machine.
+    """
+    gpus = max(plan.gpus, 1.0) if plan.gpus else 0.0
+    workers = 0
+    for node in nodes:
+        held = math.floor(node.get("CPU", 0.0) / plan.cpus + 1e-9)
+        workers += min(held, math.floor(node.get("GPU", 0.0) / gpus + 1e-9) if gpus else 1)
+    if workers <= plan.workers:
+        return plan if plan.workers > 1 else None
+    return replace(plan, workers=workers, gpus=gpus)
+
+
+def _has_room(plan: TrialPlan) -> bool:
+    """Whether all these workers can run now: others may be at work on the cluster too."""
+    bundle = {"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})}
+    group = placement_group([bundle] * plan.workers, strategy=placement(plan))
+    try:
+        return bool(group.wait(_PLACEMENT_SECONDS))
+    finally:
+        remove_placement_group(group)
+
+
+def _shared_data(plan: TrialPlan) -> dict[str, Any]:
+    """Overrides that make all machines read one copy of the tokenised data, where they share a folder."""
+    parsed = plan.recipe.cli({}, parse_only=True).config
+    storage = Storage(plan.location)
+    if len(node_resources()) < 2 or not storage.is_local or parsed.get("data.cache_dir", "") is not None:
+        return {}
+    return {"data.cache_dir": (storage / "data").location}
 
 
 def _shared_reference(plan: TrialPlan, config: SweepConfig) -> dict[str, Any]:
@@ -79,13 +127,12 @@ def _shared_reference(plan: TrialPlan, config: SweepConfig) -> dict[str, Any]:
     }
 
 
-def _on_cluster(plan: TrialPlan, trainer_options: dict[str, Any]) -> tuple[str, ...]:
-    """Run a piece of a trial on a machine like those of trials; returns the names that were logged."""
-    task = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=1)(fit_once)
+def _on_cluster(plan: TrialPlan, function: Any, *arguments: Any) -> Any:
+    """Run a piece of a trial on a machine like those of trials; returns what the function does."""
+    task = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=1)(function)
     try:
-        names: tuple[str, ...] = ray.get(task.remote(plan, trainer_options))
+        return ray.get(task.remote(plan, *arguments))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise ValueError(f"the recipe does not run: {error.cause}") from error
         raise
-    return names

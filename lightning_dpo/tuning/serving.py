@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import ray
 from ray import train
 
 from lightning_dpo.tuning.desk import Job
 from lightning_dpo.tuning.fitting import Outcome, TrialPlan, fit_once, fit_trial
 from lightning_dpo.tuning.records import TrialRecord
+from lightning_dpo.tuning.reporting import reference_passes
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.strategies import make_strategy
 
@@ -51,7 +54,22 @@ def train_once(arguments: dict[str, Any]) -> None:
         arguments: They, and the sweep's `plan`.
     """
     plan = arguments["plan"]
-    fit_once(plan, {**_options(plan), **arguments["options"]})
+    fit_once(plan, {**_options(plan), **arguments["options"]}, callbacks=[_Share(plan)])
+
+
+class _Share(pl.Callback):
+    """Writes down which machine this worker is on, and how many batches its reference computed."""
+
+    def __init__(self, plan: TrialPlan) -> None:
+        self._records = Storage(plan.location) / "preparation"
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it."""
+        share = {
+            "node": ray.get_runtime_context().get_node_id(),
+            "batches": reference_passes(pl_module),
+        }
+        self._records.write(f"worker{trainer.global_rank}.json", json.dumps(share))
 
 
 def _train(plan: TrialPlan, desk: Any, job: Job, *, is_first: bool) -> None:

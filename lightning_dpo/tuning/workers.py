@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray import tune
 
 from lightning_dpo.tuning.fitting import Outcome, TrialPlan
@@ -70,11 +73,20 @@ def _follow(group: Group, plan: TrialPlan, record: TrialRecord) -> bool:
 
 
 def run_once(plan: TrialPlan, trainer_options: Mapping[str, Any]) -> None:
-    """Run the recipe as a group of workers, outside of any trial.
+    """Run the recipe on a group of workers, outside of any trial, on as many machines as there are.
 
     Args:
         plan: The sweep.
         trainer_options: Take the place of the recipe's trainer arguments.
     """
     arguments = {"plan": plan, "options": dict(trainer_options)}
-    make_trainer(plan, train_once, arguments, name="prepare", retries=plan.retries).fit()
+    trainer = make_trainer(plan, train_once, arguments, name="prepare", retries=plan.retries, is_spread=True)
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        try:
+            trainer.fit()
+        except ray.exceptions.ActorDiedError:
+            trainer.fit()  # Ray's controller did not come to life
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)  # which Ray takes, and keeps

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -14,7 +15,12 @@ import yaml
 from sweep_project import settings
 
 from lightning_dpo.tuning.cluster import trials_at_once
+from lightning_dpo.tuning.fitting import TrialPlan
+from lightning_dpo.tuning.objective import Objective
+from lightning_dpo.tuning.prepare import filling_group
+from lightning_dpo.tuning.recipe import Recipe
 from lightning_dpo.tuning.results import load_result
+from lightning_dpo.tuning.space import SearchSpace
 
 MANIFESTS = Path(__file__).parents[2] / "tuning" / "cluster"
 TESTS = Path(__file__).parents[1]
@@ -50,6 +56,27 @@ def test_trials_at_once(
             trials_at_once(nodes, workers=workers, cpus=cpus, gpus=gpus)
     else:
         assert trials_at_once(nodes, workers=workers, cpus=cpus, gpus=gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "trial", "expected"),
+    [
+        (machines(1, CPU=2), {}, None),  # the start of a group costs more than it gains
+        (machines(3, CPU=2), {}, (3, 0)),
+        (machines(3, CPU=2), {"workers": 2, "cpus": 2}, (3, 0)),
+        (machines(1, CPU=2), {"workers": 2}, (2, 0)),
+        (machines(2, CPU=64, GPU=8), {"gpus": 1}, (16, 1)),
+        (machines(2, CPU=64, GPU=8), {"gpus": 0.5, "cpus": 16}, (8, 1)),
+        ([*machines(1, CPU=8), *machines(1, CPU=8, GPU=1)], {"gpus": 1}, None),
+        (machines(1, CPU=8, GPU=2), {"gpus": 2}, None),
+    ],
+)
+def test_the_references_pass_takes_the_whole_cluster(
+    nodes: list[dict[str, float]], trial: dict[str, Any], expected: tuple[int, float] | None
+) -> None:
+    plan = TrialPlan(Recipe(), SearchSpace(()), Objective(()), "", "", **trial)
+    group = filling_group(plan, nodes)
+    assert (None if group is None else (group.workers, group.gpus)) == expected
 
 
 def test_the_autoscalers_cluster_has_its_schema() -> None:
@@ -137,10 +164,11 @@ def test_real_trials_on_two_nodes(project: Path, tmp_path: Path) -> None:
         "space": {"model.optimizer.lr": {"grid": [1e-4, 1e-3, 3e-3, 1e-2]}},
         "samples": 1,
         "name": "nodes",
-        **settings(project, overrides={"trainer.callbacks": [slow]}),
+        **settings(project, overrides={"trainer.callbacks": [slow], "data.cache_dir": None}),
         "storage": str(tmp_path),
     }
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    own = tmp_path / "own"
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "LIGHTNING_DPO_CACHE": str(own)}
     done = subprocess.run(
         [sys.executable, "-c", TWO_NODES, json.dumps(given)],
         env=environment,
@@ -152,8 +180,21 @@ def test_real_trials_on_two_nodes(project: Path, tmp_path: Path) -> None:
     result = load_result(str(tmp_path / "nodes"))
     assert [trial.status for trial in result.trials] == ["finished"] * 4
     assert len({trial.extra["node"] for trial in result.trials}) == 2
-    assert result.reference_passes == 1
     assert len(result.environment["machines"]) == 2
+
+    # Both machines computed a part of the reference's pass, and trials none.
+    preparation = list((tmp_path / "nodes/preparation").iterdir())
+    shares = [json.loads(path.read_text()) for path in preparation]
+    assert {share["node"] for share in shares} == {trial.extra["node"] for trial in result.trials}
+    assert all(share["batches"] > 0 for share in shares)
+    assert result.reference_passes == 1
+    assert all(trial.reference_passes == 0 for trial in result.trials)
+
+    # The data were tokenised before any trial, for both machines.
+    (tokenised,) = (tmp_path / "nodes/data").rglob("pairs.arrow")
+    assert tokenised.stat().st_mtime < min(path.stat().st_mtime for path in preparation)
+    assert not list(own.rglob("pairs.arrow"))
+    assert "cache_dir: null" in result.recipe
 
 
 @pytest.mark.heavy
