@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from ray.tune.schedulers import FIFOScheduler
 
 KILLED, EXHAUSTED, DIVERGED, BROKEN = 0.1, 0.2, 0.3, 0.4
 KILLED_NEXT = KILLED + 1e-9
@@ -65,3 +66,22 @@ class WorkerTrouble(pl.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
         if (beta, rank) == (BROKEN, 1):
             raise KeyError("a mistake of one's own")
+
+
+class Meddler(FIFOScheduler):
+    """Stops the first trial at its second report, and kills the process that drives the second one once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.has_killed = False
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if trial.trial_id not in self.seen:
+            self.seen.append(trial.trial_id)
+        if len(self.seen) == 1 and result["step"] == 4:
+            return self.STOP
+        if len(self.seen) == 2 and not self.has_killed:
+            self.has_killed = True
+            os.kill(result["pid"], signal.SIGKILL)
+        return self.CONTINUE

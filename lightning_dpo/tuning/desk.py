@@ -57,6 +57,7 @@ class Desk:
         self._heard: set[int] = set()
         self._left: set[int] = set()
         self._is_refused = False
+        self._placement: Any = None
 
     async def begin(self, trial: str, overrides: Mapping[str, Any]) -> None:
         """Give the workers a job."""
@@ -112,6 +113,14 @@ class Desk:
             self._left.add(rank)
             if len(self._left) == self._workers:
                 self._events.put_nowait(Event("done"))
+
+    async def placed(self, placement: Any) -> None:
+        """A worker says what Ray has reserved for the group."""
+        self._placement = placement
+
+    async def placement(self) -> Any:
+        """What Ray has reserved for the group; None before it is there."""
+        return self._placement
 
     async def lose(self, error: str, *, counts: bool) -> None:
         """A worker has failed."""

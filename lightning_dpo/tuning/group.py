@@ -14,6 +14,7 @@ from ray.train.torch import TorchTrainer
 
 from lightning_dpo.tuning.desk import Desk, Event, TellLosses
 from lightning_dpo.tuning.fitting import TrialPlan
+from lightning_dpo.tuning.keeper import Keeper
 from lightning_dpo.tuning.serving import serve
 from lightning_dpo.tuning.storage import Storage
 
@@ -34,6 +35,10 @@ class Group:
         self._plan = plan
         self._error: BaseException | None = None
         self._desk: Any = ray.remote(num_cpus=0)(Desk).remote(plan.workers)
+        # Not within what Tune reserved for this process, with which it would go.
+        keeper: Any = ray.remote(num_cpus=0)(Keeper)
+        keeper = keeper.options(scheduling_strategy="DEFAULT", lifetime="detached").remote(self._desk)
+        keeper.wait.remote()
         self._trainer = make_trainer(
             plan,
             serve,

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import ray
 from ray import train
+from ray.util.placement_group import get_current_placement_group
 
 from lightning_dpo.tuning.desk import Job
 from lightning_dpo.tuning.fitting import Outcome, TrialPlan, fit_once, fit_trial
@@ -38,6 +39,7 @@ def serve(arguments: dict[str, Any]) -> None:
     """
     plan, desk = arguments["plan"], arguments["desk"]
     rank = train.get_context().get_world_rank()
+    ray.get(desk.placed.remote(get_current_placement_group()))
     number = 0
     while True:
         job: Job = ray.get(desk.job.remote(number))

@@ -54,3 +54,32 @@ def test_a_group_that_loses_a_worker_starts_again_from_its_checkpoint(
     ended = [trial for trial in result.trials if trial.history]
     assert kept == {Path(str(trial.checkpoint)) for trial in ended}
     assert result.model is not None
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("reuse", [True, False])
+def test_trials_whose_driver_is_stopped_or_killed_leave_room_for_others(
+    cluster: None, project: Path, reuse: bool
+) -> None:
+    config = SweepConfig(
+        space={"model.optimizer.lr": {"grid": [1e-3, 2e-3, 3e-3]}},
+        samples=1,
+        search="grid",
+        scheduler={"class_path": "sweep_faults.Meddler"},
+        concurrency=1,
+        workers=2,
+        cpus=0.9,
+        reuse_processes=reuse,
+        export=False,
+        name=f"meddled_{reuse}",
+        **settings(project, overrides={"data.batch_size": 2}),
+    )
+    result = sweep(config, verbose=False)
+    by_rate = {trial.overrides["model.optimizer.lr"]: trial for trial in result.trials}
+    stopped, killed, last = (by_rate[rate] for rate in (1e-3, 2e-3, 3e-3))
+    assert (stopped.status, stopped.step, stopped.starts) == ("stopped", 4, 1)
+    assert (killed.status, killed.starts) == ("finished", 2)
+    assert (last.status, last.starts) == ("finished", 1)
+    for trial in (killed, last):
+        assert [entry["step"] for entry in trial.history] == [2, 4, 6]
+        assert Path(str(trial.checkpoint), "trial.ckpt").is_file()
