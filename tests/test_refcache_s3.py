@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import s3fs
 from botocore.exceptions import EndpointConnectionError
-from moto.server import ThreadedMotoServer
 from tiny_models import random_pairs, tiny_model
 from training import loader, sgd, trainer
 
@@ -19,33 +17,6 @@ from lightning_dpo.refcache.folder import open_folder
 from lightning_dpo.saving import AtomicCheckpointIO
 
 COUNT = 24
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A bucket's file system; URLs find the server by the variables that AWS's own clients read."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    system = s3fs.S3FileSystem()
-    system.mkdir("bucket")
-    yield system
-    system.rm("bucket", recursive=True)
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def use(model: str, cache: str = "s3://bucket/runs/cache") -> CacheUsage:

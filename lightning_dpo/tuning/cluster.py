@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -16,12 +16,26 @@ __all__ = ["DRIVER_CPUS", "connected", "node_resources", "trials_at_once"]
 DRIVER_CPUS = 0.01
 """What a trial of several workers reserves besides them; Ray refuses 0."""
 
+_VARIABLES = {
+    "s3": ("AWS_", "FSSPEC_S3_"),
+    "gs": ("GOOGLE_", "FSSPEC_GS_", "STORAGE_EMULATOR_HOST"),
+    "gcs": ("GOOGLE_", "FSSPEC_GCS_", "STORAGE_EMULATOR_HOST"),
+    "az": ("AZURE_", "FSSPEC_AZ_"),
+    "abfs": ("AZURE_", "FSSPEC_ABFS_"),
+    "hf": ("HF_",),
+}
+"""Beginnings of the environment variables that hold an object store's address and credentials."""
+
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, *, urls: Iterable[str | None] = ()) -> Iterator[None]:
     """Join a cluster, or start one on this machine for as long as the block lasts.
 
     A connection that is already there is used and left as it was.
+
+    Args:
+        address: Of the cluster.
+        urls: Object stores that trials use; they get the variables of this process that their clients read.
     """
     if ray.is_initialized():
         yield
@@ -31,6 +45,9 @@ def connected(address: str | None) -> Iterator[None]:
     for name in ("LIGHTNING_DPO_CACHE", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM"):
         if name in os.environ:
             environment[name] = os.environ[name]
+    prefixes = [prefix for url in urls for prefix in _VARIABLES.get(str(url).partition("://")[0], ())]
+    if prefixes:
+        environment |= {k: v for k, v in os.environ.items() if k.startswith(tuple(prefixes))}
     options: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
     ray.init(
         **options,

@@ -81,7 +81,7 @@ def sweep(
     )
     if verbose:
         print("starting Ray, tokenising, and computing the reference's log-probabilities ...", flush=True)
-    with connected(config.ray_address):
+    with connected(config.ray_address, urls=(config.storage, config.reference_cache)):
         fits = trials_at_once(node_resources(), workers=config.workers, cpus=config.cpus, gpus=config.gpus)
         if recipe.is_preference:
             plan = convert_policy(plan)
