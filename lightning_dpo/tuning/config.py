@@ -39,7 +39,7 @@ class SweepConfig:
         strategy: How several workers share a model: "ddp", "fsdp2" or "fsdp1".
         concurrency: Trials at once; None takes what the cluster holds.
         retries: How often a trial starts again from its checkpoint after the loss of a process.
-        reuse_processes: Let trials of one process follow each other in a warm process.
+        reuse_processes: Let trials follow each other in warm processes; of several workers too.
         share_reference: Compute the reference's log-probabilities once for all trials.
         reference_cache: Folder or URL that keeps them from sweep to sweep; None is one within the sweep.
         kl_prompts: Validation prompts that completions are sampled for, to measure the KL; 0 measures none.
