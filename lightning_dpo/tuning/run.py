@@ -80,7 +80,9 @@ def sweep(
         kl_tokens=config.kl_tokens,
     )
     if verbose:
-        print("starting Ray, tokenising, and computing the reference's log-probabilities ...", flush=True)
+        ahead = "what all trials share: tokens and the reference's log-probabilities"
+        ahead = ahead if recipe.is_preference else "a few batches to see what is logged"
+        print(f"starting Ray, then {ahead} ...", flush=True)
     with connected(config.ray_address, urls=(config.storage, config.reference_cache)):
         fits = trials_at_once(node_resources(), workers=config.workers, cpus=config.cpus, gpus=config.gpus)
         if recipe.is_preference:
@@ -234,7 +236,7 @@ def _completed(record: TrialRecord, ray_result: Any) -> TrialRecord:
         changes["status"], changes["reason"] = lost_to(str(ray_result.error))
     elif record.status == "running":
         # Tune ends a trial that a scheduler stops, and does so at its last report too.
-        changes["status"] = "stopped" if record.step < record.total_steps else "finished"
+        changes["status"] = "finished" if 0 < record.total_steps <= record.step else "stopped"
     return dataclasses.replace(record, **changes)
 
 
