@@ -109,7 +109,7 @@ def run(folder: Path, processes: int) -> None:
         (folder / "phase").write_text(phase)
 
     start = time.perf_counter()
-    from lightning_dpo.data import PreferenceDataModule
+    from lightning_dpo.data.datamodule import PreferenceDataModule
 
     data = PreferenceDataModule(
         str(folder / "pairs.jsonl"),

@@ -1,4 +1,4 @@
-"""Peak memory that `lightning_dpo.planning` predicts, beside what training on the CPU really takes.
+"""Peak memory that `lightning_dpo.parallel.memory` predicts, beside what training on the CPU really takes.
 
     python -m benchmarks.plan_memory [--sizes 20m 60m 150m] [--gradient_checkpointing]
 
@@ -83,7 +83,7 @@ def configuration(size: str) -> dict[str, Any]:
 
 def compare(size: str, *, gradient_checkpointing: bool = False) -> Comparison:
     """Predict, and measure in a fresh process."""
-    from lightning_dpo.planning import load_config, model_shape, plan_memory
+    from lightning_dpo.parallel.memory import load_config, model_shape, plan_memory
 
     shape = model_shape(load_config(configuration(size)))
     tokens = _SIZES[size]["tokens"]
@@ -121,7 +121,7 @@ def run(size: str, *, gradient_checkpointing: bool) -> None:
     from transformers import AutoModelForCausalLM
 
     from lightning_dpo import DPOModule, PairBatch
-    from lightning_dpo.planning import load_config
+    from lightning_dpo.parallel.memory import load_config
     from lightning_dpo.types import TokenPair
 
     torch.set_num_threads(1)

@@ -22,7 +22,7 @@ from benchmarks.process import run_child
 from benchmarks.sweep_child import VARIANTS, Outcome, Settings
 from benchmarks.trl_throughput import DATA, MODEL
 from lightning_dpo.demo.task import prepare_task
-from lightning_dpo.models import load_model, load_tokenizer
+from lightning_dpo.models.load import load_model, load_tokenizer
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -29,7 +29,7 @@ PEERS = ("trl", "trl-precomputed")
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=MODEL, help="anything lightning_dpo.models.load_model takes")
+    parser.add_argument("--model", default=MODEL, help="anything lightning_dpo.models.load.load_model takes")
     parser.add_argument(
         "--data", type=Path, default=DATA, help="preference rows; synthetic ones of like lengths if absent"
     )

@@ -77,7 +77,7 @@ _IMPORTED = time.time()
 
 def measure(trials: int, workers: int) -> list[dict[str, float]]:
     """Run a sweep of trials one after another; the stages of each, seconds since it began."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
     import ray
     from ray import tune
     from sweep_project import make_project, settings

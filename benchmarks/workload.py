@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lightning_dpo import PreferenceDataModule, TokenPair
-from lightning_dpo.layout import concatenated_rows, shared_rows
-from lightning_dpo.models import load_model, load_tokenizer
+from lightning_dpo.models.load import load_model, load_tokenizer
+from lightning_dpo.scoring.layout import concatenated_rows, shared_rows
 from lightning_dpo.types import PairBatch
 
 __all__ = ["Tokens", "Workload", "prepare", "tokens_per_pair"]

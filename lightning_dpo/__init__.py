@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_dpo.data import PreferenceDataModule
-    from lightning_dpo.module import DPOModule
+    from lightning_dpo.data.datamodule import PreferenceDataModule
+    from lightning_dpo.training.dpo import DPOModule
     from lightning_dpo.types import PairBatch, PairLogps, PreferencePair, TokenPair
 
 __all__ = ["DPOModule", "PairBatch", "PairLogps", "PreferenceDataModule", "PreferencePair", "TokenPair"]
@@ -14,8 +14,8 @@ __all__ = ["DPOModule", "PairBatch", "PairLogps", "PreferenceDataModule", "Prefe
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DPOModule": "lightning_dpo.module",
-    "PreferenceDataModule": "lightning_dpo.data",
+    "DPOModule": "lightning_dpo.training.dpo",
+    "PreferenceDataModule": "lightning_dpo.data.datamodule",
     "PairBatch": "lightning_dpo.types",
     "PairLogps": "lightning_dpo.types",
     "PreferencePair": "lightning_dpo.types",

@@ -52,7 +52,7 @@ class TokenPair(NamedTuple):
 class PairBatch:
     """A batch of tokenised pairs, ragged: ids laid end to end, without padding.
 
-    How the ids become rows of a model's input is decided in `lightning_dpo.layout`, once the model is
+    How the ids become rows of a model's input is decided in `lightning_dpo.scoring.layout`, once the model is
     known. Lengths and weights stay on the CPU so that rows are planned without waiting for the device.
 
     Attributes:

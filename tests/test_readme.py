@@ -14,7 +14,7 @@ from tiny_tokenizers import byte_level
 from transformers import AutoModelForCausalLM
 
 from lightning_dpo import losses
-from lightning_dpo.cli import main
+from lightning_dpo.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -16,15 +16,15 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from lightning_dpo.data import PreferenceDataModule
+from lightning_dpo.data.datamodule import PreferenceDataModule
 from lightning_dpo.demo.context import quiet, single_thread
 from lightning_dpo.demo.measure import Agreement, Measurement, agreement, best_reachable, measure
 from lightning_dpo.demo.report import show
 from lightning_dpo.demo.task import Task, TaskConfig, load_pairs, prepare_task
 from lightning_dpo.evaluation.frontier import FrontierPoint
 from lightning_dpo.losses import DPOLoss
-from lightning_dpo.models import load_model, load_tokenizer
-from lightning_dpo.module import DPOModule
+from lightning_dpo.models.load import load_model, load_tokenizer
+from lightning_dpo.training.dpo import DPOModule
 
 __all__ = ["Clock", "DemoResult", "evaluate", "run_demo"]
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dpo.evaluation.sampling import Sample, evaluating
-from lightning_dpo.head import find_head
 from lightning_dpo.parallel import is_sharded
-from lightning_dpo.proof import prove
-from lightning_dpo.scoring import causal_lm
+from lightning_dpo.scoring.forward import causal_lm
+from lightning_dpo.scoring.lm_head import find_head
+from lightning_dpo.scoring.select import prove
 
 __all__ = ["Estimate", "KLResult", "completion_kl"]
 

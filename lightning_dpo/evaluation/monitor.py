@@ -16,7 +16,7 @@ from lightning_dpo.evaluation.sampling import Sample, sample_completions
 from lightning_dpo.types import PairBatch
 
 if TYPE_CHECKING:
-    from lightning_dpo.module import DPOModule
+    from lightning_dpo.training.dpo import DPOModule
 
 __all__ = ["CompletionMonitor"]
 

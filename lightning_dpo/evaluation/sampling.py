@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_dpo.scoring import causal_lm
+from lightning_dpo.scoring.forward import causal_lm
 
 __all__ = ["Sample", "evaluating", "sample_completions"]
 

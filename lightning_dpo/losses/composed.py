@@ -109,7 +109,7 @@ class LDDPO(ComposedLoss):
         if logps.chosen_head is None or logps.rejected_head is None:
             raise ValueError(
                 f"`{name}` must hold `chosen_head` and `rejected_head` for LDDPO, got None; "
-                "`lightning_dpo.scoring` computes them"
+                "`lightning_dpo.scoring.forward` computes them"
             )
         dtype = logps.chosen.dtype
         chosen_lengths, rejected_lengths = logps.chosen_lengths.to(dtype), logps.rejected_lengths.to(dtype)

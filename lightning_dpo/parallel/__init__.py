@@ -1,6 +1,6 @@
 """Training over several devices; the only part that knows how weights are sharded."""
 
-from lightning_dpo.parallel.building import build_sharded
+from lightning_dpo.parallel.build import build_sharded
 from lightning_dpo.parallel.checkpoints import on_rank_zero
 from lightning_dpo.parallel.gradients import clip_gradients, gradient_norm
 from lightning_dpo.parallel.sharding import Sharding, full_state, is_sharded, mix_weights, shard

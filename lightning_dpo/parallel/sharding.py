@@ -18,9 +18,9 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from lightning_dpo.head import TokenLogps
-from lightning_dpo.layout import Rows
-from lightning_dpo.scoring import SCORING_ENTRY, ScoringPlan, causal_lm, run_rows
+from lightning_dpo.scoring.forward import SCORING_ENTRY, ScoringPlan, causal_lm, run_rows
+from lightning_dpo.scoring.layout import Rows
+from lightning_dpo.scoring.lm_head import TokenLogps
 
 __all__ = [
     "Sharding",

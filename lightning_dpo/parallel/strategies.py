@@ -13,12 +13,12 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
-from lightning_dpo.head import TokenLogps
-from lightning_dpo.layout import Rows
+from lightning_dpo.parallel.checkpoint_folders import WholeFolders
 from lightning_dpo.parallel.checkpoints import load_full, load_full_optimizer
-from lightning_dpo.parallel.saving import WholeFolders
 from lightning_dpo.parallel.sharding import Sharding, block_classes
-from lightning_dpo.scoring import SCORING_ENTRY, ScoringPlan, run_rows
+from lightning_dpo.scoring.forward import SCORING_ENTRY, ScoringPlan, run_rows
+from lightning_dpo.scoring.layout import Rows
+from lightning_dpo.scoring.lm_head import TokenLogps
 
 __all__ = ["FSDP1Strategy", "FSDP2Strategy", "check_strategy", "sharding_for", "sharding_of", "wrap_policy"]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_dpo.tuning.config import SweepConfig
     from lightning_dpo.tuning.objective import Goal, Objective
-    from lightning_dpo.tuning.results import SweepResult, TrialRecord
+    from lightning_dpo.tuning.results.result import SweepResult, TrialRecord
     from lightning_dpo.tuning.run import sweep
-    from lightning_dpo.tuning.space import SearchSpace
+    from lightning_dpo.tuning.search.space import SearchSpace
 
 __all__ = [
     "Goal",
@@ -28,10 +28,10 @@ __all__ = [
 _HOMES = {
     "Goal": "objective",
     "Objective": "objective",
-    "SearchSpace": "space",
+    "SearchSpace": "search.space",
     "SweepConfig": "config",
-    "SweepResult": "results",
-    "TrialRecord": "results",
+    "SweepResult": "results.result",
+    "TrialRecord": "trial.record",
     "sweep": "run",
 }
 

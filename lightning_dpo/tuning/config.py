@@ -9,10 +9,10 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from lightning_dpo.tuning.config_paths import parse_arguments
 from lightning_dpo.tuning.objective import Objective
-from lightning_dpo.tuning.paths import parse_arguments
 from lightning_dpo.tuning.recipe import Recipe
-from lightning_dpo.tuning.space import SearchSpace
+from lightning_dpo.tuning.search.space import SearchSpace
 
 __all__ = ["SweepConfig", "sweep_parser"]
 

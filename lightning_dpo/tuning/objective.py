@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning_dpo.metrics import METRIC_NAMES
-from lightning_dpo.tuning.paths import nearest
+from lightning_dpo.training.metrics import METRIC_NAMES
+from lightning_dpo.tuning.config_paths import nearest
 
 __all__ = ["Goal", "Objective", "check_goals", "known_metrics", "pareto_front"]
 

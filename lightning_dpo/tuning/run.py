@@ -17,21 +17,21 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import PopulationBasedTraining
 
-from lightning_dpo.tuning.cluster import DRIVER_CPUS, connected, node_resources, trials_at_once
+from lightning_dpo.tuning.cluster.connect import DRIVER_CPUS, connected, node_resources, trials_at_once
+from lightning_dpo.tuning.cluster.convert_policy import convert_policy
+from lightning_dpo.tuning.cluster.prepare import Preparation, prepare
+from lightning_dpo.tuning.cluster.retry import fit_all
 from lightning_dpo.tuning.config import SweepConfig
-from lightning_dpo.tuning.conversion import convert_policy
-from lightning_dpo.tuning.export import export_best
-from lightning_dpo.tuning.fitting import TrialPlan
 from lightning_dpo.tuning.objective import check_goals, known_metrics
-from lightning_dpo.tuning.prepare import Preparation, prepare
-from lightning_dpo.tuning.pruning import KeepNewest
-from lightning_dpo.tuning.records import TrialRecord, load_records, lost_to
-from lightning_dpo.tuning.recovery import fit_all
-from lightning_dpo.tuning.results import SweepResult, rank, save_result
-from lightning_dpo.tuning.search import make_scheduler, make_searcher
+from lightning_dpo.tuning.report.live_table import LiveTable, print_summary
+from lightning_dpo.tuning.results.export import export_best
+from lightning_dpo.tuning.results.result import SweepResult, rank, save_result
+from lightning_dpo.tuning.search.algorithms import make_scheduler, make_searcher
+from lightning_dpo.tuning.search.pbt_checkpoints import KeepNewest
 from lightning_dpo.tuning.storage import Storage
-from lightning_dpo.tuning.table import LiveTable, print_summary
-from lightning_dpo.tuning.trial import run_trial
+from lightning_dpo.tuning.trial.fit import TrialPlan
+from lightning_dpo.tuning.trial.record import TrialRecord, load_records, lost_to
+from lightning_dpo.tuning.trial.trainable import run_trial
 
 __all__ = ["sweep"]
 
@@ -99,7 +99,7 @@ def sweep(
         if config.export and recipe.is_preference:
             result = dataclasses.replace(result, model=export_best(result))
     save_result(result)
-    from lightning_dpo.tuning.report import write_report
+    from lightning_dpo.tuning.report.page import write_report
 
     write_report(result)
     if verbose:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from evaluation.models import EOS, MAX_NEW, PROMPT, VOCAB, Bigram, completions, logp, samples, tiny_llama
+from evaluation_models import EOS, MAX_NEW, PROMPT, VOCAB, Bigram, completions, logp, samples, tiny_llama
 from torch import nn
 
 from lightning_dpo.evaluation import Estimate, Sample, completion_kl, sample_completions

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lightning_dpo import DPOModule, PreferenceDataModule
 from lightning_dpo.evaluation import CompletionMonitor
-from lightning_dpo.lora import LoraSettings
+from lightning_dpo.models.lora import LoraSettings
 
 ROWS = [{"prompt": f"is it {i}?", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(12)]
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from evaluation.models import EOS, MAX_NEW, PROMPT, VOCAB, Bigram, completions, logp, tiny_llama
+from evaluation_models import EOS, MAX_NEW, PROMPT, VOCAB, Bigram, completions, logp, tiny_llama
 
 from lightning_dpo.evaluation import sample_completions
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_dpo.cli import DPOCLI, main
+from lightning_dpo.cli.main import DPOCLI, main
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_dpo.cli import DPOCLI, main
+from lightning_dpo.cli.main import DPOCLI, main
 
 pytest.importorskip("ray", reason="ray is not installed")
 
-from lightning_dpo.tuning.results import SweepResult, load_result
+from lightning_dpo.tuning.results.result import SweepResult, load_result
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smollm2_dpo.yaml"
 

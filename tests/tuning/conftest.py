@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """One Ray of two CPUs for all tests, for starting it takes seconds."""
-    from lightning_dpo.tuning.cluster import connected
+    from lightning_dpo.tuning.cluster.connect import connected
 
     with connected(None):
         yield

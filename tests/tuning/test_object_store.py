@@ -15,9 +15,9 @@ import pytest
 import yaml
 from sweep_project import settings
 
-from lightning_dpo.tuning.results import load_result
+from lightning_dpo.tuning.results.result import load_result
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[1] / "support"
 
 PROGRAM = """
 import json, os, sys
@@ -25,7 +25,7 @@ from ray.cluster_utils import Cluster
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
 os.environ.update(json.loads(sys.argv[1]))
-from lightning_dpo.cli import main
+from lightning_dpo.cli.main import main
 main(["tune", *sys.argv[2:], "--ray_address", cluster.address])
 cluster.shutdown()
 """
@@ -36,7 +36,7 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name not in store}
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps(store), *arguments],
-        env={**environment, "PYTHONPATH": str(TESTS)},
+        env={**environment, "PYTHONPATH": f"{TESTS.parents[1]}{os.pathsep}{TESTS}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -94,7 +94,7 @@ def test_a_sweep_in_a_bucket(bucket: Any, project: Path, tmp_path: Path, workers
     assert result.best.id.encode() in report
 
     bucket.rm("bucket/sweeps/stored/report.html")
-    command = [sys.executable, "-c", "from lightning_dpo.cli import main; main()"]
+    command = [sys.executable, "-c", "from lightning_dpo.cli.main import main; main()"]
     done = subprocess.run([*command, "report", result.location], capture_output=True, text=True, timeout=60)
     assert "s3://bucket/sweeps/stored/report.html" in done.stdout, done.stderr[-2000:]
     assert bucket.cat_file("bucket/sweeps/stored/report.html") == report

@@ -12,14 +12,14 @@ import pytest
 import yaml
 from sweep_project import settings
 
-from lightning_dpo.tuning.results import load_result
+from lightning_dpo.tuning.results.result import load_result
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[1] / "support"
 
 
 def _start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from lightning_dpo.cli import main; main()"]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    command = [sys.executable, "-c", "from lightning_dpo.cli.main import main; main()"]
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parents[1]}{os.pathsep}{TESTS}"}
     log = (folder / f"log{len(arguments)}").open("w")
     return subprocess.Popen(
         [*command, "tune", f"--config={folder / 'killed.yaml'}", *arguments],

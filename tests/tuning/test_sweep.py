@@ -13,9 +13,9 @@ from sweep_faults import BROKEN, DIVERGED, EXHAUSTED, KILLED
 from sweep_project import settings
 from transformers import AutoModelForCausalLM
 
-from lightning_dpo.cli import DPOCLI, main
+from lightning_dpo.cli.main import DPOCLI, main
 from lightning_dpo.tuning import SweepConfig, SweepResult, sweep
-from lightning_dpo.tuning.results import load_result
+from lightning_dpo.tuning.results.result import load_result
 
 SPACE = {"model.loss.beta": {"loguniform": [0.01, 0.5]}, "model.optimizer.lr": {"loguniform": [1e-4, 1e-2]}}
 

@@ -1,0 +1,361 @@
+"""PreferenceDataModule: load, check, tokenise and batch preference pairs."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_dpo.data.bad_rows import Reason, RowReport
+from lightning_dpo.data.loader import PairDataset, PairLoader
+from lightning_dpo.data.preprocess import (
+    RowParser,
+    bad_row_message,
+    cache_key,
+    choose_format,
+    default_processes,
+    probe_template,
+    tokenise,
+)
+from lightning_dpo.data.sampler import BatchPlan, OrderedBatchPlan
+from lightning_dpo.data.sources import RowsLike, open_source
+from lightning_dpo.data.token_store import TokenStore, default_cache_dir
+from lightning_dpo.data.tokenization import LongPolicy, PairTokenizer, TokenLimits, tokenizer_identity
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["PreferenceDataModule"]
+
+BadRowPolicy: TypeAlias = Literal["drop", "raise"]
+
+_DEFAULT_BATCH_SIZE = 8
+
+
+class PreferenceDataModule(pl.LightningDataModule):
+    """Preference pairs in any public format, as batches of token ids.
+
+    Rows are checked, tokenised once in parallel, kept in Arrow files and found again on the next run; memory
+    does not grow with the data. Batches are planned ahead and are the same for the same seed.
+
+    Attributes:
+        tokenizer: The tokenizer: as given, and loaded once the data is prepared.
+        reports: What became of every row, for "train" and "validation".
+        train_pairs: The training pairs, after `setup`.
+        validation_pairs: The validation pairs, after `setup`, or None.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str] | list[dict[str, Any]] | datasets.Dataset,
+        *,
+        validation: str | list[str] | list[dict[str, Any]] | datasets.Dataset | None = None,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        format: str | None = None,
+        columns: dict[str, str] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        max_length: int = 1024,
+        max_prompt_length: int | None = None,
+        on_long: LongPolicy = "truncate",
+        on_bad_row: BadRowPolicy = "drop",
+        max_bad_fraction: float = 0.05,
+        batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_split: float | None = None,
+        train_limit: int | None = None,
+        validation_limit: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_workers: int = 0,
+        num_processes: int | None = None,
+        cache_dir: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Say what to read; nothing is read before `prepare_data`.
+
+        Args:
+            train: A file (.jsonl, .json, .csv, .tsv, .parquet, also with .gz), a folder, a glob pattern, a
+                hub id (``org/name``, ``org/name:split``), a list of these, a `datasets.Dataset`, or rows.
+            validation: Likewise.
+            tokenizer: A folder, a hub id, a .gguf file, ``package:NAME/FILE``, or a tokenizer. It should be
+                the policy's.
+            format: One of "text", "chat", "hh", "messages" and "sharegpt" (see `lightning_dpo.data.formats`);
+                None detects it.
+            columns: Other names of columns, such as ``{"prompt": "question"}``.
+            chat_template: Used in place of the tokenizer's: Jinja text, or a path that ends in .jinja.
+            chat_template_kwargs: Further variables for the template, such as ``{"enable_thinking": False}``.
+            max_length: Tokens of the prompt and one completion together.
+            max_prompt_length: Tokens of the prompt. None lets prompts have what completions leave, and at
+                least half of `max_length`.
+            on_long: "truncate" shortens longer pairs (prompts from the left, completions from the right);
+                "drop" leaves them out.
+            on_bad_row: "drop" goes on without rows that cannot be used, counted by reason; "raise" stops at
+                the first.
+            max_bad_fraction: Stop if a larger share of the rows is bad.
+            batch_size: Pairs of a batch, 8 if `tokens_per_batch` is not given either; with it, at most so
+                many.
+            tokens_per_batch: Tokens of a batch (prompts and both completions, padding included), filled with
+                pairs of like length.
+            validation_batch_size: Pairs of a validation batch; None takes the two settings above.
+            validation_split: Share of the training pairs to validate on, where `validation` is not given.
+            train_limit: Read only this many rows, from the start.
+            validation_limit: Likewise.
+            shuffle: Shuffle the training pairs, differently in each epoch.
+            seed: Decides the order of the pairs and the validation split.
+            num_workers: Processes that collate batches.
+            num_processes: Processes that tokenise; None takes the cores there are.
+            cache_dir: Where tokenised data is kept; None is $LIGHTNING_DPO_CACHE or the user's cache folder.
+            trust_remote_code: Run tokenizer code that comes with a hub repository.
+
+        Raises:
+            ValueError: If a setting is out of range, or two contradict each other.
+        """
+        super().__init__()
+        self.train = train
+        self.validation = validation
+        self.tokenizer = tokenizer
+        self.format = format
+        self.columns = dict(columns or {})
+        self.chat_template = chat_template
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.limits = TokenLimits(max_length, max_prompt_length, on_long)
+        self.on_bad_row = on_bad_row
+        self.max_bad_fraction = max_bad_fraction
+        self.batch_size = (
+            _DEFAULT_BATCH_SIZE if batch_size is None and tokens_per_batch is None else batch_size
+        )
+        self.tokens_per_batch = tokens_per_batch
+        self.validation_batch_size = validation_batch_size
+        self.validation_split = validation_split
+        self.row_limits = {"train": train_limit, "validation": validation_limit}
+        self.shuffle = shuffle
+        self.seed = seed
+        self.num_workers = num_workers
+        self.num_processes = num_processes
+        self.cache_dir = cache_dir
+        self.trust_remote_code = trust_remote_code
+        self.reports: dict[str, RowReport] = {}
+        self.train_pairs: PairDataset | None = None
+        self.validation_pairs: PairDataset | None = None
+        self._stores: dict[str, TokenStore] = {}
+        self._check_settings()
+        if validation is None and validation_split is None:
+            self._forgo_validation()
+
+    @property
+    def report(self) -> RowReport:
+        """What became of the training rows; see `reports` for all."""
+        return self.reports["train"]
+
+    def prepare_data(self) -> None:
+        """Check and tokenise all rows, in one process of a machine."""
+        self._prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the tokenised pairs."""
+        self._prepare()
+        train = self._stores["train"]
+        self.train_pairs = PairDataset(train)
+        if "validation" in self._stores:
+            self.validation_pairs = PairDataset(self._stores["validation"])
+        elif self.validation_split is not None:
+            self._split(train, self.validation_split)
+
+    def train_dataloader(self) -> PairLoader:
+        """Batches of this rank, shuffled anew in each epoch."""
+        assert self.train_pairs is not None, "setup() comes first"
+        trainer = self.trainer
+        overfit = getattr(trainer, "overfit_batches", 0) > 0
+        if self.tokens_per_batch is not None:
+            longer = int((self.train_pairs.lengths() > self.tokens_per_batch).sum())
+            if longer:
+                rank_zero_warn(
+                    f"{longer} pairs are longer than `tokens_per_batch` ({self.tokens_per_batch}) and have a "
+                    "batch of their own"
+                )
+        plan_class = BatchPlan if self.shuffle and not overfit else OrderedBatchPlan
+        plan = plan_class(
+            self.train_pairs.lengths(),
+            batch_size=self.batch_size,
+            tokens_per_batch=self.tokens_per_batch,
+            seed=self.seed,
+            accumulate=_accumulation(trainer) if trainer else 1,
+            **self._place(),
+        )
+        if trainer is None:
+            return self._loader(self.train_pairs, plan)
+        plan.limit(trainer.limit_train_batches)
+        return self._loader(self.train_pairs, plan, batches_done=partial(_batches_done, trainer))
+
+    def val_dataloader(self) -> PairLoader:
+        """Batches of this rank, in a fixed order."""
+        assert self.validation_pairs is not None, "setup() comes first"
+        own = self.validation_batch_size
+        plan = OrderedBatchPlan(
+            self.validation_pairs.lengths(),
+            batch_size=self.batch_size if own is None else own,
+            tokens_per_batch=self.tokens_per_batch if own is None else None,
+            **self._place(),
+        )
+        return self._loader(self.validation_pairs, plan)
+
+    def _forgo_validation(self) -> None:
+        """Take the hook back, so that Lightning does not validate; an empty list would make it warn."""
+        if type(self).val_dataloader is PreferenceDataModule.val_dataloader:
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+
+    def _loader(self, pairs: PairDataset, plan: BatchPlan, **options: Any) -> PairLoader:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return PairLoader(pairs, plan=plan, num_workers=self.num_workers, pin_memory=on_gpu, **options)
+
+    def _place(self) -> dict[str, Any]:
+        """This process among those that share the data: fewer than all where a model is split over some."""
+        sharing = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        return {} if sharing is None else {"rank": sharing["rank"], "world_size": sharing["num_replicas"]}
+
+    def _prepare(self) -> None:
+        splits: dict[str, RowsLike] = {"train": self.train}
+        if self.validation is not None:
+            splits["validation"] = self.validation
+        missing = {split: rows for split, rows in splits.items() if split not in self._stores}
+        # What costs little is checked for all splits first: paths, columns, then the tokenizer.
+        sources = {split: open_source(rows, split=split) for split, rows in missing.items()}
+        formats = {
+            split: choose_format(source, split=split, format=self.format, columns=self.columns)
+            for split, source in sources.items()
+        }
+        for split, source in sources.items():
+            self._stores[split] = self._store(split, source, formats[split])
+            self.reports[split] = self._stores[split].report
+
+    def _store(self, split: str, source: Any, format: str) -> TokenStore:
+        tokenizer = self._loaded_tokenizer()
+        pairs = PairTokenizer(
+            tokenizer,
+            limits=self.limits,
+            format=format,
+            chat_template=self.chat_template,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
+        key = cache_key(
+            source=source.fingerprint(),
+            tokenizer=tokenizer_identity(tokenizer),
+            limits=self.limits,
+            format=format,
+            columns=self.columns,
+            template=pairs.template,
+            variables=self.chat_template_kwargs,
+            rows=self.row_limits[split],
+        )
+        path = (Path(self.cache_dir) if self.cache_dir else default_cache_dir()) / "pairs" / key
+        if TokenStore.exists(path):
+            store = TokenStore(path)
+            rank_zero_info(f"reused {store.report.rows} tokenised {split} rows from {path}")
+        else:
+            parser = RowParser(format, self.columns)
+            probe_template(source, parser=parser, tokenizer=pairs)
+            store = tokenise(
+                source,
+                parser=parser,
+                tokenizer=pairs,
+                path=path,
+                processes=self.num_processes or default_processes(),
+                limit=self.row_limits[split],
+                stop_at_bad_row=self.on_bad_row == "raise",
+            )
+            rank_zero_info(f"tokenised {store.report.rows} {split} rows into {path}")
+        rank_zero_info(store.report.table())
+        self._check_report(split, store.report)
+        return store
+
+    def _loaded_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise ValueError(
+                "`tokenizer` must be given, and be the policy's; got None. "
+                "Pass the same string as for the policy: PreferenceDataModule(..., tokenizer=...)"
+            )
+        if isinstance(self.tokenizer, str):
+            from lightning_dpo.models.load import load_tokenizer
+
+            self.tokenizer = load_tokenizer(self.tokenizer, trust_remote_code=self.trust_remote_code)
+        if self.limits.max_length > self.tokenizer.model_max_length:
+            rank_zero_warn(
+                f"`max_length` is {self.limits.max_length}, and the tokenizer says that its model takes "
+                f"{self.tokenizer.model_max_length} tokens"
+            )
+        return self.tokenizer
+
+    def _check_settings(self) -> None:
+        self.limits.check()
+        if self.on_bad_row not in ("drop", "raise"):
+            raise ValueError(f"`on_bad_row` must be 'drop' or 'raise', got {self.on_bad_row!r}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"`max_bad_fraction` must be between 0 and 1, got {self.max_bad_fraction}")
+        if self.validation_split is not None and not 0 < self.validation_split < 1:
+            raise ValueError(f"`validation_split` must be between 0 and 1, got {self.validation_split}")
+        if self.validation_split is not None and self.validation is not None:
+            raise ValueError("`validation_split` must not be given with `validation`; drop one of the two")
+        positive = {
+            "batch_size": self.batch_size,
+            "tokens_per_batch": self.tokens_per_batch,
+            "validation_batch_size": self.validation_batch_size,
+            "train_limit": self.row_limits["train"],
+            "validation_limit": self.row_limits["validation"],
+            "num_processes": self.num_processes,
+        }
+        for name, value in positive.items():
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+
+    def _check_report(self, split: str, report: RowReport) -> None:
+        bad = {reason: count for reason, count in report.counts.items() if reason is not Reason.LONG}
+        if bad and self.on_bad_row == "raise":
+            first = next(iter(bad))
+            raise ValueError(
+                bad_row_message(report.examples[first].place, first, report.examples[first].detail)
+            )
+        if report.bad_fraction > self.max_bad_fraction:
+            raise ValueError(
+                f"`{split}` must have at most a share of {self.max_bad_fraction:.1%} bad rows, got "
+                f"{report.bad} of {report.rows} ({report.bad_fraction:.1%}). Correct them, or raise "
+                f"`max_bad_fraction`.\n{report.table()}"
+            )
+        if not report.kept:
+            raise ValueError(
+                f"`{split}` must hold at least one usable row, got none. Raise `max_length` "
+                f'({self.limits.max_length}) or use `on_long="truncate"`.\n{report.table()}'
+            )
+
+    def _split(self, store: TokenStore, share: float) -> None:
+        count = round(share * len(store))
+        if not 0 < count < len(store):
+            raise ValueError(
+                f"`validation_split` must leave pairs on both sides, got {share} of {len(store)} pairs"
+            )
+        order = np.random.default_rng(self.seed).permutation(len(store))
+        self.validation_pairs = PairDataset(store, indices=np.sort(order[:count]))
+        self.train_pairs = PairDataset(store, indices=np.sort(order[count:]))
+
+
+def _accumulation(trainer: pl.Trainer) -> int | dict[int, int]:
+    """Batches accumulated for a step, by epoch where a callback schedules them."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.scheduling
+    return trainer.accumulate_grad_batches
+
+
+def _batches_done(trainer: pl.Trainer) -> int:
+    """Batches of this epoch that were trained on before the checkpoint that is being resumed from."""
+    # The outer loop's flag, since the inner one's is gone where the checkpoint was made at a validation: then
+    # Lightning passes over that validation before it asks for a batch.
+    loop = trainer.fit_loop
+    return loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0

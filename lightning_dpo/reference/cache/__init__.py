@@ -1,0 +1,1 @@
+"""Reference log-probabilities on disk, found again by content."""

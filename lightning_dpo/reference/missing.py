@@ -1,0 +1,152 @@
+"""Which pairs a pass has to compute: the trainer's data, less what is in the cache, in batches that fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_dpo.data.loader import PairLoader
+from lightning_dpo.reference.cache.keys import KeyArray, pair_keys, token_pairs
+from lightning_dpo.reference.cache.store import ReferenceCache
+from lightning_dpo.types import PairBatch, TokenPair
+
+__all__ = ["Task", "missing_tasks", "trainer_batches"]
+
+
+class Task(NamedTuple):
+    """Pairs for one forward pass, and their keys."""
+
+    pairs: list[TokenPair]
+    keys: KeyArray
+
+
+def missing_tasks(batches: Iterable[PairBatch], cache: ReferenceCache) -> Iterator[Task]:
+    """Gather the pairs that the cache lacks, each once, into batches no larger than those they came in.
+
+    Args:
+        batches: The data, on the CPU.
+        cache: Where to look; what it has is marked as asked for.
+    """
+    asked: set[tuple[int, int]] = set()
+    waiting: list[tuple[TokenPair, Any]] = []
+    most = budget = 0
+    for batch in batches:
+        sizes = batch.prompt_lengths + batch.chosen_lengths + batch.rejected_lengths
+        most, budget = max(most, len(batch)), max(budget, len(batch) * int(sizes.max()))
+        keys = pair_keys(batch)
+        _, here = cache.find(keys)
+        pairs = token_pairs(batch) if not here.all() else []
+        for row in np.flatnonzero(~here):
+            name = (int(keys[row, 0]), int(keys[row, 1]))
+            if name not in asked:
+                asked.add(name)
+                waiting.append((pairs[row], keys[row]))
+        while (count := _fitting(waiting, most, budget)) is not None:
+            yield _task(waiting[:count])
+            del waiting[:count]
+    while waiting:
+        count = _fitting(waiting, most, budget) or len(waiting)
+        yield _task(waiting[:count])
+        del waiting[:count]
+
+
+def trainer_batches(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[PairBatch]:
+    """The batches that a run is about to take on this rank, training data first.
+
+    Loaders without a length are left out, for they may have no end. Random states are left as they were.
+
+    Args:
+        trainer: The trainer as its run begins.
+        needs_all: Whether to take whole loaders where the trainer is limited to a part of them. A part is
+            enough where it is certain to be the part that is used.
+
+    Raises:
+        ValueError: If a loader yields anything but `PairBatch`.
+    """
+    for loader, limit in _loaders(trainer, needs_all=needs_all):
+        if math.isinf(limit):
+            continue
+        whole = needs_all and not isinstance(loader, PairLoader) and sized_len(loader) is not None
+        with isolate_rng():
+            for batch in _batches(loader, None if whole else int(limit)):
+                if not isinstance(batch, PairBatch):
+                    raise ValueError(
+                        f'`reference="cached"` needs data loaders that yield PairBatch, got '
+                        f"{type(batch).__name__}; collate with PairBatch.from_pairs"
+                    )
+                yield batch
+
+
+def _loaders(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[tuple[Any, float]]:
+    """Data loaders as the trainer uses them, divided over ranks, and how many batches it takes of each."""
+    if trainer.state.fn != TrainerFn.FITTING:
+        loop = trainer.validate_loop
+        yield from zip(_flat(trainer.val_dataloaders), loop.max_batches, strict=True)
+        return
+    fit_loop = trainer.fit_loop
+    was_set_up = fit_loop._combined_loader is not None
+    with isolate_rng():
+        fit_loop.setup_data()
+    if fit_loop._combined_loader is not None:
+        limit = _training_batches(trainer, needs_all=needs_all)
+        try:
+            for loader in _flat(trainer.train_dataloader):
+                yield loader, limit
+        finally:
+            if not was_set_up:
+                fit_loop._combined_loader = None  # the loop sets it up itself, after a checkpoint is restored
+    if trainer.enable_validation:
+        loop = fit_loop.epoch_loop.val_loop
+        loop.setup_data()
+        yield from zip(_flat(trainer.val_dataloaders), loop.max_batches, strict=True)
+
+
+def _training_batches(trainer: pl.Trainer, *, needs_all: bool) -> float:
+    """Batches of an epoch that are used; all, where later epochs use others and all are needed."""
+    fit_loop = trainer.fit_loop
+    steps = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else math.inf
+    limit = min(fit_loop.max_batches, steps)
+    one_epoch = trainer.max_epochs in (0, 1) or steps <= fit_loop.max_batches
+    if needs_all and not one_epoch:
+        return max([limit, *(sized_len(loader) or 0 for loader in _flat(trainer.train_dataloader))])
+    return limit
+
+
+def _batches(loader: Any, limit: int | None) -> Iterator[Any]:
+    if not isinstance(loader, PairLoader):
+        yield from islice(loader, limit)
+        return
+    # By its plan, from the beginning: the loader itself would pass over what was trained on already.
+    plan, start = loader.plan, loader.plan.start
+    plan.start = 0
+    records = iter(plan)
+    plan.start = start
+    for record in islice(records, limit):
+        yield loader.dataset[record]
+
+
+def _flat(loaders: Any) -> list[Any]:
+    return [] if loaders is None else list(CombinedLoader(loaders, "sequential").flattened)
+
+
+def _task(items: list[tuple[TokenPair, Any]]) -> Task:
+    return Task([pair for pair, _ in items], np.stack([key for _, key in items]))
+
+
+def _fitting(items: list[tuple[TokenPair, Any]], most: int, budget: int) -> int | None:
+    """How many of the first items fill a batch, or None if they do not."""
+    longest = 0
+    for count, (pair, _) in enumerate(items):
+        longest = max(longest, sum(map(len, pair)))
+        if count and (count >= most or (count + 1) * longest > budget):
+            return count
+    return most if len(items) == most else None

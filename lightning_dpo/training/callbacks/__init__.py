@@ -1,0 +1,1 @@
+"""What a training run brings along: checks, rates, exact resumption, a reference that follows."""

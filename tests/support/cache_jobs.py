@@ -1,0 +1,95 @@
+"""What the ranks of a distributed test of the reference cache run; also run in one process."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from tiny_models import random_pairs, tiny_model
+from torch import distributed
+from torch.optim import AdamW
+from training import loader, trainer
+
+from lightning_dpo import DPOModule
+from lightning_dpo.models import build as builder_module
+from lightning_dpo.models.load import load_model
+from lightning_dpo.parallel import FSDP2Strategy
+from lightning_dpo.reference.cache.store import CacheUsage
+from lightning_dpo.reference.fill import FillReferenceCache
+
+
+class Result(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+        usage: What was taken from the cache, by all ranks; None without one.
+        losses: Mean loss of each step over all ranks.
+        loaded: Models that this rank loaded whole.
+        has_reference: Whether this rank holds a reference model at the end.
+    """
+
+    usage: CacheUsage | None
+    losses: list[float]
+    loaded: list[str]
+    has_reference: bool
+
+
+class Losses(pl.Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        loss = pl_module.latest.losses.double().mean()
+        if distributed.is_initialized():
+            distributed.all_reduce(loss)
+            loss /= distributed.get_world_size()
+        self.values.append(float(loss))
+
+
+def fit(
+    *,
+    policy: str | None,
+    cache: str,
+    reference: str = "cached",
+    strategy: str = "auto",
+    count: int = 16,
+    every: int = 1,
+    epochs: int = 2,
+    batch_size: int = 2,
+    home: str,
+    apart: bool = False,
+    **options: Any,
+) -> Result:
+    os.environ["LIGHTNING_DPO_CACHE"] = home
+    loaded: list[str] = []
+
+    def counting(source: str, **settings: Any) -> Any:
+        loaded.append(source)
+        return load_model(source, **settings)
+
+    builder_module.load_model = counting
+    torch.manual_seed(0)
+    rank = os.environ.get("RANK", "0")
+    module = DPOModule(
+        tiny_model() if policy is None else policy,
+        reference=reference,
+        reference_cache=f"{cache}{rank if apart else ''}",
+        optimizer=lambda params: AdamW(params, lr=1e-2),
+        startup_check=not reference.startswith("cached:"),
+    )
+    losses = Losses()
+    run = trainer(
+        devices=1 if strategy == "auto" else 2,
+        strategy=FSDP2Strategy() if strategy == "fsdp2" else strategy,
+        callbacks=[losses],
+        max_epochs=epochs,
+        **options,
+    )
+    try:
+        run.fit(module, loader(random_pairs(count)[::every], batch_size=batch_size))
+    finally:
+        builder_module.load_model = load_model
+    usage = [c.usage for c in run.callbacks if isinstance(c, FillReferenceCache)]
+    return Result(usage[0] if usage else None, losses.values, loaded, module.reference_model is not None)

@@ -1,0 +1,119 @@
+"""What the ranks of a distributed test run; the same functions run in one process to compare with."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from tiny_models import random_pairs, tiny_model
+from torch import distributed
+from torch.optim import AdamW
+from torch.utils.data import DataLoader
+from training import trainer
+
+from lightning_dpo import DPOModule, PairBatch
+from lightning_dpo.models.lora import LoraSettings
+from lightning_dpo.parallel import FSDP2Strategy, full_state, is_sharded
+from lightning_dpo.parallel.sharding import local
+
+STEPS = 20
+PAIRS = 4
+"""Pairs of a step, over all ranks."""
+
+
+class Run(NamedTuple):
+    """What a training run came to.
+
+    Attributes:
+        losses: Mean loss of each step, over the pairs of all ranks.
+        norms: Gradient norm of each step.
+        weights: The policy's whole weights at the end; empty where this rank gets none of them.
+        held: Share of the policy's and of the reference's elements that this rank holds.
+    """
+
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, torch.Tensor]
+    held: tuple[float, float | None]
+
+
+class Recorder(pl.Callback):
+    """The loss of each step over all ranks."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        losses = pl_module.latest.losses.double()
+        total = torch.stack([losses.sum(), torch.tensor(len(losses)).double()])
+        if distributed.is_initialized():
+            distributed.all_reduce(total)
+        self.losses.append(float(total[0] / total[1]))
+        self.norms.append(float(trainer.callback_metrics["train/grad_norm"]))
+
+
+class Pairs(pl.LightningDataModule):
+    """Each rank's part of each step's pairs."""
+
+    def train_dataloader(self) -> DataLoader:
+        rank, count = rank_and_count()
+        pairs, share = random_pairs(PAIRS * STEPS), PAIRS // count
+        starts = range(rank * share, len(pairs), PAIRS)
+        return DataLoader([PairBatch.from_pairs(pairs[i : i + share]) for i in starts], batch_size=None)
+
+
+def rank_and_count() -> tuple[int, int]:
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def adamw(params: Any) -> AdamW:
+    return AdamW(params, lr=1e-2)
+
+
+def fit(
+    *,
+    strategy: str = "auto",
+    model: str = "llama",
+    source: str | None = None,
+    lora: bool = False,
+    sharding: dict[str, Any] | None = None,
+    precision: Any = "32-true",
+    **options: Any,
+) -> Run:
+    """Train a tiny model for some steps."""
+    os.environ.pop("PL_GLOBAL_SEED", None)  # from another test; strategies go back to it
+    torch.manual_seed(0)
+    module = DPOModule(
+        tiny_model(model) if source is None else source,
+        optimizer=adamw,
+        lora=LoraSettings(r=4, alpha=8) if lora else None,
+        **options,
+    )
+    recorder = Recorder()
+    run = trainer(
+        devices=rank_and_count()[1],
+        strategy=FSDP2Strategy(**(sharding or {})) if strategy == "fsdp2" else strategy,
+        callbacks=[recorder],
+        use_distributed_sampler=False,
+        gradient_clip_val=1.0,
+        precision=precision,
+    )
+    run.fit(module, datamodule=Pairs())
+    reference = module.reference_model
+    held = (share(module.policy), None if reference is None else share(reference))
+    return Run(recorder.losses, recorder.norms, full_weights(module), held)
+
+
+def full_weights(module: DPOModule) -> dict[str, torch.Tensor]:
+    if is_sharded(module.policy):
+        return full_state(module.policy)
+    return {name: value.detach().clone() for name, value in module.policy.state_dict().items()}
+
+
+def share(model: torch.nn.Module) -> float:
+    """Which part of a model's elements this rank holds."""
+    parameters = list(model.parameters())
+    return sum(local(p).numel() for p in parameters) / sum(p.numel() for p in parameters)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_models import OwnNetwork, random_batch, tiny_model
+from training import loader, sgd, trainer
+from transformers import AutoModelForCausalLM
+
+from lightning_dpo import DPOModule
+from lightning_dpo.losses import BCOLoss
+from lightning_dpo.models.lora import LoraSettings
+from lightning_dpo.scoring.forward import ScoringPlan, score
+from lightning_dpo.training.export import RECORD_KEY, export_checkpoint
+
+IDS = torch.arange(3, 20)[None]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    """A model on disk, without a tokenizer."""
+    tiny_model().save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+def fit(module: DPOModule, folder: Path, **options: Any) -> Path:
+    keep = ModelCheckpoint(folder, filename="last")
+    trainer(callbacks=[keep], enable_checkpointing=True, max_epochs=2, **options).fit(module, loader())
+    return folder / "last.ckpt"
+
+
+def test_a_checkpoint_holds_the_policy_once_and_no_reference(source: str, tmp_path: Path) -> None:
+    path = fit(DPOModule(source, optimizer=sgd), tmp_path)
+    content = torch.load(path, weights_only=True)
+    assert set(content["state_dict"]) == {f"policy.{name}" for name in tiny_model().state_dict()}
+    assert content[RECORD_KEY]["source"] == source
+
+
+def test_training_goes_on_where_it_stopped(source: str, tmp_path: Path) -> None:
+    path = fit(DPOModule(source, optimizer=sgd), tmp_path)
+    resumed, straight = DPOModule(source, optimizer=sgd), DPOModule(source, optimizer=sgd)
+    trainer(max_epochs=4).fit(resumed, loader(), ckpt_path=path)
+    trainer(max_epochs=4).fit(straight, loader())
+    # The warm-up knows the run's length, so runs of different length differ by their first steps alone.
+    assert resumed.reference_model is not None
+    for name, value in tiny_model().state_dict().items():
+        assert torch.equal(resumed.reference_model.state_dict()[name], value), name
+    assert resumed.trainer.global_step == straight.trainer.global_step == 16
+
+
+def test_load_from_checkpoint(source: str, tmp_path: Path) -> None:
+    trained = DPOModule(source, loss=BCOLoss(beta=0.2), optimizer=sgd)
+    path = fit(trained, tmp_path)
+    loaded = DPOModule.load_from_checkpoint(path, loss=BCOLoss(beta=0.2))
+    for name, value in trained.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert float(loaded.loss.delta) != 0
+
+
+def test_lora_trains_adapters_only_and_keeps_only_them(source: str, tmp_path: Path) -> None:
+    base = tiny_model().state_dict()
+    module = DPOModule(source, reference="adapter", lora=LoraSettings(r=4), optimizer=sgd)
+    path = fit(module, tmp_path)
+    content = torch.load(path, weights_only=True)["state_dict"]
+    assert content
+    assert all("lora_" in name for name in content)
+    assert module.reference_model is None
+    plain = module.policy.get_base_model().state_dict()
+    for name, value in base.items():
+        kept = plain.get(name, plain.get(name.replace(".weight", ".base_layer.weight")))
+        assert torch.equal(kept, value), name
+    # The reference that was used is the base model, though the adapter has moved.
+    batch, plan = random_batch(4), ScoringPlan("shared", chunked_head=True)
+    policy, reference, _ = module.score(batch)
+    expected = score(tiny_model(), batch, plan=plan)
+    assert reference is not None
+    torch.testing.assert_close(reference.chosen, expected.chosen)
+    assert not torch.allclose(policy.chosen, expected.chosen, atol=1e-2)
+
+    resumed = DPOModule(source, reference="adapter", lora=LoraSettings(r=4), optimizer=sgd)
+    trainer(max_epochs=2).fit(resumed, loader(), ckpt_path=path)
+    for name, value in content.items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_an_adapter_is_exported_merged_or_alone(source: str, tmp_path: Path) -> None:
+    module = DPOModule(source, lora=LoraSettings(r=4), optimizer=sgd)
+    path = fit(module, tmp_path)
+    module.policy.eval()
+    wanted = module.policy(IDS).logits
+    # A base folder without a tokenizer is exported without one, and says so.
+    merged = AutoModelForCausalLM.from_pretrained(export_checkpoint(path, tmp_path / "merged"))
+    torch.testing.assert_close(merged(IDS).logits, wanted, atol=1e-5, rtol=1e-5)
+    alone = export_checkpoint(path, tmp_path / "adapter", merge=False)
+    assert not (alone / "model.safetensors").exists()
+    adapted = peft.PeftModel.from_pretrained(tiny_model(), alone)
+    torch.testing.assert_close(adapted(IDS).logits, wanted, atol=1e-5, rtol=1e-5)
+    # Merging works on a copy: the module still has its adapter.
+    assert hasattr(module.policy, "disable_adapter")
+
+
+def test_the_module_exports_itself(tmp_path: Path) -> None:
+    module = DPOModule(tiny_model(), optimizer=sgd)
+    trainer().fit(module, loader())
+    folder = module.export(tmp_path / "out")
+    exported = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(exported(IDS).logits, module.policy.eval()(IDS).logits)
+    with pytest.raises(ValueError, match="must be missing or empty"):
+        module.export(tmp_path / "out")
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = DPOModule(tiny_model())
+    module.configure_model()
+
+    def fail(folder: Path) -> None:
+        (Path(folder) / "half").write_text("")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(module.policy, "save_pretrained", fail)
+    with pytest.raises(OSError, match="No space"):
+        module.export(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be a file that the trainer saved"):
+        export_checkpoint(tmp_path / "none.ckpt", tmp_path / "out")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="must have been saved by DPOModule"):
+        export_checkpoint(tmp_path / "other.ckpt", tmp_path / "out")
+    path = fit(DPOModule(OwnNetwork(), optimizer=sgd), tmp_path)
+    with pytest.raises(ValueError, match="not a Hugging Face model"):
+        export_checkpoint(path, tmp_path / "out")
