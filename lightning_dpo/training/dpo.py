@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import lightning.pytorch as pl
 import torch
@@ -68,9 +68,15 @@ class DPOModule(pl.LightningModule):
     Attributes:
         policy: The model that is trained, after `configure_model`.
         latest: What the last step saw.
+        shares_reference: Whether trials of a sweep can read the reference's log-probabilities from one cache.
+        exports: Whether a checkpoint becomes a Hugging Face folder.
+        samples_completions: Whether completions can be sampled from its policy, which gives their KL.
     """
 
     policy: nn.Module
+    shares_reference: ClassVar[bool] = True
+    exports: ClassVar[bool] = True
+    samples_completions: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -158,6 +164,22 @@ class DPOModule(pl.LightningModule):
         self.latest: StepRecord | None = None
         self.val_metrics = PreferenceMetrics("val/")
         self.save_hyperparameters(plain_hyperparameters(self._settings, reference, reference_cache))
+
+    @classmethod
+    def logged_metrics(cls) -> tuple[str, ...]:
+        """Names that a validation logs, without those of callbacks."""
+        return tuple(f"val/{name}" for name in METRIC_NAMES.values())
+
+    @classmethod
+    def incomparable_metrics(cls) -> tuple[str, ...]:
+        """Those of `logged_metrics` whose unit depends on the loss and its beta."""
+        scaled = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin")
+        return tuple(f"val/{name}" for name in scaled)
+
+    @classmethod
+    def cli_defaults(cls) -> dict[str, Any]:
+        """Defaults of the command line by argument: a class set here is one whose arguments have flags."""
+        return {"loss": {"class_path": "lightning_dpo.losses.DPOLoss"}}
 
     @property
     def reference(self) -> Reference:
