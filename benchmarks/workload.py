@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_dpo import PreferenceDataModule, TokenPair
 from lightning_dpo.models.load import load_model, load_tokenizer
-from lightning_dpo.scoring.layout import concatenated_rows, shared_rows
+from lightning_dpo.scoring.layout import separate_rows, single_row
 from lightning_dpo.types import PairBatch
 
 __all__ = ["Tokens", "Workload", "prepare", "tokens_per_pair"]
@@ -82,8 +82,8 @@ def prepare(folder: Path, *, model: str, data: Path | None, count: int, max_leng
 def tokens_per_pair(pairs: Sequence[TokenPair], *, batch_size: int) -> Tokens:
     """Count what batches of these pairs, in this order, make a model compute."""
     batches = [PairBatch.from_pairs(pairs[i : i + batch_size]) for i in range(0, len(pairs), batch_size)]
-    shared = [shared_rows(batch, single_row=True) for batch in batches]  # as on the CPU
-    concatenated = [concatenated_rows(batch) for batch in batches]
+    shared = [single_row(batch.completions()) for batch in batches]  # as on the CPU
+    concatenated = [separate_rows(batch.completions()) for batch in batches]
     return Tokens(
         unique=sum(rows.num_tokens for rows in shared) / len(pairs),
         shared=sum(rows.input_ids.numel() for rows in shared) / len(pairs),

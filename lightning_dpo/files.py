@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -13,15 +15,20 @@ from pathlib import Path
 __all__ = [
     "cache_folder",
     "discard",
-    "flush_folder",
+    "partial_name",
+    "previous_name",
+    "put_back",
     "put_in_place",
     "scratch_folder",
     "scratch_name",
     "write_file",
 ]
 
-PREVIOUS = ".previous"
-"""Ends the name of a folder that is just being replaced."""
+PARTIAL, PREVIOUS = ".partial", ".previous"
+"""In the names of what is not whole yet, and of what is just being replaced."""
+
+_EXCHANGE, _HERE = 2, -100
+"""Linux's RENAME_EXCHANGE and AT_FDCWD."""
 
 
 def cache_folder() -> Path:
@@ -89,36 +96,48 @@ def scratch_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def partial_name(target: Path) -> Path:
+    """Where something large is written until it is whole; the next attempt writes there too."""
+    return target.with_name(f".{target.name}{PARTIAL}")
+
+
 def put_in_place(scratch: Path, target: Path) -> None:
     """Give a complete file or folder its name, in place of an older one, and flush the renaming to the disk.
 
-    A folder cannot be replaced at once: the older one stands under another name for a moment, from which
-    `put_back` returns it if the process dies between the two renamings.
+    A folder changes places with the older one at once where the system can do that. Elsewhere the older one
+    stands under `previous_name` for a moment; if the process dies then, `put_back` returns it.
     """
-    if scratch.is_dir():
+    if not scratch.is_dir() or not (target.exists() or target.is_symlink()):
+        scratch.replace(target)  # refused where a folder takes the place of a file, or the reverse
+    elif _exchange(scratch, target):
+        discard(scratch)
+    else:
         previous = previous_name(target)
         discard(previous)
-        if target.exists() or target.is_symlink():
-            target.rename(previous)
+        target.rename(previous)
         scratch.rename(target)
-        flush_folder(target.parent)
-        discard(previous)
-    else:
-        scratch.replace(target)  # refused where a folder stands
-        flush_folder(target.parent)
+    flush_folder(target.parent)
+    discard(previous_name(target))
 
 
 def previous_name(target: Path) -> Path:
-    """Where an older folder stands while `put_in_place` replaces it."""
-    return target.with_name(f".{target.name}{PREVIOUS}")
+    """Where an older folder stands while `put_in_place` replaces it; begins and ends like its own name."""
+    return target.with_name(f"{target.stem}{PREVIOUS}{target.suffix}")
 
 
-def put_back(folder: Path) -> None:
-    """Return folders to their names that a process was replacing as it died."""
-    for previous in folder.glob(f".*{PREVIOUS}"):
-        target = folder / previous.name.removeprefix(".").removesuffix(PREVIOUS)
-        with contextlib.suppress(OSError):
-            discard(previous) if target.exists() else previous.rename(target)
+def put_back(folder: Path, *, kept: Path | None = None) -> None:
+    """Return folders to their names that a process was replacing as it died.
+
+    Args:
+        folder: Where they are.
+        kept: One to leave alone, such as a checkpoint that is about to be read.
+    """
+    for previous in folder.glob(f"*{PREVIOUS}*"):
+        stem, _, suffix = previous.name.rpartition(PREVIOUS)
+        target = folder / (stem + suffix).removeprefix(".")
+        if previous != kept and target != previous:
+            with contextlib.suppress(OSError):
+                discard(previous) if target.exists() else previous.rename(target)
 
 
 def discard(path: Path) -> None:
@@ -137,6 +156,14 @@ def flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two files or folders change names at once; whether the system and the file system can."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
 
 
 def _umask() -> int:

@@ -1,15 +1,23 @@
-"""The words every other file speaks: a preference pair, a batch of them, and their log-probabilities."""
+"""The words every other file speaks: pairs, prompts with their completions, and their log-probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["Message", "PairBatch", "PairLogps", "PreferencePair", "TokenPair"]
+__all__ = [
+    "CompletionBatch",
+    "CompletionLogps",
+    "Message",
+    "PairBatch",
+    "PairLogps",
+    "PreferencePair",
+    "TokenPair",
+]
 
 Message: TypeAlias = Mapping[str, Any]
 """One chat turn: ``{"role": ..., "content": ..., ...}`` as chat templates take it."""
@@ -48,12 +56,138 @@ class TokenPair(NamedTuple):
     rejected_ids: Sequence[int]
 
 
+@dataclass(slots=True)
+class CompletionBatch:
+    """Prompts and their completions as token ids, ragged: laid end to end, without padding.
+
+    A prompt may have any number of completions: one where feedback is unpaired, two in a pair, more in ranked
+    data. How they become rows of a model's input is decided in `lightning_dpo.scoring`, once the model is
+    known. Lengths stay on the CPU so that rows are planned without waiting for the device.
+
+    Attributes:
+        prompt_ids: Every prompt's token ids, (sum of prompt_lengths,).
+        completion_ids: Every completion's token ids, (sum of completion_lengths,).
+        prompt_lengths: Tokens of each prompt, (prompts,), on the CPU.
+        completion_lengths: Tokens of each completion, (completions,), on the CPU.
+        prompt_of: The prompt that each completion answers, (completions,), on the CPU.
+        common_lengths: How many of its first tokens each completion is also scored on alone, (completions,),
+            on the CPU; None where nobody asks.
+        host: The batch as it is on the CPU, for one whose ids are elsewhere.
+        laid_out: The batch as rows, for each layout that it was scored in: models of one architecture share
+            them.
+    """
+
+    prompt_ids: Tensor
+    completion_ids: Tensor
+    prompt_lengths: Tensor
+    completion_lengths: Tensor
+    prompt_of: Tensor
+    common_lengths: Tensor | None = None
+    host: CompletionBatch | None = None
+    laid_out: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_lists(
+        cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]
+    ) -> CompletionBatch:
+        """Collate prompts with their completions.
+
+        Args:
+            prompts: Token ids of each prompt, at least one each.
+            completions: For each prompt its completions' token ids, at least one completion of one token.
+
+        Raises:
+            ValueError: If there are no prompts, or one is empty or has no completion, or an empty one.
+        """
+        if not prompts or len(prompts) != len(completions):
+            raise ValueError(
+                f"`completions` must have an entry for each prompt, got {len(completions)} for {len(prompts)}"
+            )
+        for index, (prompt, answers) in enumerate(zip(prompts, completions, strict=True)):
+            if not len(prompt) or not answers or not all(map(len, answers)):
+                raise ValueError(
+                    "`prompts` must have a token each, and `completions` at least one of a token, got "
+                    f"{len(prompt)} tokens and {list(map(len, answers))} at index {index}"
+                )
+        flat = [completion for answers in completions for completion in answers]
+        return cls(
+            prompt_ids=_flat(prompts),
+            completion_ids=_flat(flat),
+            prompt_lengths=_lengths(prompts),
+            completion_lengths=_lengths(flat),
+            prompt_of=torch.arange(len(prompts)).repeat_interleave(_lengths(completions)),
+        )
+
+    def __len__(self) -> int:
+        """Number of completions."""
+        return len(self.completion_lengths)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> CompletionBatch:  # noqa: FBT001
+        """Move ids to a device; lengths stay on the CPU."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=non_blocking)
+            for name in ("prompt_ids", "completion_ids")
+        }
+        leaves = self.prompt_ids.device.type == "cpu" != moved["prompt_ids"].device.type
+        return replace(self, **moved, host=self if leaves else self.host, laid_out={})
+
+    def select(self, prompts: Tensor) -> CompletionBatch:
+        """These prompts with all their completions.
+
+        Args:
+            prompts: Numbers of prompts in rising order, (count,), on the CPU.
+        """
+        place = torch.full((len(self.prompt_lengths),), -1)
+        place[prompts] = torch.arange(len(prompts))
+        kept = (place[self.prompt_of] >= 0).nonzero().squeeze(1)
+        return CompletionBatch(
+            prompt_ids=_pick(self.prompt_ids, self.prompt_lengths, prompts),
+            completion_ids=_pick(self.completion_ids, self.completion_lengths, kept),
+            prompt_lengths=self.prompt_lengths[prompts],
+            completion_lengths=self.completion_lengths[kept],
+            prompt_of=place[self.prompt_of[kept]],
+            common_lengths=None if self.common_lengths is None else self.common_lengths[kept],
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[CompletionBatch]) -> CompletionBatch:
+        """All prompts of several batches, in order; all of them say common lengths, or none does."""
+        firsts = [0]
+        for part in parts:
+            firsts.append(firsts[-1] + len(part.prompt_lengths))
+        common = [part.common_lengths for part in parts if part.common_lengths is not None]
+        return cls(
+            prompt_ids=torch.cat([part.prompt_ids for part in parts]),
+            completion_ids=torch.cat([part.completion_ids for part in parts]),
+            prompt_lengths=torch.cat([part.prompt_lengths for part in parts]),
+            completion_lengths=torch.cat([part.completion_lengths for part in parts]),
+            prompt_of=torch.cat([part.prompt_of + first for part, first in zip(parts, firsts, strict=False)]),
+            common_lengths=torch.cat(common) if common else None,
+        )
+
+
+class CompletionLogps(NamedTuple):
+    """Log-probabilities of completions under one model: sums over their tokens, natural log.
+
+    Attributes:
+        logps: log pi(completion | prompt), (completions,), float32.
+        lengths: Tokens of each completion, (completions,).
+        common: The part of `logps` on the first `common_lengths` tokens, (completions,), or None.
+        confidences: Mean over the completion's tokens of log p_t - log sum_v p_v^2, (completions,), without
+            gradient, or None; for WPO (https://arxiv.org/abs/2406.11827).
+    """
+
+    logps: Tensor
+    lengths: Tensor
+    common: Tensor | None = None
+    confidences: Tensor | None = None
+
+
 @dataclass(slots=True)  # not frozen: Lightning's precision plugins set fields of a copy
 class PairBatch:
     """A batch of tokenised pairs, ragged: ids laid end to end, without padding.
 
-    How the ids become rows of a model's input is decided in `lightning_dpo.scoring.layout`, once the model is
-    known. Lengths and weights stay on the CPU so that rows are planned without waiting for the device.
+    It is scored as prompts with two completions each, see `completions`. Lengths and weights stay on the CPU.
 
     Attributes:
         prompt_ids: Every prompt's token ids, (sum of prompt_lengths,).
@@ -126,6 +260,34 @@ class PairBatch:
         leaves = self.prompt_ids.device.type == "cpu" != moved["prompt_ids"].device.type
         return replace(self, **moved, host=self if leaves else self.host)
 
+    def completions(self) -> CompletionBatch:
+        """The pairs' prompts with both completions: first every pair's chosen one, then every rejected one.
+
+        Each completion is also scored on as many first tokens as the shorter one of its pair has, which is
+        what LD-DPO compares (https://arxiv.org/abs/2409.06411).
+        """
+        shorter = torch.minimum(self.chosen_lengths, self.rejected_lengths)
+        return CompletionBatch(
+            prompt_ids=self.prompt_ids,
+            completion_ids=torch.cat([self.chosen_ids, self.rejected_ids]),
+            prompt_lengths=self.prompt_lengths,
+            completion_lengths=torch.cat([self.chosen_lengths, self.rejected_lengths]),
+            prompt_of=torch.arange(len(self)).repeat(2),
+            common_lengths=shorter.repeat(2),
+            host=None if self.host is None else self.host.completions(),
+        )
+
+    def chosen_completions(self) -> CompletionBatch:
+        """The pairs' prompts with the preferred completion alone, for methods that see no other."""
+        return CompletionBatch(
+            prompt_ids=self.prompt_ids,
+            completion_ids=self.chosen_ids,
+            prompt_lengths=self.prompt_lengths,
+            completion_lengths=self.chosen_lengths,
+            prompt_of=torch.arange(len(self)),
+            host=None if self.host is None else self.host.chosen_completions(),
+        )
+
     def pin_memory(self) -> PairBatch:
         """Pin ids, as a data loader does before the copy to a GPU."""
         return replace(self, **{n: getattr(self, n).pin_memory() for n in _IDS})
@@ -138,8 +300,14 @@ def _flat(parts: Sequence[Sequence[int]]) -> Tensor:
     return torch.cat([torch.as_tensor(part, dtype=torch.long) for part in parts])
 
 
-def _lengths(parts: Sequence[Sequence[int]]) -> Tensor:
+def _lengths(parts: Sequence[Sequence[Any]]) -> Tensor:
     return torch.tensor([len(part) for part in parts])
+
+
+def _pick(ids: Tensor, lengths: Tensor, numbers: Tensor) -> Tensor:
+    """The ids of some parts, end to end."""
+    parts = torch.split(ids, lengths.tolist())
+    return torch.cat([parts[number] for number in numbers.tolist()])
 
 
 class PairLogps(NamedTuple):
@@ -152,22 +320,30 @@ class PairLogps(NamedTuple):
         rejected: log pi(rejected | prompt), (batch,), float32.
         chosen_lengths: Completion tokens of the chosen, (batch,).
         rejected_lengths: Completion tokens of the rejected, (batch,).
-        chosen_head: The part of `chosen` on its first m = min(|chosen|, |rejected|) tokens, (batch,);
-            for LD-DPO (https://arxiv.org/abs/2409.06411).
-        rejected_head: Likewise for the rejected.
-        chosen_confidence: Mean over completion tokens of log p_t - log sum_v p_v^2, (batch,), without
+        chosen_common: The part of `chosen` on its first m = min(|chosen|, |rejected|) tokens, (batch,); for
+            LD-DPO (https://arxiv.org/abs/2409.06411).
+        rejected_common: The part of `rejected` on its first m tokens, (batch,).
+        chosen_confidence: Mean over the chosen tokens of log p_t - log sum_v p_v^2, (batch,), without
             gradient; for WPO (https://arxiv.org/abs/2406.11827).
-        rejected_confidence: Likewise for the rejected.
+        rejected_confidence: The same mean over the rejected tokens, (batch,).
     """
 
     chosen: Tensor
     rejected: Tensor
     chosen_lengths: Tensor
     rejected_lengths: Tensor
-    chosen_head: Tensor | None = None
-    rejected_head: Tensor | None = None
+    chosen_common: Tensor | None = None
+    rejected_common: Tensor | None = None
     chosen_confidence: Tensor | None = None
     rejected_confidence: Tensor | None = None
+
+    @classmethod
+    def of(cls, completions: CompletionLogps) -> PairLogps:
+        """Pairs from their completions, in the order that `PairBatch.completions` gives them."""
+        fields: list[Any] = []
+        for column in completions:
+            fields += (None, None) if column is None else column.chunk(2)
+        return cls(*fields)
 
     def detach(self) -> PairLogps:
         """The same numbers without gradient."""

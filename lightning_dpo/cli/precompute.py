@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_dpo.cli.main import DPOCLI
-from lightning_dpo.reference.build import cached_source
+from lightning_dpo.reference.spec import ReferenceSpec
 
 __all__ = ["PrecomputeCLI", "PrecomputeTrainer", "cached_form"]
 
@@ -89,11 +89,4 @@ def cached_form(reference: Any) -> str:
     Raises:
         ValueError: If there is no reference, or it has no name to be found again by.
     """
-    if reference == "none" or not isinstance(reference, str):
-        raise ValueError(
-            "`reference` must be the policy at the start or a model by name for its log-probabilities to be "
-            f'computed ahead, got {reference!r}; set `reference: cached` or `reference: "cached:SOURCE"`'
-        )
-    if cached_source(reference) is not None:
-        return reference
-    return "cached" if reference in ("frozen", "adapter") else f"cached:{reference}"
+    return str(ReferenceSpec.parse(reference).cached())

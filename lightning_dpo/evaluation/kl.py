@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from lightning_dpo.evaluation.sampling import Sample, evaluating
-from lightning_dpo.parallel import is_sharded
-from lightning_dpo.scoring.forward import causal_lm
-from lightning_dpo.scoring.lm_head import find_head
-from lightning_dpo.scoring.select import prove
+from lightning_dpo.evaluation.sampling import Sample
+from lightning_dpo.models.modes import evaluating
+from lightning_dpo.models.unwrap import is_sharded
+from lightning_dpo.scoring.forward import ScoringPlan, completion_logits, lay_out
+from lightning_dpo.scoring.lm_head import CHUNK_ELEMENTS
+from lightning_dpo.scoring.select import select_plan
+from lightning_dpo.types import CompletionBatch
 
 __all__ = ["Estimate", "KLResult", "completion_kl"]
-
-_CHUNK_ELEMENTS = 2**24
-"""Logits of one model held at once: 64 MiB in float32, whatever the vocabulary."""
 
 _Logits: TypeAlias = Callable[[slice], Tensor]
 
@@ -80,7 +79,7 @@ def completion_kl(
     reference: nn.Module,
     samples: Sequence[Sample],
     batch_size: int = 16,
-    chunk_elements: int = _CHUNK_ELEMENTS,
+    chunk_elements: int = CHUNK_ELEMENTS,
 ) -> KLResult:
     """Compare two models along completions.
 
@@ -90,7 +89,7 @@ def completion_kl(
     Args:
         policy: A Hugging Face causal language model, or a module that maps (input_ids, attention_mask) to
             logits; for the latter, and for a head that cannot be reproduced, logits of one batch exist whole.
-        reference: Likewise, over the same vocabulary.
+        reference: Another such model, over the same vocabulary.
         samples: From `lightning_dpo.evaluation.sampling.sample_completions`, or any completions.
         batch_size: Completions per forward pass; those of similar length run together.
         chunk_elements: Upper bound of the logits of each model that exist at once (at least one token's).
@@ -110,31 +109,13 @@ def completion_kl(
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
     order = sorted(range(len(samples)), key=lambda i: _length(samples[i]))
     divergences, logratios = torch.zeros(len(samples)), torch.zeros(len(samples))
-    with evaluating(policy, reference):
+    with evaluating(policy, reference), torch.no_grad():
         scorers = [_Scorer(model) for model in (policy, reference)]
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            rows = _rows([samples[index] for index in batch])
-            divergences[batch], logratios[batch] = _compare(scorers, rows, chunk_elements)
+            compared = _batch([samples[index] for index in batch])
+            divergences[batch], logratios[batch] = _compare(scorers, compared, chunk_elements)
     return KLResult(divergences, logratios)
-
-
-class _Rows(NamedTuple):
-    """Completions with their prompts, padded on the right, on the CPU.
-
-    Attributes:
-        input_ids: (rows, seq_len).
-        attention_mask: (rows, seq_len).
-        predict: Flat index of the position that predicts each completion token, (tokens,).
-        targets: Id of each completion token, (tokens,).
-        owner: The row of each completion token, (tokens,).
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    predict: Tensor
-    targets: Tensor
-    owner: Tensor
 
 
 class _Scorer:
@@ -142,31 +123,21 @@ class _Scorer:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.lm: Any = causal_lm(model)
         # A sharded model gathers its weights when it is called, and not when its parts are.
-        chunked = not is_sharded(model) and prove(model, layout="concatenated").plan.chunked_head
-        self.head = find_head(self.lm) if chunked else None
+        self.plan = ScoringPlan() if is_sharded(model) else select_plan(model, layout="concatenated").plan
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
-    def logits(self, rows: _Rows) -> _Logits:
+    def logits(self, batch: CompletionBatch) -> _Logits:
         """Logits of a slice of the completion tokens, (slice, vocab), float32 or wider."""
-        inputs = {
-            "input_ids": rows.input_ids.to(self.device),
-            "attention_mask": rows.attention_mask.to(self.device),
-        }
-        predict = rows.predict.to(self.device)
-        if self.head is not None:
-            head = self.head
-            hidden = self.lm.base_model(**inputs, use_cache=False)[0].flatten(0, 1)[predict]
-            return lambda piece: _wide(head.logits(hidden[piece]))
-        output = self.model(**inputs)
-        logits = (output if isinstance(output, Tensor) else output.logits).flatten(0, 1)
-        return lambda piece: _wide(logits[predict[piece]])
+        rows = lay_out(batch.to(self.device), model=self.model, plan=self.plan)
+        return completion_logits(self.model, rows, plan=self.plan)
 
 
-def _compare(scorers: Sequence[_Scorer], rows: _Rows, chunk_elements: int) -> tuple[Tensor, Tensor]:
-    """Sums over each completion: of the next-token KLs and of the tokens' log-ratios, (rows,) each."""
-    policy, reference = (scorer.logits(rows) for scorer in scorers)
+def _compare(
+    scorers: Sequence[_Scorer], batch: CompletionBatch, chunk_elements: int
+) -> tuple[Tensor, Tensor]:
+    """Sums over each completion: of the next-token KLs and of the tokens' log-ratios, (completions,) each."""
+    policy, reference = (scorer.logits(batch) for scorer in scorers)
     sizes = [logits(slice(0, 1)).shape[-1] for logits in (policy, reference)]
     if sizes[0] != sizes[1]:
         raise ValueError(
@@ -175,45 +146,28 @@ def _compare(scorers: Sequence[_Scorer], rows: _Rows, chunk_elements: int) -> tu
         )
     divergences, logratios = [], []
     step = max(1, chunk_elements // sizes[0])
-    for start in range(0, len(rows.targets), step):
+    for start in range(0, len(batch.completion_ids), step):
         piece = slice(start, start + step)
         log_p = policy(piece).log_softmax(-1)
         difference = log_p - reference(piece).to(log_p.device).log_softmax(-1)
-        targets = rows.targets[piece].to(log_p.device)
+        targets = batch.completion_ids[piece].to(log_p.device)
         logratios.append(difference.gather(-1, targets[:, None]).squeeze(-1).cpu())
         # A token that the policy excludes (-inf) adds nothing, though 0 times its difference is NaN.
         terms = torch.where(log_p == -math.inf, 0.0, log_p.exp() * difference)
         # A divergence is never negative; rounding makes that of equal distributions about -1e-8.
         divergences.append(terms.sum(-1).clamp(min=0).cpu())
-    count = len(rows.input_ids)
+    owner = torch.arange(len(batch)).repeat_interleave(batch.completion_lengths)
     kl, logratio = (
-        torch.zeros(count, dtype=torch.float64).index_add(0, rows.owner, torch.cat(parts).double()).float()
+        torch.zeros(len(batch), dtype=torch.float64).index_add(0, owner, torch.cat(parts).double()).float()
         for parts in (divergences, logratios)
     )
     return kl, logratio
 
 
-def _rows(samples: Sequence[Sample]) -> _Rows:
-    width = max(map(_length, samples))
-    ids = torch.zeros(len(samples), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    predict: list[int] = []
-    targets: list[int] = []
-    owner: list[int] = []
-    for row, sample in enumerate(samples):
-        tokens = [*sample.prompt_ids, *sample.completion_ids]
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-        first = row * width + len(sample.prompt_ids) - 1
-        predict += range(first, first + len(sample.completion_ids))
-        targets += sample.completion_ids
-        owner += [row] * len(sample.completion_ids)
-    return _Rows(ids, mask, torch.tensor(predict), torch.tensor(targets), torch.tensor(owner))
+def _batch(samples: Sequence[Sample]) -> CompletionBatch:
+    prompts = [sample.prompt_ids for sample in samples]
+    return CompletionBatch.from_lists(prompts, [[sample.completion_ids] for sample in samples])
 
 
 def _length(sample: Sample) -> int:
     return len(sample.prompt_ids) + len(sample.completion_ids)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(torch.float32, logits.dtype))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -13,12 +12,23 @@ from torch import Tensor, nn
 
 from lightning_dpo.evaluation.kl import completion_kl
 from lightning_dpo.evaluation.sampling import Sample, sample_completions
+from lightning_dpo.files import write_file
+from lightning_dpo.reference.base import Reference
 from lightning_dpo.types import PairBatch
 
-if TYPE_CHECKING:
-    from lightning_dpo.training.dpo import DPOModule
+__all__ = ["ComparedPolicy", "CompletionMonitor"]
 
-__all__ = ["CompletionMonitor"]
+
+class ComparedPolicy(Protocol):
+    """What the monitor asks of a module.
+
+    Attributes:
+        policy: The model that is sampled from.
+        reference: What the KL is measured to.
+    """
+
+    policy: nn.Module
+    reference: Reference
 
 
 class CompletionMonitor(pl.Callback):
@@ -88,7 +98,7 @@ class CompletionMonitor(pl.Callback):
         Raises:
             ValueError: If no tokenizer is known to end completions with.
         """
-        module: DPOModule = pl_module  # type: ignore[assignment]
+        module: ComparedPolicy = pl_module  # type: ignore[assignment]
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
         if tokenizer is None or isinstance(tokenizer, str):
             raise ValueError(
@@ -116,13 +126,14 @@ class CompletionMonitor(pl.Callback):
         log_dir = trainer.log_dir  # rank 0 tells the others, so all must ask
         if trainer.is_global_zero and not trainer.sanity_checking and log_dir is not None:
             path = Path(log_dir) / "completions" / f"step-{trainer.global_step}.jsonl"
-            _write(path, _records(samples, divergences, tokenizer))
+            records = _records(samples, divergences, tokenizer)
+            write_file(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
-    def reference(self, module: DPOModule) -> nn.Module | None:
+    def reference(self, module: ComparedPolicy) -> nn.Module | None:
         """The model that the KL is measured to; None where its weights are not at hand."""
-        if module.reference_model is None and hasattr(module.policy, "disable_adapter"):
+        if module.reference.model is None and hasattr(module.policy, "disable_adapter"):
             return _AdapterOff(module.policy)
-        return module.reference_model
+        return module.reference.model
 
 
 class _AdapterOff(nn.Module):
@@ -151,11 +162,3 @@ def _records(samples: list[Sample], divergences: Tensor | None, tokenizer: Any) 
         }
         for index, sample in enumerate(samples)
     ]
-
-
-def _write(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write JSON lines under another name first, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    scratch.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    scratch.replace(path)

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_dpo.scoring.forward import causal_lm
+from lightning_dpo.models.modes import evaluating
+from lightning_dpo.models.own import model_logits
+from lightning_dpo.models.unwrap import causal_lm
 
-__all__ = ["Sample", "evaluating", "sample_completions"]
+__all__ = ["Sample", "sample_completions"]
 
 _Settings: TypeAlias = tuple[set[int], int, int, float, float]
 
@@ -29,20 +31,6 @@ class Sample(NamedTuple):
     prompt_ids: Sequence[int]
     completion_ids: Sequence[int]
     finished: bool = True
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put models in eval mode without gradients, and leave every submodule's mode as it was."""
-    modes = {module: module.training for model in models for module in model.modules()}
-    try:
-        for model in models:
-            model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def sample_completions(
@@ -88,7 +76,7 @@ def sample_completions(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     generates = callable(getattr(model, "generate", None))
     results: dict[int, Sample] = {}
-    with evaluating(model), _seeded(seed, device):
+    with evaluating(model), torch.no_grad(), _seeded(seed, device):
         for batch in _batches(prompts, batch_size, same_length=not generates):
             chosen = [prompts[index] for index in batch]
             drawn = (_generate if generates else _loop)(model, chosen, device, settings)
@@ -181,8 +169,7 @@ def _loop(
     stop = torch.tensor(sorted(ends), device=device)
     done = torch.zeros(len(ids), dtype=torch.bool, device=device)
     for _ in range(max_new_tokens):
-        output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
-        logits = (output if isinstance(output, Tensor) else output.logits)[:, -1].float()
+        logits = model_logits(model, ids, torch.ones_like(ids))[:, -1].float()
         tokens = _draw(logits, temperature, top_p).masked_fill(done, pad)
         ids = torch.cat([ids, tokens[:, None]], dim=1)
         done |= torch.isin(tokens, stop)

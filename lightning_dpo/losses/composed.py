@@ -106,17 +106,17 @@ class LDDPO(ComposedLoss):
         return self.loss.expected_at_start()
 
     def _reweighted(self, logps: PairLogps, *, name: str) -> PairLogps:
-        if logps.chosen_head is None or logps.rejected_head is None:
+        if logps.chosen_common is None or logps.rejected_common is None:
             raise ValueError(
-                f"`{name}` must hold `chosen_head` and `rejected_head` for LDDPO, got None; "
+                f"`{name}` must hold `chosen_common` and `rejected_common` for LDDPO, got None; "
                 "`lightning_dpo.scoring.forward` computes them"
             )
         dtype = logps.chosen.dtype
         chosen_lengths, rejected_lengths = logps.chosen_lengths.to(dtype), logps.rejected_lengths.to(dtype)
         shorter = torch.minimum(chosen_lengths, rejected_lengths)
         return logps._replace(
-            chosen=torch.lerp(logps.chosen_head, logps.chosen, self.alpha),
-            rejected=torch.lerp(logps.rejected_head, logps.rejected, self.alpha),
+            chosen=torch.lerp(logps.chosen_common, logps.chosen, self.alpha),
+            rejected=torch.lerp(logps.rejected_common, logps.rejected, self.alpha),
             chosen_lengths=torch.lerp(shorter, chosen_lengths, self.alpha),
             rejected_lengths=torch.lerp(shorter, rejected_lengths, self.alpha),
         )

@@ -1,4 +1,4 @@
-"""From settings to models: load the policy, prepare it for training, and make its reference."""
+"""From settings to a model that is prepared for training, or frozen."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_dpo.models.load import disable_dropout, load_model
+from lightning_dpo.models.load import load_model
 from lightning_dpo.models.lora import LoraSettings, apply_lora
-from lightning_dpo.reference.base import AdapterReference, FrozenReference, NoReference, Reference
+from lightning_dpo.models.modes import disable_dropout
 
-__all__ = ["PolicySettings", "build_policy", "build_reference", "load_frozen"]
+__all__ = ["PolicySettings", "build_policy", "load_as"]
 
 
 class PolicySettings(NamedTuple):
-    """What of DPOModule's arguments shapes the policy; see there."""
+    """The arguments of a `PolicyModule` that shape its policy; it documents them."""
 
     policy: str | nn.Module
     lora: LoraSettings | None
@@ -33,7 +33,7 @@ def build_policy(settings: PolicySettings) -> nn.Module:
     Raises:
         ValueError: If the source cannot be loaded, or LoRA or gradient checkpointing do not go with it.
     """
-    model = _load(settings.policy, settings) if isinstance(settings.policy, str) else settings.policy
+    model = load_as(settings.policy, settings) if isinstance(settings.policy, str) else settings.policy
     if settings.disable_dropout:
         disable_dropout(model)
     if settings.lora is not None:
@@ -51,39 +51,12 @@ def build_policy(settings: PolicySettings) -> nn.Module:
     return model
 
 
-def build_reference(source: str | nn.Module, *, policy: nn.Module, settings: PolicySettings) -> Reference:
-    """Make the reference before the policy changes.
-
-    Args:
-        source: DPOModule's `reference`.
-        policy: The policy, as loaded.
-        settings: What the policy was made from; a reference given by name is loaded the same way.
+def load_as(source: str, settings: PolicySettings) -> PreTrainedModel:
+    """Load a model by name in the way the policy is loaded.
 
     Raises:
-        ValueError: If the source cannot be loaded or does not go with the policy.
+        ValueError: If the source cannot be loaded.
     """
-    if isinstance(source, nn.Module):
-        return FrozenReference(source, policy=policy, name=type(source).__name__)
-    if source == "none":
-        return NoReference()
-    # A fresh adapter changes nothing, so switched off it is the policy at the start: no copy is needed.
-    if source == "adapter" or (source == "frozen" and settings.lora is not None):
-        return AdapterReference(policy)
-    if source == "frozen":
-        return FrozenReference.copy_of(policy)
-    return load_frozen(source, policy=policy, settings=settings)
-
-
-def load_frozen(source: str, *, policy: nn.Module, settings: PolicySettings) -> FrozenReference:
-    """Load a reference by name, in the way the policy is loaded.
-
-    Raises:
-        ValueError: If the source cannot be loaded or does not go with the policy.
-    """
-    return FrozenReference(_load(source, settings), policy=policy, name=source)
-
-
-def _load(source: str, settings: PolicySettings) -> PreTrainedModel:
     return load_model(
         source,
         dtype=settings.dtype,

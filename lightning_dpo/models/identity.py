@@ -7,7 +7,6 @@ import inspect
 import json
 import logging
 import os
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lightning_dpo.data.token_store import default_cache_dir
+from lightning_dpo.files import cache_folder, write_file
 from lightning_dpo.models.load import resolve_source
-from lightning_dpo.scoring.forward import causal_lm
+from lightning_dpo.models.unwrap import causal_lm
 
 __all__ = ["file_hash", "module_identity", "source_identity"]
 
@@ -81,7 +80,7 @@ def module_identity(model: nn.Module) -> str:
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, from memory if the file has not changed since it was last read."""
     real = path.resolve()
-    memory = default_cache_dir() / "hashes" / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.json"
+    memory = cache_folder() / "hashes" / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.json"
     stamp = _stamp(real)
     try:
         known = json.loads(memory.read_text(encoding="utf-8"))
@@ -105,11 +104,7 @@ def _stamp(path: Path) -> list[int]:
 def _remember(memory: Path, content: dict[str, Any]) -> None:
     """Write a small file whole or not at all; where that is not permitted, files are read again next time."""
     try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=memory.parent, prefix=".")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-        Path(scratch).replace(memory)
+        write_file(memory, json.dumps(content))
     except OSError as error:
         _log.warning("weights are read again at every start: %s cannot be written (%s)", memory, error)
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from torch import nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ModelSource", "disable_dropout", "load_model", "load_tokenizer", "resolve_source"]
+__all__ = ["ModelSource", "load_model", "load_tokenizer", "resolve_source"]
 
 _PACKAGE_SCHEME = "package:"
 
@@ -116,19 +115,6 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
     except (OSError, ValueError) as error:
         raise ValueError(f"no tokenizer could be loaded from {source!r}: {error}") from error
     return tokenizer
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability to 0, in modules and in the attributes attention code reads.
-
-    DPO compares two log-probabilities of the same text; noise in one of them is noise in the loss.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
 
 
 def _package_file(source: str) -> Path:

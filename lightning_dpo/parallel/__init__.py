@@ -1,16 +1,18 @@
 """Training over several devices; the only part that knows how weights are sharded."""
 
-from lightning_dpo.parallel.build import build_sharded
+from lightning_dpo.models.unwrap import is_sharded
+from lightning_dpo.parallel.build import build_frozen, build_trained
 from lightning_dpo.parallel.checkpoints import on_rank_zero
 from lightning_dpo.parallel.gradients import clip_gradients, gradient_norm
-from lightning_dpo.parallel.sharding import Sharding, full_state, is_sharded, mix_weights, shard
+from lightning_dpo.parallel.sharding import Sharding, full_state, mix_weights, shard
 from lightning_dpo.parallel.strategies import FSDP1Strategy, FSDP2Strategy, sharding_for
 
 __all__ = [
     "FSDP1Strategy",
     "FSDP2Strategy",
     "Sharding",
-    "build_sharded",
+    "build_frozen",
+    "build_trained",
     "clip_gradients",
     "full_state",
     "gradient_norm",

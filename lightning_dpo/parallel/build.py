@@ -1,8 +1,7 @@
-"""Policy and reference as sharded models, without any rank holding one of them whole."""
+"""Models as a trainer wants them: whole, or split over ranks without any rank holding one of them whole."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_dpo.models.build import PolicySettings, build_policy, build_reference
+from lightning_dpo.models.build import PolicySettings, build_policy, load_as
+from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.parallel.sharding import Sharding, shard
 from lightning_dpo.parallel.weights import (
     WeightSource,
@@ -19,66 +19,69 @@ from lightning_dpo.parallel.weights import (
     open_weights,
     saved_tensors,
 )
-from lightning_dpo.reference.base import FrozenReference, NoReference, Reference
 
-__all__ = ["build_sharded"]
+__all__ = ["build_frozen", "build_trained"]
 
 
-def build_sharded(
-    settings: PolicySettings, *, reference: str | nn.Module, sharding: Sharding
-) -> tuple[nn.Module, Reference]:
-    """Build what `DPOModule.configure_model` needs, each model sharded over the ranks.
+def build_trained(settings: PolicySettings, *, sharding: Sharding | None) -> nn.Module:
+    """Build the policy, prepared for training.
 
-    A model that is named is built without weights, sharded, and filled: from safetensors each rank reads its
-    own part; other formats are loaded by rank 0 and passed on tensor by tensor. A model that is given as an
-    object is held whole by each rank until it is sharded.
+    A model that is named and split over ranks is built without weights, sharded, and filled: from safetensors
+    each rank reads its own part; other formats are loaded by rank 0 and passed on tensor by tensor. A model
+    that is given as an object is held whole by each rank until it is sharded.
 
     Args:
         settings: Of the policy.
-        reference: DPOModule's `reference`, or "none".
-        sharding: How to shard.
+        sharding: How it is split; None leaves it whole.
 
     Raises:
-        ValueError: If a model cannot be loaded or the two do not go together.
+        ValueError: If the model cannot be loaded or prepared.
     """
-    frozen_copy = reference == "frozen" and settings.lora is None
-    template: nn.Module | None = None
-    if frozen_copy and isinstance(settings.policy, nn.Module):
-        template = copy.deepcopy(settings.policy)
-    policy = _sharded(settings.policy, settings, sharding, trained=True)
-    if reference == "none":
-        return policy, NoReference()
-    source: str | nn.Module = reference
-    if frozen_copy:
-        source = settings.policy if template is None else template
-    elif isinstance(reference, str) and reference in ("frozen", "adapter", "cached"):
-        return policy, build_reference(reference, policy=policy, settings=settings)
-    model = _sharded(source, settings, sharding, trained=False)
-    name = reference if isinstance(reference, str) else type(reference).__name__
-    return policy, FrozenReference(model, policy=policy, name=name)
-
-
-def _sharded(
-    source: str | nn.Module, settings: PolicySettings, sharding: Sharding, *, trained: bool
-) -> nn.Module:
-    if isinstance(source, nn.Module):
-        model = build_policy(settings._replace(policy=source)) if trained else source
-        if not trained:
-            model.requires_grad_(False)
+    if sharding is None:
+        return build_policy(settings)
+    if isinstance(settings.policy, nn.Module):
+        model = build_policy(settings)
         shard(model, sharding)
         return model
-    empty = empty_model(source, settings)
+    empty = empty_model(settings.policy, settings)
     wanted = dict(saved_tensors(empty))  # before an adapter renames them
+    with _placeholders(empty):
+        model = build_policy(settings._replace(policy=empty))
+    return _shard_and_fill(model, settings.policy, wanted, settings, sharding)
+
+
+def build_frozen(
+    source: str | nn.Module, settings: PolicySettings, *, sharding: Sharding | None
+) -> nn.Module:
+    """Build a model that does not train, in the way the policy is loaded and split.
+
+    Args:
+        source: Its name, or the model itself.
+        settings: Of the policy.
+        sharding: How it is split; None leaves it whole.
+
+    Raises:
+        ValueError: If the model cannot be loaded.
+    """
+    if sharding is None:
+        return load_as(source, settings) if isinstance(source, str) else source
+    if isinstance(source, nn.Module):
+        source.requires_grad_(False)
+        shard(source, sharding)
+        return source
+    model = empty_model(source, settings).requires_grad_(False)
+    return _shard_and_fill(model, source, dict(saved_tensors(model)), settings, sharding)
+
+
+def _shard_and_fill(
+    model: nn.Module, source: str, wanted: dict[str, Tensor], settings: PolicySettings, sharding: Sharding
+) -> nn.Module:
+    """Split a model without weights and give each rank its part; `wanted` names its tensors as saved."""
     names = {id(tensor): name for name, tensor in wanted.items()}
-    model = empty
-    if trained:
-        with _placeholders(empty):
-            model = build_policy(settings._replace(policy=empty))
-    else:
-        model.requires_grad_(False)
     keys = {key: names[id(tensor)] for key, tensor in saved_tensors(model) if id(tensor) in names}
+    quantised = is_quantised(causal_lm(model))
     shard(model, sharding)
-    with open_weights(source, settings, wanted=wanted, quantised=is_quantised(empty)) as weights:
+    with open_weights(source, settings, wanted=wanted, quantised=quantised) as weights:
         _fill(model, keys, weights, sharding)
     return model
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lightning_dpo.parallel.checkpoints import METADATA, on_rank_zero
-from lightning_dpo.training.checkpoint_io import discard, partial_name, put_in_place, unwritable
+from lightning_dpo.files import discard, partial_name, put_in_place
+from lightning_dpo.parallel.checkpoints import METADATA, on_rank_zero, unwritable
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import ParallelStrategy as _Base

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +20,14 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.optim import Optimizer
 
-__all__ = ["METADATA", "load_full", "load_full_optimizer", "on_rank_zero", "read_folder"]
+__all__ = [
+    "METADATA",
+    "load_full",
+    "load_full_optimizer",
+    "on_rank_zero",
+    "read_folder",
+    "unwritable",
+]
 
 _Result = TypeVar("_Result")
 
@@ -63,7 +72,7 @@ def load_full_optimizer(module: nn.Module, optimizer: Optimizer, state: Mapping[
 
 
 def on_rank_zero(strategy: Any, task: Callable[[], _Result]) -> _Result:
-    """What a task gives on rank 0, on every rank; its exception likewise, so that no rank is left waiting."""
+    """What a task gives on rank 0, on every rank; its exception too, so that no rank is left waiting."""
     outcome: Any = None
     if strategy.is_global_zero:
         try:
@@ -101,3 +110,30 @@ def read_folder(folder: Path) -> dict[str, Any]:
     }
     load({"state_dict": state}, checkpoint_id=folder, no_dist=True)
     return {**content, "state_dict": state}
+
+
+def unwritable(target: Path, error: Exception) -> Exception:
+    """The error for a checkpoint that cannot be written; the same error where writing is not its cause."""
+    reason = _system_error(error)
+    if reason is not None:
+        number, words = reason.errno, reason.strerror
+    elif isinstance(error, RuntimeError):
+        # torch's writer speaks of positions in a file, and errors of other ranks come without their causes.
+        free = shutil.disk_usage(target.parent).free
+        number, words = errno.EIO, f"{error} ({free:,} bytes were free there)"
+    else:
+        return error
+    return OSError(
+        number,
+        f"the checkpoint could not be written: {words}. Older ones are as they were. Make room, or write "
+        "elsewhere (`default_root_dir` of the trainer, `dirpath` of ModelCheckpoint), and resume from the "
+        "last one",
+        str(target),
+    )
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The system's own error behind one of torch's."""
+    while error is not None and not (isinstance(error, OSError) and error.errno is not None):
+        error = error.__cause__ or error.__context__
+    return error

@@ -18,8 +18,9 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from lightning_dpo.scoring.forward import SCORING_ENTRY, ScoringPlan, causal_lm, run_rows
-from lightning_dpo.scoring.layout import Rows
+from lightning_dpo.models.unwrap import causal_lm
+from lightning_dpo.scoring.forward import GATHERED_ENTRY, ScoringPlan, run_rows
+from lightning_dpo.scoring.layout import InputRows
 from lightning_dpo.scoring.lm_head import TokenLogps
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "block_classes",
     "blocks",
     "full_state",
-    "is_sharded",
     "local",
     "mix_weights",
     "reshard",
@@ -114,11 +114,6 @@ def shard(model: nn.Module, sharding: Sharding) -> None:
     _add_scoring_entry(model)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 has sharded a model."""
-    return isinstance(causal_lm(model), FSDPModule)
-
-
 def reshard(model: nn.Module) -> None:
     """Free whatever weights are gathered; nothing happens to a model that is not sharded."""
     for part in model.modules():
@@ -168,18 +163,18 @@ def _after_pass(model: nn.Module) -> None:
 def _add_scoring_entry(model: nn.Module) -> None:
     name = "_lightning_dpo_run_gathered"
 
-    def run_gathered(rows: Rows, plan: ScoringPlan, confidence: bool) -> TokenLogps:  # noqa: FBT001
-        return run_rows(model, rows, plan=plan, confidence=confidence)
+    def run_gathered(rows: InputRows, plan: ScoringPlan) -> TokenLogps:
+        return run_rows(model, rows, plan=plan)
 
     root = causal_lm(model)
     setattr(root, name, run_gathered)
     register_fsdp_forward_method(root, name)
 
-    def enter(rows: Rows, *, plan: ScoringPlan, confidence: bool) -> TokenLogps:
+    def enter(rows: InputRows, *, plan: ScoringPlan) -> TokenLogps:
         # A plan without chunked head calls the model, which gathers by itself.
         run = getattr(root, name) if plan.chunked_head else run_gathered
-        tokens: TokenLogps = run(rows, plan, confidence)
+        tokens: TokenLogps = run(rows, plan)
         _after_pass(model)
         return tokens
 
-    setattr(model, SCORING_ENTRY, enter)
+    setattr(model, GATHERED_ENTRY, enter)

@@ -16,8 +16,8 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from lightning_dpo.parallel.checkpoint_folders import WholeFolders
 from lightning_dpo.parallel.checkpoints import load_full, load_full_optimizer
 from lightning_dpo.parallel.sharding import Sharding, block_classes
-from lightning_dpo.scoring.forward import SCORING_ENTRY, ScoringPlan, run_rows
-from lightning_dpo.scoring.layout import Rows
+from lightning_dpo.scoring.forward import GATHERED_ENTRY, ScoringPlan, run_rows
+from lightning_dpo.scoring.layout import InputRows
 from lightning_dpo.scoring.lm_head import TokenLogps
 
 __all__ = ["FSDP1Strategy", "FSDP2Strategy", "check_strategy", "sharding_for", "sharding_of", "wrap_policy"]
@@ -152,11 +152,11 @@ class FSDP1Strategy(WholeFolders, FSDPStrategy):
             **{**self.kwargs, "auto_wrap_policy": wrap_policy(reference, self.block_classes)},
         )
 
-        def enter(rows: Rows, *, plan: ScoringPlan, confidence: bool) -> TokenLogps:
-            tokens: TokenLogps = wrapped(rows, plan, confidence)
+        def enter(rows: InputRows, *, plan: ScoringPlan) -> TokenLogps:
+            tokens: TokenLogps = wrapped(rows, plan)
             return tokens
 
-        setattr(reference, SCORING_ENTRY, enter)
+        setattr(reference, GATHERED_ENTRY, enter)
 
 
 class _Scorer(nn.Module):
@@ -166,8 +166,8 @@ class _Scorer(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, rows: Rows, plan: ScoringPlan, confidence: bool) -> TokenLogps:  # noqa: FBT001
-        return run_rows(self.model, rows, plan=plan, confidence=confidence)
+    def forward(self, rows: InputRows, plan: ScoringPlan) -> TokenLogps:
+        return run_rows(self.model, rows, plan=plan)
 
 
 def wrap_policy(model: nn.Module, names: Sequence[str] | None = None) -> ModuleWrapPolicy:

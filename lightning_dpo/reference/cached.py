@@ -1,68 +1,30 @@
-"""The reference that is served from the cache, and the model behind it for pairs that are not there yet."""
+"""The reference that is served from the cache, and the model behind it for what is not there yet."""
 
 from __future__ import annotations
 
 import gc
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
 
 from lightning_dpo.models.build import PolicySettings
-from lightning_dpo.reference.base import Reference, evaluating
-from lightning_dpo.reference.cache.keys import KeyArray, pair_keys, token_pairs
-from lightning_dpo.reference.cache.shards import SUMS, Entries
-from lightning_dpo.reference.cache.store import ReferenceCache, Space
-from lightning_dpo.scoring.forward import ScoringPlan, rows_for, score
-from lightning_dpo.scoring.layout import Rows
-from lightning_dpo.types import PairBatch, PairLogps, TokenPair
+from lightning_dpo.models.unwrap import is_sharded
+from lightning_dpo.reference.base import Reference
+from lightning_dpo.reference.cache.keys import batch_keys
+from lightning_dpo.reference.cache.shards import Entries
+from lightning_dpo.reference.cache.store import Lookup, ReferenceCache, Space
+from lightning_dpo.reference.cache.usage import UsageCount
+from lightning_dpo.reference.starting_policy import StartingPolicy
+from lightning_dpo.scoring.forward import ScoringPlan
+from lightning_dpo.types import CompletionBatch, CompletionLogps
 
-__all__ = ["CachedReference", "ReferenceSource", "StartingPolicy"]
+__all__ = ["CachedReference", "ReferenceSource"]
 
 _log = logging.getLogger(__name__)
-
-
-class StartingPolicy(Reference):
-    """The policy itself, as long as nothing has changed it: until then it is the reference.
-
-    Attributes:
-        is_unchanged: Whether the policy still has the weights it started with.
-    """
-
-    def __init__(self, policy: nn.Module) -> None:
-        """Watch a policy from now on."""
-        self._policy = policy
-        self.is_unchanged = True
-        self.watch()
-
-    def leave(self) -> None:
-        """The policy is about to change."""
-        self.is_unchanged = False
-
-    def watch(self) -> None:
-        """Take the policy's tensors as they are for unchanged, such as after a strategy has set them up."""
-        # By number, not by reference: the memory of tensors that are replaced must go.
-        self._versions = {id(p): p._version for p in self._policy.parameters() if not p.is_inference()}
-
-    def check(self) -> None:
-        """Notice if a tensor was written to since `watch`."""
-        versions = {id(p): p._version for p in self._policy.parameters() if not p.is_inference()}
-        if versions != self._versions and not _is_sharded(self._policy):
-            self.leave()
-
-    @torch.no_grad()
-    def logps(
-        self, batch: PairBatch, *, rows: Rows, plan: ScoringPlan, confidence: bool = False
-    ) -> PairLogps:
-        """One forward pass of the policy, in eval mode."""
-        assert self.is_unchanged, "the policy is not what it was at the start"
-        with evaluating(self._policy):
-            return score(self._policy, batch, plan=plan, rows=rows, confidence=confidence)
 
 
 class ReferenceSource(NamedTuple):
@@ -82,10 +44,10 @@ class ReferenceSource(NamedTuple):
 
 
 class CachedReference(Reference):
-    """Serves log-probabilities by pair; the model behind them is brought up only if one is missing.
+    """Serves log-probabilities by completion; the model behind them is brought up only if one is missing.
 
-    Missing pairs of the trainer's data are computed before training begins (`lightning_dpo.reference.fill`),
-    by the policy itself while it is unchanged. A pair that is first seen in training is computed then.
+    What is missing of the trainer's data is computed before training begins (`lightning_dpo.reference.fill`),
+    by the policy itself while it is unchanged. What is first seen in training is computed then.
     """
 
     can_update = False
@@ -102,7 +64,7 @@ class CachedReference(Reference):
         """Describe the reference; nothing is read yet.
 
         Args:
-            source: What computes missing pairs.
+            source: What computes missing log-probabilities.
             root: Folder or fsspec URL of the cache.
             weights: Identity of the reference's weights.
             settings: How models are loaded.
@@ -116,7 +78,7 @@ class CachedReference(Reference):
         self._cache: ReferenceCache | None = None
         self._computing: Reference | None = None
         self._is_unwritable = False
-        self.passes = 0
+        self.usage = UsageCount()
 
     @property
     def model(self) -> nn.Module | None:
@@ -130,12 +92,12 @@ class CachedReference(Reference):
 
     @property
     def identity(self) -> str:
-        """See `Reference`."""
+        """Identity of the reference's weights."""
         return self._weights
 
     @property
     def disagreement(self) -> str:
-        """See `Reference`."""
+        """What likely explains that the policy disagrees at the start."""
         return (
             f"the reference ({self.name}) is not what the policy starts from, or the policy was trained "
             f"before this run; if neither is so, remove {self.cache.location}, which holds the cached values"
@@ -156,16 +118,16 @@ class CachedReference(Reference):
 
     @property
     def needs_all(self) -> bool:
-        """Whether every pair must be computed before training: later the weights would be gone, or sharded.
+        """Whether everything must be computed before training: later the weights would be gone, or sharded.
 
-        Under sharding a forward pass takes all ranks, and only some may miss a pair.
+        Under sharding a forward pass takes all ranks, and only some may miss a completion.
         """
         return self.is_sharded or not self._source.outlives_start
 
     @property
     def is_sharded(self) -> bool:
         """Whether the policy is divided over processes."""
-        return _is_sharded(self._policy)
+        return is_sharded(self._policy)
 
     def open(self) -> ReferenceCache:
         """Find the cache that belongs to the precision at hand, for a run that begins.
@@ -184,60 +146,79 @@ class CachedReference(Reference):
             attention=self._settings.attn_implementation or "default",
         )
         self._cache = ReferenceCache(self._root, space=space)
+        self._cache.mention_older()
         self.passes = 0
+        self.usage = UsageCount()
         return self._cache
 
-    def logps(
-        self, batch: PairBatch, *, rows: Rows, plan: ScoringPlan, confidence: bool = False
-    ) -> PairLogps:
+    def logps(self, batch: CompletionBatch, *, plan: ScoringPlan) -> CompletionLogps:
         """Look the batch up; what is missing is computed.
 
-        No loss reads the reference's confidences, so there are none.
-
         Raises:
-            ValueError: If a pair is missing and the reference's weights are no longer there.
+            ValueError: If something is missing and the reference's weights are no longer there.
         """
-        keys = pair_keys(batch)
-        entries, here = self.cache.find(keys)
-        if not here.all():
+        found = self.look_up(batch)
+        if not found.found.all():
             self.check_policy()
+            missing = missing_prompts(batch, found)
             if self.needs_all and not self._is_start_at_hand:
                 raise ValueError(
-                    f'`reference="cached"` has no log-probabilities of {int((~here).sum())} pairs of a batch '
+                    f'`reference="cached"` has no log-probabilities of {len(missing)} pairs of a batch '
                     f"and the reference ({self.name}) cannot be run in the middle of training; let the data "
                     "loader have a length, so that they are computed before, or give `policy` by name"
                 )
-            pairs = token_pairs(batch)
-            missing = np.flatnonzero(~here)
-            self.compute([pairs[row] for row in missing], keys[missing], plan=plan)
+            self.compute((batch.host or batch).select(missing), plan=plan)
             if self.cache.is_flush_due:
                 self.save()
-            entries, here = self.cache.find(keys)
-            assert here.all(), "what was computed is found"
-        return self._served(entries, batch)
+            found = self.look_up(batch)
+            assert found.found.all(), "what was computed is found"
+        return _served(found, batch)
 
-    def compute(self, pairs: list[TokenPair], keys: KeyArray, *, plan: ScoringPlan) -> None:
-        """Run the reference on pairs and keep what comes out; writing is left to the cache's `flush`.
+    def look_up(self, batch: CompletionBatch) -> Lookup:
+        """What the cache has of a batch: its completions, then the first part of each where that is asked.
+
+        Args:
+            batch: Prompts and completions; counted as asked for.
+        """
+        keys, common = batch_keys(batch)
+        found = self.cache.find(keys if common is None else np.concatenate([keys, common]))
+        count = len(keys)
+        fresh = found.fresh.reshape(-1, count).max(axis=0)
+        self.usage.note(keys, batch.prompt_of.numpy(), fresh)
+        return found
+
+    def compute(self, batch: CompletionBatch, *, plan: ScoringPlan) -> None:
+        """Run the reference and keep what comes out; writing is left to the cache's `flush`.
+
+        Args:
+            batch: Prompts and completions, on the CPU.
+            plan: How the policy is scored.
 
         Raises:
             ValueError: If the reference's weights are gone, or it gives anything but numbers.
         """
-        batch = PairBatch.from_pairs(pairs)
-        logps = self._run(batch, plan=plan)
+        scored = self._run(batch, plan=plan)
         self.passes += 1
-        sums = torch.stack([getattr(logps, name) for name in SUMS], dim=1).cpu().numpy()
-        if not np.isfinite(sums).all():
-            raise ValueError(
-                f"the reference ({self.name}) gave log-probabilities that are not finite for "
-                f"{int((~np.isfinite(sums)).any(axis=1).sum())} of {len(pairs)} pairs; "
-                "check its weights and the trainer's precision"
-            )
-        lengths = torch.stack([batch.chosen_lengths, batch.rejected_lengths], dim=1)
-        self.cache.add(Entries(keys, sums, lengths.numpy().astype(np.int32)))
+        keys, common = batch_keys(batch)
+        parts = [(keys, scored.logps, batch.completion_lengths)]
+        if common is not None:
+            assert scored.common is not None
+            assert batch.common_lengths is not None
+            parts.append((common, scored.common, batch.common_lengths))
+        for names, logps, lengths in parts:
+            values = logps.cpu().numpy()
+            if not np.isfinite(values).all():
+                wrong = np.unique(batch.prompt_of.numpy()[~np.isfinite(values)])
+                raise ValueError(
+                    f"the reference ({self.name}) gave log-probabilities that are not finite for "
+                    f"{len(wrong)} of {len(batch.prompt_lengths)} pairs; "
+                    "check its weights and the trainer's precision"
+                )
+            self.cache.add(Entries(names, values, lengths.numpy().astype(np.int32)))
 
     def keep_in_step(self, *, plan: ScoringPlan) -> None:
-        """Run the reference for the sake of other ranks, which have pairs left and need this one's shards."""
-        self._run(PairBatch.from_pairs([TokenPair([0], [0], [0])]), plan=plan)
+        """Run the reference for the sake of other ranks, which have work left and need this one's shards."""
+        self._run(CompletionBatch.from_lists([[0]], [[[0]]]), plan=plan)
 
     def save(self) -> None:
         """Write what was computed in training, which goes on where that cannot be done."""
@@ -248,7 +229,7 @@ class CachedReference(Reference):
         except OSError as error:
             self._is_unwritable = True
             _log.warning(
-                "%s cannot be written: reference log-probabilities of %d pairs last for this run only (%s)",
+                "%s cannot be written: %d reference log-probabilities last for this run only (%s)",
                 self.cache.location,
                 self.cache.waiting,
                 error,
@@ -282,10 +263,8 @@ class CachedReference(Reference):
     def _is_start_at_hand(self) -> bool:
         return self._source.start is not None and self._source.start.is_unchanged
 
-    def _run(self, batch: PairBatch, *, plan: ScoringPlan) -> PairLogps:
-        batch = batch.to(next(self._policy.parameters()).device)
-        rows = rows_for(batch, model=self._policy, plan=plan)
-        logps = self._running().logps(batch, rows=rows, plan=plan)
+    def _run(self, batch: CompletionBatch, *, plan: ScoringPlan) -> CompletionLogps:
+        logps = self._running().logps(batch.to(next(self._policy.parameters()).device), plan=plan)
         assert logps is not None, "a source is a model"
         return logps
 
@@ -298,18 +277,17 @@ class CachedReference(Reference):
             self._computing.match(self._policy)
         return self._computing
 
-    def _served(self, entries: Entries, batch: PairBatch) -> PairLogps:
-        device = batch.prompt_ids.device
-        lengths = torch.stack([batch.chosen_lengths, batch.rejected_lengths], dim=1)
-        assert (lengths.numpy() == entries.lengths).all(), "a pair's key says its lengths"
-        sums: Tensor = torch.from_numpy(entries.sums).to(device, non_blocking=True)
-        values: dict[str, Any] = dict(zip(SUMS, sums.unbind(1), strict=True))
-        counts = lengths.to(device, non_blocking=True)
-        return PairLogps(**values, chosen_lengths=counts[:, 0], rejected_lengths=counts[:, 1])
+
+def missing_prompts(batch: CompletionBatch, found: Lookup) -> Tensor:
+    """Numbers of the prompts of which a log-probability is missing, in order, (missing,)."""
+    here = found.found.reshape(-1, len(batch)).min(axis=0)
+    return torch.from_numpy(np.unique(batch.prompt_of.numpy()[~here]))
 
 
-def _is_sharded(model: nn.Module) -> bool:
-    """Whether processes hold parts of a model's parameters, under either version of FSDP."""
-    return any(isinstance(p, DTensor) for p in model.parameters()) or any(
-        isinstance(part, FullyShardedDataParallel) for part in model.modules()
-    )
+def _served(found: Lookup, batch: CompletionBatch) -> CompletionLogps:
+    device, count = batch.prompt_ids.device, len(batch)
+    lengths = batch.completion_lengths
+    assert (found.lengths[:count] == lengths.numpy()).all(), "a completion's key says its length"
+    logps = torch.from_numpy(found.logps).to(device, non_blocking=True)
+    common = None if batch.common_lengths is None else logps[count:]
+    return CompletionLogps(logps[:count], lengths.to(device, non_blocking=True), common)

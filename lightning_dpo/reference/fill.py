@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
@@ -12,16 +12,23 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_dpo.reference.cache.store import CacheUsage, ReferenceCache
+from lightning_dpo.reference.cache.store import ReferenceCache
+from lightning_dpo.reference.cache.usage import CacheUsage, distinct
 from lightning_dpo.reference.cached import CachedReference
-from lightning_dpo.reference.missing import Task, missing_tasks, trainer_batches
-
-if TYPE_CHECKING:
-    from lightning_dpo.training.dpo import DPOModule
+from lightning_dpo.reference.missing import missing_batches, trainer_completions
+from lightning_dpo.scoring.forward import ScoringPlan
+from lightning_dpo.types import CompletionBatch
 
 __all__ = ["FillReferenceCache", "fill_cache", "gather_usage"]
 
 _REPORT_SECONDS = 30.0
+
+
+class ScoredModule(Protocol):
+    """What is asked of a module whose reference may be cached."""
+
+    def plan(self) -> ScoringPlan:
+        """How its policy is scored."""
 
 
 class FillReferenceCache(pl.Callback):
@@ -82,7 +89,7 @@ class FillReferenceCache(pl.Callback):
             rank_zero_info(str(self.usage))
 
 
-def fill_cache(module: DPOModule, *, trainer: pl.Trainer) -> None:
+def fill_cache(module: ScoredModule, *, trainer: pl.Trainer) -> None:
     """Compute what the cache lacks of the trainer's data; every rank computes its own share.
 
     Random states and data loaders are left as they were; so is a module whose reference is not cached.
@@ -101,7 +108,8 @@ def fill_cache(module: DPOModule, *, trainer: pl.Trainer) -> None:
             cache.load(trainer.strategy.broadcast(_names(cache)))
             work = _Pass(module, reference, trainer)
             try:
-                work.run(missing_tasks(trainer_batches(trainer, needs_all=reference.needs_all), cache))
+                batches = trainer_completions(trainer, needs_all=reference.needs_all)
+                work.run(missing_batches(batches, reference))
             finally:
                 reference.release()
                 reference.policy_is_set_up()
@@ -112,17 +120,17 @@ def fill_cache(module: DPOModule, *, trainer: pl.Trainer) -> None:
 def gather_usage(reference: CachedReference, *, world_size: int) -> CacheUsage:
     """What all ranks together took from the cache; all of them must call this."""
     cache = reference.cache
-    mine = (*cache.seen(), reference.passes, tuple(cache.damaged))
+    mine = (*reference.usage.counted(), reference.passes, tuple(cache.damaged))
     parts: list[Any] = [mine]
     if world_size > 1:
         parts = [None] * world_size
         torch.distributed.all_gather_object(parts, mine)
     keys, fresh, passes, damaged = zip(*parts, strict=True)
-    _, rows = np.unique(np.concatenate(keys), axis=0, return_index=True)
+    asked, computed = distinct(np.concatenate(keys), np.concatenate(fresh))
     return CacheUsage(
         passes=sum(passes),
-        pairs=len(rows),
-        from_cache=int((~np.concatenate(fresh)[rows]).sum()),
+        pairs=len(asked),
+        from_cache=int((~computed).sum()),
         damaged=len(set().union(*damaged)),
     )
 
@@ -130,43 +138,43 @@ def gather_usage(reference: CachedReference, *, world_size: int) -> CacheUsage:
 class _Pass:
     """Forward passes that all ranks make in step, for a sharded model runs on all of them or on none."""
 
-    def __init__(self, module: DPOModule, reference: CachedReference, trainer: pl.Trainer) -> None:
+    def __init__(self, module: ScoredModule, reference: CachedReference, trainer: pl.Trainer) -> None:
         self._module = module
         self._reference = reference
         self._strategy = trainer.strategy
-        self._pairs = 0
+        self._prompts = 0
         self._began = self._reported = time.monotonic()
 
-    def run(self, tasks: Iterator[Task]) -> None:
-        """Compute tasks and write what comes out.
+    def run(self, batches: Iterator[CompletionBatch]) -> None:
+        """Compute batches and write what comes out.
 
         Raises:
             ValueError: On every rank, if one cannot compute or write.
         """
         error: Exception | None = None
-        task = next(tasks, None)
-        while self._any_rank(task is not None):
+        batch = next(batches, None)
+        while self._any_rank(batch is not None):
             try:
-                self._step(task)
+                self._step(batch)
             except (OSError, ValueError) as caught:
                 error = caught
             if self._any_rank(error is not None):
                 raise self._explained(error) from error
-            task = next(tasks, None)
+            batch = next(batches, None)
         try:
             self._reference.cache.flush()
         except OSError as caught:
             error = caught
         if self._any_rank(error is not None):
             raise self._explained(error) from error
-        if self._pairs:
+        if self._prompts:
             self._say("computed")
 
-    def _step(self, task: Task | None) -> None:
+    def _step(self, batch: CompletionBatch | None) -> None:
         plan = self._module.plan()
-        if task is not None:
-            self._reference.compute(task.pairs, task.keys, plan=plan)
-            self._pairs += len(task.pairs)
+        if batch is not None:
+            self._reference.compute(batch, plan=plan)
+            self._prompts += len(batch.prompt_lengths)
             if self._reference.cache.is_flush_due:
                 self._reference.cache.flush()
         elif self._reference.is_sharded:
@@ -180,7 +188,7 @@ class _Pass:
 
     def _say(self, doing: str) -> None:
         rank_zero_info(
-            f"{doing} reference log-probabilities: {self._pairs} pairs on this rank in "
+            f"{doing} reference log-probabilities: {self._prompts} pairs on this rank in "
             f"{time.monotonic() - self._began:.0f} s, kept in {self._reference.cache.location}"
         )
 
@@ -189,8 +197,8 @@ class _Pass:
             cache = self._reference.cache
             return ValueError(
                 f"`reference_cache` must be writable with room to spare, got {cache.location}: {error}. "
-                f"{len(cache) - cache.waiting} pairs are in it and stay; make room or name another folder, "
-                "and the pass goes on from there"
+                f"{len(cache) - cache.waiting} log-probabilities are in it and stay; make room or name "
+                "another folder, and the pass goes on from there"
             )
         return error or ValueError(
             "another rank could not compute reference log-probabilities; see its error"

@@ -1,65 +1,86 @@
-"""Which pairs a pass has to compute: the trainer's data, less what is in the cache, in batches that fit."""
+"""What a pass of the reference has to compute: the trainer's data, less what is in the cache."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
-import numpy as np
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_dpo.data.loader import PairLoader
-from lightning_dpo.reference.cache.keys import KeyArray, pair_keys, token_pairs
-from lightning_dpo.reference.cache.store import ReferenceCache
-from lightning_dpo.types import PairBatch, TokenPair
+from lightning_dpo.reference.cache.keys import batch_keys
+from lightning_dpo.reference.cached import CachedReference, missing_prompts
+from lightning_dpo.types import CompletionBatch
 
-__all__ = ["Task", "missing_tasks", "trainer_batches"]
-
-
-class Task(NamedTuple):
-    """Pairs for one forward pass, and their keys."""
-
-    pairs: list[TokenPair]
-    keys: KeyArray
+__all__ = ["HasCompletions", "missing_batches", "trainer_batches", "trainer_completions"]
 
 
-def missing_tasks(batches: Iterable[PairBatch], cache: ReferenceCache) -> Iterator[Task]:
-    """Gather the pairs that the cache lacks, each once, into batches no larger than those they came in.
+@runtime_checkable
+class HasCompletions(Protocol):
+    """A batch of any kind of feedback whose prompts and completions can be scored."""
+
+    def completions(self) -> CompletionBatch:
+        """The prompts with their completions."""
+
+
+def missing_batches(
+    batches: Iterable[CompletionBatch], reference: CachedReference
+) -> Iterator[CompletionBatch]:
+    """Gather what the cache lacks, each prompt with its completions once, into batches that fit.
+
+    None is larger than those that the prompts came in.
 
     Args:
         batches: The data, on the CPU.
-        cache: Where to look; what it has is marked as asked for.
+        reference: Where to look; what it has is counted as asked for.
     """
-    asked: set[tuple[int, int]] = set()
-    waiting: list[tuple[TokenPair, Any]] = []
+    asked: set[bytes] = set()
+    waiting: list[CompletionBatch] = []
     most = budget = 0
     for batch in batches:
-        sizes = batch.prompt_lengths + batch.chosen_lengths + batch.rejected_lengths
-        most, budget = max(most, len(batch)), max(budget, len(batch) * int(sizes.max()))
-        keys = pair_keys(batch)
-        _, here = cache.find(keys)
-        pairs = token_pairs(batch) if not here.all() else []
-        for row in np.flatnonzero(~here):
-            name = (int(keys[row, 0]), int(keys[row, 1]))
+        sizes = _sizes(batch)
+        most, budget = max(most, len(sizes)), max(budget, len(sizes) * max(sizes))
+        for prompt in missing_prompts(batch, reference.look_up(batch)):
+            one = batch.select(prompt[None])
+            name = batch_keys(one)[0].tobytes()
             if name not in asked:
                 asked.add(name)
-                waiting.append((pairs[row], keys[row]))
+                waiting.append(one)
         while (count := _fitting(waiting, most, budget)) is not None:
-            yield _task(waiting[:count])
+            yield CompletionBatch.join(waiting[:count])
             del waiting[:count]
     while waiting:
         count = _fitting(waiting, most, budget) or len(waiting)
-        yield _task(waiting[:count])
+        yield CompletionBatch.join(waiting[:count])
         del waiting[:count]
 
 
-def trainer_batches(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[PairBatch]:
+def trainer_completions(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[CompletionBatch]:
+    """The prompts and completions that a run is about to take on this rank, training data first.
+
+    Args:
+        trainer: The trainer as its run begins.
+        needs_all: See `trainer_batches`.
+
+    Raises:
+        ValueError: If a loader yields batches that have no completions.
+    """
+    for batch in trainer_batches(trainer, needs_all=needs_all):
+        if not isinstance(batch, HasCompletions):
+            raise ValueError(
+                f'`reference="cached"` needs data loaders that yield PairBatch, got '
+                f"{type(batch).__name__}; collate with PairBatch.from_pairs"
+            )
+        yield batch.completions()
+
+
+def trainer_batches(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[Any]:
     """The batches that a run is about to take on this rank, training data first.
 
     Loaders without a length are left out, for they may have no end. Random states are left as they were.
@@ -68,22 +89,13 @@ def trainer_batches(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[PairBat
         trainer: The trainer as its run begins.
         needs_all: Whether to take whole loaders where the trainer is limited to a part of them. A part is
             enough where it is certain to be the part that is used.
-
-    Raises:
-        ValueError: If a loader yields anything but `PairBatch`.
     """
     for loader, limit in _loaders(trainer, needs_all=needs_all):
         if math.isinf(limit):
             continue
         whole = needs_all and not isinstance(loader, PairLoader) and sized_len(loader) is not None
         with isolate_rng():
-            for batch in _batches(loader, None if whole else int(limit)):
-                if not isinstance(batch, PairBatch):
-                    raise ValueError(
-                        f'`reference="cached"` needs data loaders that yield PairBatch, got '
-                        f"{type(batch).__name__}; collate with PairBatch.from_pairs"
-                    )
-                yield batch
+            yield from _batches(loader, None if whole else int(limit))
 
 
 def _loaders(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[tuple[Any, float]]:
@@ -138,15 +150,18 @@ def _flat(loaders: Any) -> list[Any]:
     return [] if loaders is None else list(CombinedLoader(loaders, "sequential").flattened)
 
 
-def _task(items: list[tuple[TokenPair, Any]]) -> Task:
-    return Task([pair for pair, _ in items], np.stack([key for _, key in items]))
+def _sizes(batch: CompletionBatch) -> list[int]:
+    """Tokens of each prompt with its completions."""
+    sizes = batch.prompt_lengths.index_add(0, batch.prompt_of, batch.completion_lengths)
+    tokens: list[int] = sizes.tolist()
+    return tokens
 
 
-def _fitting(items: list[tuple[TokenPair, Any]], most: int, budget: int) -> int | None:
-    """How many of the first items fill a batch, or None if they do not."""
+def _fitting(items: list[CompletionBatch], most: int, budget: int) -> int | None:
+    """How many of the first items, of one prompt each, fill a batch, or None if they do not."""
     longest = 0
-    for count, (pair, _) in enumerate(items):
-        longest = max(longest, sum(map(len, pair)))
+    for count, item in enumerate(items):
+        longest = max(longest, _sizes(item)[0])
         if count and (count >= most or (count + 1) * longest > budget):
             return count
     return most if len(items) == most else None

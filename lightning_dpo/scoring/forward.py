@@ -1,4 +1,4 @@
-"""A model and a batch of pairs in, log-probabilities out; the LM head never builds full logits."""
+"""A model and a batch of completions in, log-probabilities out; the LM head never builds full logits."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_dpo.scoring.layout import Rows, concatenated_rows, shared_rows
+from lightning_dpo.models.own import HiddenStateNetwork, model_logits
+from lightning_dpo.models.unwrap import causal_lm
+from lightning_dpo.scoring.layout import InputRows, packed_rows, separate_rows, single_row
 from lightning_dpo.scoring.lm_head import TokenLogps, find_head, head_logps, logits_logps
-from lightning_dpo.scoring.masks import FLEX_BLOCK, row_masks
-from lightning_dpo.scoring.prefix_attention import BRANCH_ATTENTION
-from lightning_dpo.types import PairBatch, PairLogps
+from lightning_dpo.scoring.masks import FLEX_BLOCK, dense_mask, row_masks
+from lightning_dpo.scoring.prefix_attention import PREFIX_ATTENTION
+from lightning_dpo.types import CompletionBatch, CompletionLogps
 
 __all__ = [
-    "SCORING_ENTRY",
+    "GATHERED_ENTRY",
     "LayoutName",
     "ScoringPlan",
-    "causal_lm",
-    "pair_logps",
-    "rows_for",
+    "completion_logits",
+    "completion_logps",
+    "lay_out",
     "run_rows",
     "score",
     "score_rows",
@@ -28,124 +30,142 @@ __all__ = [
 
 LayoutName: TypeAlias = Literal["shared", "concatenated"]
 
-SCORING_ENTRY = "_lightning_dpo_score_rows"
+GATHERED_ENTRY = "_lightning_dpo_score_rows"
 """Attribute by which a sharded model gathers the weights that scoring uses without calling the model."""
 
 
 class ScoringPlan(NamedTuple):
-    """How a model is scored; `lightning_dpo.scoring.select.prove` finds the cheapest plan that is exact.
+    """How a model is scored; `lightning_dpo.scoring.select` finds the cheapest plan that is exact.
 
     Attributes:
-        layout: "shared": prompts are computed once per pair; "concatenated": once per completion.
+        layout: "shared": prompts are computed once for all their completions; "concatenated": once for each.
         chunked_head: Whether the head runs in chunks on completion tokens; otherwise the model is called for
             its logits.
+        confidences: Whether log p_t - log sum_v p_v^2 is computed too, which WPO needs.
     """
 
     layout: LayoutName = "concatenated"
     chunked_head: bool = False
+    confidences: bool = False
 
 
-def causal_lm(model: nn.Module) -> nn.Module:
-    """The Hugging Face model within an adapter wrapper, or the module itself."""
-    unwrap = getattr(model, "get_base_model", None)
-    return unwrap() if callable(unwrap) else model
+def lay_out(batch: CompletionBatch, *, model: nn.Module, plan: ScoringPlan) -> InputRows:
+    """A batch as rows of a model's input; laid out once for all models that run attention alike.
+
+    Args:
+        batch: Prompts and completions.
+        model: The model that will see the rows.
+        plan: How it is scored.
+    """
+    way = _attention(model) if plan.layout == "shared" else "separate"
+    if way not in batch.laid_out:
+        batch.laid_out[way] = _lay_out(batch, way)
+    rows: InputRows = batch.laid_out[way]
+    return rows
 
 
-def rows_for(batch: PairBatch, *, model: nn.Module, plan: ScoringPlan) -> Rows:
-    """Lay a batch out for a model; policy and reference of one architecture may share the result."""
-    if plan.layout == "concatenated":
-        return concatenated_rows(batch)
-    config: Any = causal_lm(model).config
-    implementation = config.get_text_config()._attn_implementation
-    if implementation == BRANCH_ATTENTION:
-        return shared_rows(batch, single_row=True)
-    return shared_rows(batch, multiple=FLEX_BLOCK if implementation == "flex_attention" else 1)
-
-
-def score(
-    model: nn.Module,
-    batch: PairBatch,
-    *,
-    plan: ScoringPlan,
-    rows: Rows | None = None,
-    confidence: bool = False,
-) -> PairLogps:
-    """Log-probabilities of both completions of every pair.
+def score(model: nn.Module, batch: CompletionBatch, *, plan: ScoringPlan) -> CompletionLogps:
+    """Log-probabilities of every completion.
 
     Args:
         model: A Hugging Face causal language model, or any module that maps (input_ids, attention_mask) to
             logits (rows, seq_len, vocab) or to an object with such `logits`.
-        batch: The pairs, on the model's device.
-        plan: How to lay them out.
-        rows: The batch already laid out by `rows_for`.
-        confidence: Also compute what WPO needs.
+        batch: Prompts and completions, on the model's device.
+        plan: How to compute them.
 
     Returns:
-        Sums over completion tokens, float32, (batch,) each.
+        Sums over completion tokens, float32, (completions,) each.
     """
-    rows = rows_for(batch, model=model, plan=plan) if rows is None else rows
-    return pair_logps(score_rows(model, rows, plan=plan, confidence=confidence), rows.lengths)
+    rows = lay_out(batch, model=model, plan=plan)
+    return completion_logps(score_rows(model, rows, plan=plan), batch)
 
 
-def score_rows(model: nn.Module, rows: Rows, *, plan: ScoringPlan, confidence: bool = False) -> TokenLogps:
+def score_rows(model: nn.Module, rows: InputRows, *, plan: ScoringPlan) -> TokenLogps:
     """Log-probability of every completion token of rows, (completion_tokens,)."""
-    run: Callable[..., TokenLogps] | None = getattr(model, SCORING_ENTRY, None)
-    if run is not None:
-        return run(rows, plan=plan, confidence=confidence)
-    return run_rows(model, rows, plan=plan, confidence=confidence)
+    gathered: Callable[..., TokenLogps] | None = getattr(model, GATHERED_ENTRY, None)
+    return run_rows(model, rows, plan=plan) if gathered is None else gathered(rows, plan=plan)
 
 
-def run_rows(model: nn.Module, rows: Rows, *, plan: ScoringPlan, confidence: bool = False) -> TokenLogps:
+def run_rows(model: nn.Module, rows: InputRows, *, plan: ScoringPlan) -> TokenLogps:
     """What `score_rows` does with a model whose weights are at hand."""
     if not plan.chunked_head:
-        options = {"use_cache": False} if hasattr(causal_lm(model), "get_output_embeddings") else {}
-        output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, **options)
-        logits = output if isinstance(output, Tensor) else output.logits
-        return logits_logps(logits, predict=rows.predict, targets=rows.targets, confidence=confidence)
-    lm: Any = causal_lm(model)
+        return logits_logps(
+            model_logits(model, rows.input_ids, rows.attention_mask),
+            predict=rows.predict,
+            targets=rows.targets,
+            confidence=plan.confidences,
+        )
+    lm = causal_lm(model)
     head = find_head(lm)
     assert head is not None, "a plan with a chunked head is only made for models that have one"
-    hidden = _hidden_states(lm, rows)
     return head_logps(
-        hidden.flatten(0, 1).index_select(0, rows.predict),
+        _hidden_states(lm, rows).flatten(0, 1).index_select(0, rows.predict),
         head=head,
         targets=rows.targets,
-        confidence=confidence,
+        confidence=plan.confidences,
     )
 
 
-def pair_logps(tokens: TokenLogps, lengths: Tensor) -> PairLogps:
+def completion_logits(model: nn.Module, rows: InputRows, *, plan: ScoringPlan) -> Callable[[slice], Tensor]:
+    """The next-token logits at completion positions, made a slice at a time where the plan allows it.
+
+    Returns:
+        A function from a slice of the completion tokens to logits (slice, vocab), float32 or wider.
+    """
+    head = find_head(causal_lm(model)) if plan.chunked_head else None
+    if head is None:
+        logits = model_logits(model, rows.input_ids, rows.attention_mask).flatten(0, 1)
+        return lambda piece: _wide(logits[rows.predict[piece]])
+    hidden = _hidden_states(causal_lm(model), rows).flatten(0, 1)[rows.predict]
+    return lambda piece: _wide(head.logits(hidden[piece]))
+
+
+def completion_logps(tokens: TokenLogps, batch: CompletionBatch) -> CompletionLogps:
     """Sum tokens into completions.
 
     Args:
-        tokens: Per-token results, the chosen of every pair and then the rejected of every pair.
-        lengths: Tokens of each completion, (2 * batch,), on the CPU.
+        tokens: Per-token results in the order of the batch's completions.
+        batch: Says how long completions are.
     """
-    device = tokens.logps.device
-    chosen, rejected = lengths.chunk(2)
-    shorter = torch.minimum(chosen, rejected).repeat(2)
-    ends = lengths.cumsum(0)
-    offsets = torch.arange(int(ends[-1])) - (ends - lengths).repeat_interleave(lengths)
-    in_head = (offsets < shorter.repeat_interleave(lengths)).to(device, non_blocking=True)
+    device, lengths = tokens.logps.device, batch.completion_lengths
     owner = torch.arange(len(lengths)).repeat_interleave(lengths).to(device, non_blocking=True)
     counts = lengths.to(device, non_blocking=True)
 
-    def total(values: Tensor) -> tuple[Tensor, Tensor]:
-        sums = values.new_zeros(len(lengths)).index_add(0, owner, values)
-        first, second = sums.chunk(2)
-        return first, second
+    def total(values: Tensor) -> Tensor:
+        return values.new_zeros(len(lengths)).index_add(0, owner, values)
 
-    sums, heads = total(tokens.logps), total(tokens.logps * in_head)
-    means: tuple[Tensor | None, Tensor | None] = (None, None)
-    if tokens.confidences is not None:
-        both = torch.cat(total(tokens.confidences)) / counts
-        means = (both[: len(chosen)], both[len(chosen) :])
-    chosen_counts, rejected_counts = counts.chunk(2)
-    return PairLogps(*sums, chosen_counts, rejected_counts, *heads, *means)
+    common: Tensor | None = None
+    if batch.common_lengths is not None:
+        ends = lengths.cumsum(0)
+        offsets = torch.arange(int(ends[-1])) - (ends - lengths).repeat_interleave(lengths)
+        is_common = offsets < batch.common_lengths.repeat_interleave(lengths)
+        common = total(tokens.logps * is_common.to(device, non_blocking=True))
+    confidences = None if tokens.confidences is None else total(tokens.confidences) / counts
+    return CompletionLogps(total(tokens.logps), counts, common, confidences)
 
 
-def _hidden_states(lm: Any, rows: Rows) -> Tensor:
+def _attention(model: nn.Module) -> str:
+    """The attention implementation of a Hugging Face model; a dense mask for a network of the user's own."""
+    config: Any = getattr(causal_lm(model), "config", None)
+    if not hasattr(config, "get_text_config"):
+        return "dense"
+    return str(config.get_text_config()._attn_implementation)
+
+
+def _lay_out(batch: CompletionBatch, way: str) -> InputRows:
+    if way == "separate":
+        return separate_rows(batch)
+    if way == PREFIX_ATTENTION:
+        return single_row(batch)
+    return packed_rows(batch, multiple=FLEX_BLOCK if way == "flex_attention" else 1)
+
+
+def _hidden_states(lm: Any, rows: InputRows) -> Tensor:
     """Last hidden states, (rows, seq_len, hidden), from the model without its head."""
+    if isinstance(lm, HiddenStateNetwork):
+        return lm.hidden_states(
+            rows.input_ids, position_ids=rows.position_ids, attention_mask=dense_mask(rows)
+        )
     backbone: Callable[..., Any] = lm.base_model
     if not rows.shared:
         output = backbone(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
@@ -158,3 +178,7 @@ def _hidden_states(lm: Any, rows: Rows) -> Tensor:
         )
     hidden: Tensor = output[0]
     return hidden
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(torch.float32, logits.dtype))

@@ -1,4 +1,4 @@
-"""Pairs as rows of a model's input: prompts shared between the two completions, or every completion alone."""
+"""Prompts and completions as rows of a model's input: prompts shared by their completions, or repeated."""
 
 from __future__ import annotations
 
@@ -8,45 +8,44 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_dpo.types import PairBatch
+from lightning_dpo.types import CompletionBatch
 
-__all__ = ["Rows", "concatenated_rows", "pack", "shared_rows", "visible"]
+__all__ = ["InputRows", "pack", "packed_rows", "separate_rows", "single_row", "visible"]
 
-_PROMPT, _CHOSEN, _REJECTED = 0, 1, 2
+_PROMPT = 0
 _PADDING = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class InputRows:
     """Input of one forward pass, and where its completion tokens are predicted.
 
-    Completions are numbered 0 .. 2 * batch - 1: the chosen of every pair, then the rejected of every pair;
-    their tokens are listed in that order.
+    Completion tokens are listed in the order of the batch's completions.
 
     Attributes:
         input_ids: Token ids, (rows, seq_len); padding is 0.
-        position_ids: Position of each token in its own sequence, (rows, seq_len); after the prompt both
-            completions start at the same position.
-        segment: Which sequence a token belongs to, (rows, seq_len); -1 is padding.
-        branch: 0 prompt, 1 chosen, 2 rejected, (rows, seq_len).
+        position_ids: Position of each token in its own sequence, (rows, seq_len); all completions of a prompt
+            start at the same position.
+        sequence: Which prompt, with what follows it, a token belongs to, (rows, seq_len); -1 is padding.
+        completion: Which of its prompt's completions a token belongs to, from 1, (rows, seq_len); 0 is the
+            prompt itself.
         predict: Flat index into rows * seq_len of the position that predicts each completion token,
             (completion_tokens,).
         targets: Id of each completion token, (completion_tokens,).
-        lengths: Tokens of each completion, (2 * batch,), on the CPU.
-        shared: Whether rows hold several branches, so that `visible` and not plain causality says which
+        shared: Whether rows hold several completions, so that `visible` and not plain causality says which
             tokens see each other.
         num_tokens: Tokens that are not padding.
-        spans: Lengths of prompt, chosen and rejected of each pair in the order in which they stand in a
-            single row without padding, (pairs, 3), on the CPU; None for other layouts.
+        spans: Lengths of each prompt and of its completions, in the order in which they stand in a single row
+            without padding, (prompts, 1 + completions of a prompt at most), on the CPU, 0 where a prompt has
+            fewer completions; None for other layouts.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    segment: Tensor
-    branch: Tensor
+    sequence: Tensor
+    completion: Tensor
     predict: Tensor
     targets: Tensor
-    lengths: Tensor
     shared: bool
     num_tokens: int
     spans: Tensor | None = None
@@ -54,7 +53,7 @@ class Rows:
     @property
     def attention_mask(self) -> Tensor:
         """1 for tokens and 0 for padding, (rows, seq_len)."""
-        return (self.segment != _PADDING).long()
+        return (self.sequence != _PADDING).long()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +65,28 @@ class _Piece:
     start: int
     length: int
     position: int
-    segment: int
-    branch: int
+    sequence: int
+    completion: int
+
+
+class _Sizes:
+    """Lengths and places of a batch's parts as plain numbers."""
+
+    def __init__(self, batch: CompletionBatch) -> None:
+        self.prompts: list[int] = batch.prompt_lengths.tolist()
+        self.completions: list[int] = batch.completion_lengths.tolist()
+        # Where each part begins in the ids of all prompts and all completions, end to end.
+        lengths = torch.cat([batch.prompt_lengths, batch.completion_lengths])
+        starts: list[int] = (lengths.cumsum(0) - lengths).tolist()
+        self.prompt_starts, self.completion_starts = starts[: len(self.prompts)], starts[len(self.prompts) :]
+        self.prompt_of: list[int] = batch.prompt_of.tolist()
+        self.answers: list[list[int]] = [[] for _ in self.prompts]
+        for completion, prompt in enumerate(self.prompt_of):
+            self.answers[prompt].append(completion)
+        self.totals = [
+            prompt + sum(self.completions[c] for c in answers)
+            for prompt, answers in zip(self.prompts, self.answers, strict=True)
+        ]
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -95,84 +114,60 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def shared_rows(batch: PairBatch, *, multiple: int = 1, single_row: bool = False) -> Rows:
-    """Lay each pair out once, as [prompt | chosen | rejected], and pack pairs into rows.
+def packed_rows(batch: CompletionBatch, *, multiple: int = 1) -> InputRows:
+    """Lay each prompt out once, followed by all its completions, and pack several prompts into a row.
 
-    A row is as long as the longest pair of the batch, so packing costs no more attention than padding
-    would, and hardly any position is padding. Positions restart after the prompt for the rejected
-    completion, so each completion is computed as if it alone followed the prompt.
+    A row is as long as the longest prompt with its completions, so packing costs no more attention than
+    padding would, and hardly any position is padding. Positions restart after the prompt for each completion,
+    so each is computed as if it alone followed the prompt.
 
     Args:
-        batch: The pairs.
+        batch: Prompts and completions.
         multiple: Row lengths are rounded up to a multiple of this.
-        single_row: Put all pairs into one row, without padding; for attention that goes pair by pair.
     """
-    prompts, chosen, rejected = _host_lengths(batch)
-    totals = [sum(parts) for parts in zip(prompts, chosen, rejected, strict=True)]
-    starts = _starts(batch)
-    pieces: list[_Piece] = []
-    packed = [list(range(len(batch)))] if single_row else pack(totals, max(totals))
-    first_columns = [0] * len(batch)
-    row_of = [0] * len(batch)
-    for row, pairs in enumerate(packed):
-        column = 0
-        for pair in pairs:
-            row_of[pair], first_columns[pair] = row, column
-            length = prompts[pair]
-            pieces += [
-                _Piece(row, column, starts[0][pair], length, 0, pair, _PROMPT),
-                _Piece(row, column + length, starts[1][pair], chosen[pair], length, pair, _CHOSEN),
-                _Piece(
-                    row,
-                    column + length + chosen[pair],
-                    starts[2][pair],
-                    rejected[pair],
-                    length,
-                    pair,
-                    _REJECTED,
-                ),
-            ]
-            column += totals[pair]
-    width = _round_up(sum(totals) if single_row else max(totals), multiple)
-    base = [row_of[i] * width + first_columns[i] for i in range(len(batch))]
-    last_prompt = [base[i] + prompts[i] - 1 for i in range(len(batch))]
-    after = [
-        *(base[i] + prompts[i] for i in range(len(batch))),
-        *(base[i] + prompts[i] + chosen[i] for i in range(len(batch))),
+    sizes = _Sizes(batch)
+    longest = max(sizes.totals)
+    width = -(-longest // multiple) * multiple
+    return _shared_rows(batch, sizes, pack(sizes.totals, longest), width)
+
+
+def single_row(batch: CompletionBatch) -> InputRows:
+    """Lay everything out in one row without padding, for attention that goes prompt by prompt.
+
+    Args:
+        batch: Prompts and completions; each prompt is followed by all its completions.
+    """
+    sizes = _Sizes(batch)
+    rows = _shared_rows(batch, sizes, [list(range(len(sizes.prompts)))], sum(sizes.totals))
+    most = max(map(len, sizes.answers))
+    spans = [
+        [prompt, *(sizes.completions[c] for c in answers), *[0] * (most - len(answers))]
+        for prompt, answers in zip(sizes.prompts, sizes.answers, strict=True)
     ]
-    shape = (len(packed), width)
-    rows = _rows(batch, pieces, shape=shape, first=last_prompt * 2, after=after, shared=True)
-    return replace(rows, spans=torch.tensor([prompts, chosen, rejected]).T) if single_row else rows
+    return replace(rows, spans=torch.tensor(spans))
 
 
-def concatenated_rows(batch: PairBatch) -> Rows:
-    """Lay each completion out with its own copy of the prompt, one row each, padded on the right."""
-    prompts, chosen, rejected = _host_lengths(batch)
-    starts = _starts(batch)
-    completions = [*chosen, *rejected]
-    completion_starts = [*starts[1], *starts[2]]
-    width = max(prompts[i % len(batch)] + length for i, length in enumerate(completions))
+def separate_rows(batch: CompletionBatch) -> InputRows:
+    """Lay each completion out with a copy of its prompt of its own, one row each, padded on the right."""
+    sizes = _Sizes(batch)
+    width = max(sizes.prompts[p] + n for p, n in zip(sizes.prompt_of, sizes.completions, strict=True))
     pieces: list[_Piece] = []
-    for row, length in enumerate(completions):
-        pair = row % len(batch)
-        branch = _CHOSEN if row < len(batch) else _REJECTED
+    after: list[int] = []
+    for row, length in enumerate(sizes.completions):
+        prompt = sizes.prompt_of[row]
+        start = sizes.prompts[prompt]
         pieces += [
-            _Piece(row, 0, starts[0][pair], prompts[pair], 0, row, _PROMPT),
-            _Piece(row, prompts[pair], completion_starts[row], length, prompts[pair], row, branch),
+            _Piece(row, 0, sizes.prompt_starts[prompt], start, 0, row, _PROMPT),
+            _Piece(row, start, sizes.completion_starts[row], length, start, row, 1),
         ]
-    after = [row * width + prompts[row % len(batch)] for row in range(len(completions))]
-    return _rows(
-        batch,
-        pieces,
-        shape=(len(completions), width),
-        first=[index - 1 for index in after],
-        after=after,
-        shared=False,
-    )
+        after.append(row * width + start)
+    first = [index - 1 for index in after]
+    shape = (len(sizes.completions), width)
+    return _rows(batch, pieces, shape=shape, first=first, after=after, shared=False)
 
 
 def visible(
-    rows: Rows,
+    rows: InputRows,
     row: Tensor,
     query: Tensor,
     key: Tensor,
@@ -181,7 +176,7 @@ def visible(
 ) -> Tensor:
     """Whether a query token sees a key token: itself and what precedes it in its own sequence.
 
-    A completion sees its prompt and itself, never the other completion. The arguments are index tensors
+    A completion sees its prompt and itself, never another completion. The arguments are index tensors
     that broadcast together, which is the form that both dense masks and FlexAttention want.
 
     Args:
@@ -190,75 +185,85 @@ def visible(
         query: Column of the query.
         key: Column of the key.
         window: Keys this many positions back, or more, are out of sight; measured in position ids, since
-            columns count the other completion too.
+            columns count other completions too.
     """
-    key_branch = rows.branch[row, key]
+    key_completion = rows.completion[row, key]
     seen = (
         (key <= query)
-        & (rows.segment[row, key] == rows.segment[row, query])
-        & ((key_branch == _PROMPT) | (key_branch == rows.branch[row, query]))
+        & (rows.sequence[row, key] == rows.sequence[row, query])
+        & ((key_completion == _PROMPT) | (key_completion == rows.completion[row, query]))
     )
     if window is not None:
         seen = seen & (rows.position_ids[row, query] - rows.position_ids[row, key] < window)
     return seen
 
 
+def _shared_rows(batch: CompletionBatch, sizes: _Sizes, packed: list[list[int]], width: int) -> InputRows:
+    """Rows in which each prompt is followed by its completions; `packed` says which prompts share a row."""
+    pieces: list[_Piece] = []
+    first = [0] * len(sizes.completions)
+    after = [0] * len(sizes.completions)
+    for row, prompts in enumerate(packed):
+        column = 0
+        for prompt in prompts:
+            length = sizes.prompts[prompt]
+            pieces.append(_Piece(row, column, sizes.prompt_starts[prompt], length, 0, prompt, _PROMPT))
+            column += length
+            last = row * width + column - 1
+            for number, completion in enumerate(sizes.answers[prompt], start=1):
+                size, start = sizes.completions[completion], sizes.completion_starts[completion]
+                pieces.append(_Piece(row, column, start, size, length, prompt, number))
+                first[completion], after[completion] = last, row * width + column
+                column += size
+    return _rows(batch, pieces, shape=(len(packed), width), first=first, after=after, shared=True)
+
+
 def _rows(
-    batch: PairBatch,
+    batch: CompletionBatch,
     pieces: list[_Piece],
     *,
     shape: tuple[int, int],
     first: list[int],
     after: list[int],
     shared: bool,
-) -> Rows:
+) -> InputRows:
     """Build the tensors: indices on the CPU, one copy to the batch's device, one gather of ids there."""
     device = batch.prompt_ids.device
     table = torch.tensor(
-        [[p.row * shape[1] + p.column, p.start, p.length, p.position, p.segment, p.branch] for p in pieces]
+        [
+            [p.row * shape[1] + p.column, p.start, p.length, p.position, p.sequence, p.completion]
+            for p in pieces
+        ]
     )
     offsets = _ranges(table[:, 2])
-    destination, start, position, segment, branch = (
+    destination, start, position, sequence, completion = (
         table[:, column].repeat_interleave(table[:, 2]) for column in (0, 1, 3, 4, 5)
     )
     destination = destination + offsets
-    plan = torch.zeros(4, shape[0] * shape[1], dtype=torch.long)
-    plan[2].fill_(_PADDING)
-    plan[:, destination] = torch.stack([start + offsets, position + offsets, segment, branch])
-    lengths = torch.cat([batch.chosen_lengths, batch.rejected_lengths])
+    indices = torch.zeros(4, shape[0] * shape[1], dtype=torch.long)
+    indices[2].fill_(_PADDING)
+    indices[:, destination] = torch.stack([start + offsets, position + offsets, sequence, completion])
+    lengths = batch.completion_lengths
     within = _ranges(lengths)
     predict = torch.tensor(after).repeat_interleave(lengths) + within - 1
     predict[within == 0] = torch.tensor(first)
-    source, position_ids, segment, branch = plan.to(device, non_blocking=True).view(4, *shape).unbind()
-    ids = torch.cat([batch.prompt_ids, batch.chosen_ids, batch.rejected_ids])
-    return Rows(
-        input_ids=ids[source].masked_fill(segment == _PADDING, 0),
+    source, position_ids, sequence, completion = (
+        indices.to(device, non_blocking=True).view(4, *shape).unbind()
+    )
+    ids = torch.cat([batch.prompt_ids, batch.completion_ids])
+    return InputRows(
+        input_ids=ids[source].masked_fill(sequence == _PADDING, 0),
         position_ids=position_ids,
-        segment=segment,
-        branch=branch,
+        sequence=sequence,
+        completion=completion,
         predict=predict.to(device, non_blocking=True),
-        targets=torch.cat([batch.chosen_ids, batch.rejected_ids]),
-        lengths=lengths,
+        targets=batch.completion_ids,
         shared=shared,
         num_tokens=len(destination),
     )
-
-
-def _host_lengths(batch: PairBatch) -> tuple[list[int], list[int], list[int]]:
-    return batch.prompt_lengths.tolist(), batch.chosen_lengths.tolist(), batch.rejected_lengths.tolist()
-
-
-def _starts(batch: PairBatch) -> list[list[int]]:
-    """Where each part begins in the ids of all prompts, all chosen and all rejected, end to end."""
-    lengths = torch.cat([batch.prompt_lengths, batch.chosen_lengths, batch.rejected_lengths])
-    return (lengths.cumsum(0) - lengths).view(3, -1).tolist()
 
 
 def _ranges(lengths: Tensor) -> Tensor:
     """0 .. n - 1 for each n, end to end."""
     ends = lengths.cumsum(0)
     return torch.arange(int(ends[-1])) - (ends - lengths).repeat_interleave(lengths)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["HeadSpec", "TokenLogps", "find_head", "head_logps", "logits_logps"]
+from lightning_dpo.models.own import HiddenStateNetwork
 
-_CHUNK_ELEMENTS = 2**24
+__all__ = ["CHUNK_ELEMENTS", "LMHead", "TokenLogps", "find_head", "head_logps", "logits_logps"]
+
+CHUNK_ELEMENTS = 2**24
 """Logits held at once: 64 MiB in float32, whatever the vocabulary."""
 
 
@@ -27,7 +29,7 @@ class TokenLogps(NamedTuple):
     confidences: Tensor | None
 
 
-class HeadSpec(NamedTuple):
+class LMHead(NamedTuple):
     """How a model turns its last hidden states into logits.
 
     Attributes:
@@ -51,11 +53,15 @@ class HeadSpec(NamedTuple):
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
-def find_head(model: nn.Module) -> HeadSpec | None:
-    """Find the head of a Hugging Face causal language model, or None for other modules.
+def find_head(model: nn.Module) -> LMHead | None:
+    """Find a model's head: a Hugging Face causal language model's, or the one that a network names.
+
+    None for other modules.
 
     Whether the result is right for the model at hand is proved in `lightning_dpo.scoring.select`.
     """
+    if isinstance(model, HiddenStateNetwork):
+        return LMHead(model.output_head())
     module = getattr(model, "get_output_embeddings", lambda: None)()
     if module is None:
         return None
@@ -63,7 +69,7 @@ def find_head(model: nn.Module) -> HeadSpec | None:
     scale = getattr(config, "logit_scale", None)
     divisor = getattr(config, "logits_scaling", None)
     multiplier = getattr(config, "lm_head_multiplier", None)
-    return HeadSpec(
+    return LMHead(
         module,
         scale=(scale or 1.0) * (multiplier or 1.0) / (divisor or 1.0),
         softcap=getattr(config, "final_logit_softcapping", None),
@@ -73,10 +79,10 @@ def find_head(model: nn.Module) -> HeadSpec | None:
 def head_logps(
     hidden: Tensor,
     *,
-    head: HeadSpec,
+    head: LMHead,
     targets: Tensor,
     confidence: bool = False,
-    chunk_elements: int = _CHUNK_ELEMENTS,
+    chunk_elements: int = CHUNK_ELEMENTS,
 ) -> TokenLogps:
     """Log-probability of each target under the head; no tensor of (tokens x vocab) exists at any time.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_dpo.scoring.layout import Rows, visible
+from lightning_dpo.scoring.layout import InputRows, visible
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -22,7 +22,7 @@ FLEX_BLOCK = 128
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
-def row_masks(rows: Rows, *, config: Any, dtype: torch.dtype) -> AttentionMask:
+def row_masks(rows: InputRows, *, config: Any, dtype: torch.dtype) -> AttentionMask:
     """The masks a transformers model takes in place of those it would build itself.
 
     Models of one kind of layer take one mask; hybrid models (Gemma 2 and 3, gpt-oss) take a dict of one
@@ -39,7 +39,7 @@ def row_masks(rows: Rows, *, config: Any, dtype: torch.dtype) -> AttentionMask:
         kinds = {_FULL if window is None else _SLIDING}
     implementation = config._attn_implementation
     if rows.spans is not None:
-        assert kinds == {_FULL}, "branch attention knows no windows"
+        assert kinds == {_FULL}, "prefix attention knows no windows"
         return rows.spans[None, None]
 
     def build(span: int | None) -> Tensor | BlockMask:
@@ -52,7 +52,7 @@ def row_masks(rows: Rows, *, config: Any, dtype: torch.dtype) -> AttentionMask:
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
-def dense_mask(rows: Rows, *, window: int | None = None) -> Tensor:
+def dense_mask(rows: InputRows, *, window: int | None = None) -> Tensor:
     """True where a query sees a key, (rows, 1, seq_len, seq_len)."""
     height, width = rows.input_ids.shape
     index = torch.arange(max(height, width), device=rows.input_ids.device)
@@ -61,7 +61,7 @@ def dense_mask(rows: Rows, *, window: int | None = None) -> Tensor:
     ).unsqueeze(1)
 
 
-def block_mask(rows: Rows, *, window: int | None = None) -> BlockMask:
+def block_mask(rows: InputRows, *, window: int | None = None) -> BlockMask:
     """The same as a FlexAttention block mask: blocks that nobody sees are never computed."""
     from torch.nn.attention.flex_attention import create_block_mask
 

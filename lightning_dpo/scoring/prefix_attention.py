@@ -1,8 +1,8 @@
-"""Attention for rows of pairs that goes branch by branch: no mask, and nothing computed that nobody sees.
+"""Attention for a single row of prompts with their completions that goes completion by completion.
 
 A dense mask over a row computes the scores of all its tokens with one another and throws most away. Here a
-row is cut into its pairs, and each pair into prompt with chosen, which is plain causal attention, and
-rejected against prompt and itself.
+row is cut into prompts with their first completion, which is plain causal attention, and further completions
+against prompt and themselves: no mask over the row, and nothing computed that nobody sees.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-__all__ = ["BRANCH_ATTENTION", "branch_attention"]
+__all__ = ["PREFIX_ATTENTION", "prefix_attention", "register_prefix_attention"]
 
-BRANCH_ATTENTION = "lightning_dpo_branches"
-"""Name under which transformers models find it, as their `attn_implementation`."""
+PREFIX_ATTENTION = "lightning_dpo_prefix"
+"""Name under which transformers models find it, as their `attn_implementation`, once it is registered."""
 
 
-def branch_attention(
+def register_prefix_attention() -> None:
+    """Make `PREFIX_ATTENTION` known to transformers; any number of times."""
+    AttentionInterface.register(PREFIX_ATTENTION, prefix_attention)
+    AttentionMaskInterface.register(PREFIX_ATTENTION, sdpa_mask)
+
+
+def prefix_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -35,9 +41,9 @@ def branch_attention(
         module: The attention layer.
         query: (rows, heads, seq_len, head_dim).
         key: (rows, key_heads, seq_len, head_dim).
-        value: Likewise.
-        attention_mask: In place of a mask the spans of a single row, (1, 1, pairs, 3), integers (see
-            `lightning_dpo.scoring.layout.Rows.spans`); with an ordinary mask this is SDPA.
+        value: (rows, key_heads, seq_len, head_dim).
+        attention_mask: In place of a mask the spans of a single row, (1, 1, prompts, 1 + completions),
+            integers (see `lightning_dpo.scoring.layout.InputRows.spans`); with an ordinary mask this is SDPA.
         kwargs: For transformers' SDPA.
 
     Returns:
@@ -46,8 +52,10 @@ def branch_attention(
     if attention_mask is None or attention_mask.dtype is not torch.long:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return output, None
-    spans = attention_mask[0, 0].tolist()
-    sizes = [size for prompt, chosen, rejected in spans for size in (prompt + chosen, rejected)]
+    spans: list[list[int]] = attention_mask[0, 0].tolist()
+    # Each prompt is one piece with its first completion; lengths of 0 fill up the table.
+    groups = [[prompt + first, *filter(None, rest)] for prompt, first, *rest in spans]
+    sizes = [size for group in groups for size in group]
     queries, keys, values = (torch.split(states, sizes, dim=2) for states in (query, key, value))
     outputs: list[Tensor] = []
 
@@ -56,17 +64,16 @@ def branch_attention(
         options = {**kwargs, "is_causal": True}
         outputs.append(sdpa_attention_forward(module, queries[piece], keys, values, mask, **options)[0])
 
-    for pair, (prompt, _, rejected) in enumerate(spans):
-        first, second = 2 * pair, 2 * pair + 1
-        attend(first, keys[first], values[first], None)
-        # A query sees the whole prompt and the rejected tokens up to itself.
-        mask = torch.ones(rejected, prompt + rejected, dtype=torch.bool, device=query.device).tril(prompt)
-        seen_keys, seen_values = (
-            torch.cat([s[first][:, :, :prompt], s[second]], dim=2) for s in (keys, values)
-        )
-        attend(second, seen_keys, seen_values, mask[None, None])
+    piece = 0
+    for (prompt, *_), group in zip(spans, groups, strict=True):
+        start = piece
+        attend(start, keys[start], values[start], None)
+        for piece, size in enumerate(group[1:], start=start + 1):
+            # A query sees the whole prompt and the completion's tokens up to itself.
+            mask = torch.ones(size, prompt + size, dtype=torch.bool, device=query.device).tril(prompt)
+            seen_keys, seen_values = (
+                torch.cat([states[start][:, :, :prompt], states[piece]], dim=2) for states in (keys, values)
+            )
+            attend(piece, seen_keys, seen_values, mask[None, None])
+        piece = start + len(group)
     return torch.cat(outputs, dim=1), None
-
-
-AttentionInterface.register(BRANCH_ATTENTION, branch_attention)
-AttentionMaskInterface.register(BRANCH_ATTENTION, sdpa_mask)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_dpo.types import PairLogps
 
-__all__ = ["PairStatistics", "PreferenceMetrics", "pair_statistics"]
+__all__ = ["METRIC_NAMES", "PairStatistics", "pair_statistics"]
 
 
 class PairStatistics(NamedTuple):
@@ -83,48 +82,3 @@ def pair_statistics(
         rejected_logps=policy.rejected,
         logratio_margin=difference,
     )
-
-
-class PreferenceMetrics(Metric):
-    """Weighted means of pair statistics: sums are kept, so no batch size or rank count shifts them."""
-
-    full_state_update = False
-    higher_is_better = None
-    is_differentiable = False
-    totals: Tensor
-    weight: Tensor
-
-    def __init__(self, prefix: str, **kwargs: Any) -> None:
-        """Prepare empty sums.
-
-        Args:
-            prefix: Put before each name, as "val/".
-            kwargs: For torchmetrics.
-        """
-        super().__init__(**kwargs)
-        self.prefix = prefix
-        # Apple's GPUs have no float64; elsewhere a million pairs add up without losing a digit.
-        dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
-        size = len(PairStatistics._fields)
-        self.add_state("totals", torch.zeros(size, dtype=dtype), dist_reduce_fx="sum")
-        self.add_state("weight", torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
-
-    def update(self, statistics: PairStatistics, weights: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            statistics: Of each pair.
-            weights: Of each pair, (batch,).
-        """
-        weights = weights.to(self.totals)
-        # Not in place: after `validate` the sums are inference tensors, which `fit` may not change.
-        self.totals = self.totals + torch.stack([value.to(self.totals) for value in statistics]) @ weights
-        self.weight = self.weight + weights.sum()
-
-    def compute(self) -> dict[str, Tensor]:
-        """Mean of each statistic, by its logged name; float32."""
-        means = (self.totals / self.weight).float()
-        return {
-            f"{self.prefix}{METRIC_NAMES[field]}": mean
-            for field, mean in zip(PairStatistics._fields, means, strict=True)
-        }

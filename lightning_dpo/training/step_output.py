@@ -1,42 +1,88 @@
-"""What a step hands on: to callbacks, and from scoring to logging."""
+"""What a step leaves: the loss that is minimised, numbers to log, and what callbacks look at."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from lightning_dpo.training.metrics import PairStatistics
-from lightning_dpo.types import PairLogps
+from lightning_dpo.types import CompletionLogps, PairLogps
 
-__all__ = ["ScoredBatch", "StepRecord"]
+__all__ = ["StepOutput", "Weighted"]
 
 
-class StepRecord(NamedTuple):
-    """What the last training or validation step saw, without gradient, for callbacks.
+class Weighted(Protocol):
+    """A batch that says what its examples count.
 
     Attributes:
-        policy: Log-probabilities under the policy.
-        reference: Log-probabilities under the reference, or None.
-        losses: Loss of each pair, (batch,).
-        num_tokens: Tokens the policy computed.
+        weights: Weight of each example, (batch,), on the CPU; 0 marks one that only keeps ranks in step.
+        denominator: What the weighted sum of losses is divided by; None means the sum of the weights.
     """
 
-    policy: PairLogps
-    reference: PairLogps | None
-    losses: Tensor
-    num_tokens: int
+    weights: Tensor
+    denominator: float | None
 
 
-class ScoredBatch(NamedTuple):
-    """A batch after scoring; fillers are gone.
+class StepOutput(NamedTuple):
+    """A training or validation step.
 
     Attributes:
-        loss: What the step returns, a scalar.
-        weights: Weight of each pair, (batch,).
-        statistics: Of each pair, without gradient.
+        loss: What is minimised, a scalar.
+        losses: Loss of each example, (batch,).
+        weights: Weight of each example, (batch,).
+        statistics: Numbers of each example by the name they are logged under, (batch,) each, no gradient.
+        num_tokens: Tokens that the policy computed.
+        policy: Log-probabilities under the policy, where callbacks may want them.
+        reference: Log-probabilities under the reference, or None.
     """
 
     loss: Tensor
+    losses: Tensor
     weights: Tensor
-    statistics: PairStatistics
+    statistics: Mapping[str, Tensor]
+    num_tokens: int = 0
+    policy: PairLogps | CompletionLogps | None = None
+    reference: PairLogps | CompletionLogps | None = None
+
+    @classmethod
+    def of(
+        cls,
+        losses: Tensor,
+        batch: Weighted,
+        *,
+        statistics: Mapping[str, Tensor],
+        weights: Tensor | None = None,
+        num_tokens: int = 0,
+        policy: PairLogps | CompletionLogps | None = None,
+        reference: PairLogps | CompletionLogps | None = None,
+    ) -> StepOutput:
+        """The step whose loss is the mean over the batch's examples, also where batches are accumulated.
+
+        Args:
+            losses: Loss of each example, (batch,).
+            batch: Says what its examples count.
+            statistics: See the attribute.
+            weights: Weight of each of `losses`, where examples of the batch were left out.
+            num_tokens: See the attribute.
+            policy: See the attribute.
+            reference: See the attribute.
+        """
+        weights = (batch.weights if weights is None else weights).to(losses.device, non_blocking=True)
+        denominator = batch.denominator or float(batch.weights.sum()) or 1.0
+        return cls(
+            loss=(losses * weights).sum() / denominator,
+            losses=losses,
+            weights=weights,
+            statistics={name: values.detach() for name, values in statistics.items()},
+            num_tokens=num_tokens,
+            policy=policy,
+            reference=reference,
+        )
+
+    def detach(self) -> StepOutput:
+        """The same numbers without gradient, which keep no activations."""
+        policy = self.policy
+        if policy is not None:
+            policy = policy._replace(**{k: v.detach() for k, v in policy._asdict().items() if v is not None})
+        return self._replace(loss=self.loss.detach(), losses=self.losses.detach(), policy=policy)

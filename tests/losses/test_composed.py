@@ -105,7 +105,7 @@ class TestLDDPO:
     def test_means_per_token_divide_by_the_tokens_as_they_count(self):
         policy, *_ = logps(0)
         measured = LDDPO(SFTLoss(), alpha=0.3)(policy, None)
-        head, total = policy.chosen_head[1].item(), policy.chosen[1].item()
+        head, total = policy.chosen_common[1].item(), policy.chosen[1].item()
         assert measured[1].item() == pytest.approx(-(head + 0.3 * (total - head)) / (2 + 0.3 * 7), rel=1e-12)
 
     def test_alpha_one_changes_nothing(self):
@@ -118,7 +118,7 @@ class TestLDDPO:
     def test_gradient_is_the_weight(self):
         policy, *_ = logps(0)
         head, total = (policy[i].clone().requires_grad_() for i in (4, 0))
-        LDDPO(SFTLoss(), alpha=0.3)(policy._replace(chosen=total, chosen_head=head), None).sum().backward()
+        LDDPO(SFTLoss(), alpha=0.3)(policy._replace(chosen=total, chosen_common=head), None).sum().backward()
         lengths = torch.tensor([4.0, 2 + 0.3 * 7, 6.0], dtype=torch.float64)
         torch.testing.assert_close(total.grad, -0.3 / lengths, rtol=1e-12, atol=0)
         torch.testing.assert_close(head.grad, -0.7 / lengths, rtol=1e-12, atol=0)
@@ -126,10 +126,10 @@ class TestLDDPO:
     def test_asks_for_heads(self):
         assert LDDPO(DPOLoss()).needs_heads
         policy, *_ = logps(0)
-        bare = policy._replace(chosen_head=None)
-        with pytest.raises(ValueError, match=r"`policy` must hold `chosen_head`"):
+        bare = policy._replace(chosen_common=None)
+        with pytest.raises(ValueError, match=r"`policy` must hold `chosen_common`"):
             LDDPO(DPOLoss())(bare, policy)
-        with pytest.raises(ValueError, match=r"`reference` must hold `chosen_head`"):
+        with pytest.raises(ValueError, match=r"`reference` must hold `chosen_common`"):
             LDDPO(DPOLoss())(policy, bare)
 
     def test_reference_is_asked_for_by_the_wrapped_loss(self):

@@ -224,8 +224,8 @@ def test_ld_dpo_of_a_mean_differs_by_the_tokens_it_divides_by():
     given = policy.logps(), reference.logps()
     over_all_tokens = [
         logps._replace(
-            chosen=0.7 * logps.chosen_head + 0.3 * logps.chosen,
-            rejected=0.7 * logps.rejected_head + 0.3 * logps.rejected,
+            chosen=0.7 * logps.chosen_common + 0.3 * logps.chosen,
+            rejected=0.7 * logps.rejected_common + 0.3 * logps.rejected,
         )
         for logps in given
     ]

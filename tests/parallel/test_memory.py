@@ -22,7 +22,7 @@ from lightning_dpo.parallel.memory import (
 )
 from lightning_dpo.parallel.memory.activations import Workload, activation_bytes, layer_bytes
 from lightning_dpo.scoring.forward import score
-from lightning_dpo.scoring.select import prove
+from lightning_dpo.scoring.select import select_plan
 
 MILLION: dict[str, Any] = {
     "model_type": "llama",
@@ -67,7 +67,7 @@ def test_activations_are_what_autograd_keeps(key_heads: int, mixed: bool) -> Non
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(config).train()
-    plan = prove(model, may_switch_attention=True).plan
+    plan = select_plan(model, may_switch_attention=True).plan
     batch = random_batch(1, longest=200)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}  # the tensors themselves, so that no address is used twice
@@ -81,7 +81,7 @@ def test_activations_are_what_autograd_keeps(key_heads: int, mixed: bool) -> Non
         saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=mixed),
     ):
-        score(model, batch, plan=plan)
+        score(model, batch.completions(), plan=plan)
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     shape = model_shape(config)
     if mixed:  # autocast's copies of weights are counted apart

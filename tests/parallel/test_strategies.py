@@ -132,7 +132,7 @@ def test_fsdp1_wraps_policy_and_reference_apart(monkeypatch: pytest.MonkeyPatch)
     strategy._lightning_module = module
     plan = ScoringPlan("shared", chunked_head=True)
     assert module.reference_model is not None
-    before = score(module.reference_model, random_batch(3), plan=plan)
+    before = score(module.reference_model, random_batch(3).completions(), plan=plan)
     strategy._setup_model(module)
     (reference, first), (policy, second) = calls
     assert policy is module
@@ -142,8 +142,8 @@ def test_fsdp1_wraps_policy_and_reference_apart(monkeypatch: pytest.MonkeyPatch)
             "LlamaDecoderLayer"
         }
         assert options["use_orig_params"]
-    after = score(module.reference_model, random_batch(3), plan=plan)
-    assert torch.equal(before.chosen, after.chosen)
+    after = score(module.reference_model, random_batch(3).completions(), plan=plan)
+    assert torch.equal(before.logps, after.logps)
 
 
 @pytest.mark.gpu

@@ -16,10 +16,10 @@ from lightning_dpo import PairBatch
 from lightning_dpo.models import identity as identity_module
 from lightning_dpo.models.identity import module_identity, source_identity
 from lightning_dpo.reference.cache.folder import FsspecFolder, LocalFolder, open_folder
-from lightning_dpo.reference.cache.keys import pair_keys
+from lightning_dpo.reference.cache.keys import KeyArray, batch_keys
 from lightning_dpo.reference.cache.shards import DamagedShardError, Entries, decode, encode
 from lightning_dpo.reference.cache.store import ReferenceCache, Space
-from lightning_dpo.types import TokenPair
+from lightning_dpo.types import CompletionBatch, TokenPair
 
 SPACE = Space("weights", "float32", "None highest", "default")
 
@@ -28,16 +28,24 @@ def entries(count: int, *, seed: int = 0) -> Entries:
     random = np.random.default_rng(seed)
     return Entries(
         random.integers(0, 2**64, (count, 2), dtype=np.uint64),
-        random.normal(size=(count, 4)).astype(np.float32),
-        random.integers(1, 99, (count, 2)).astype(np.int32),
+        random.normal(size=count).astype(np.float32),
+        random.integers(1, 99, count).astype(np.int32),
     )
 
 
 def found(cache: ReferenceCache, wanted: Entries) -> np.ndarray[Any, Any]:
-    served, here = cache.find(wanted.keys)
-    np.testing.assert_array_equal(served.sums[here], wanted.sums[here])
+    served = cache.find(wanted.keys)
+    here = served.found
+    np.testing.assert_array_equal(served.logps[here], wanted.logps[here])
     np.testing.assert_array_equal(served.lengths[here], wanted.lengths[here])
     return here
+
+
+def pair_keys(batch: PairBatch) -> KeyArray:
+    """Keys of both completions and of their first parts, for each pair, (pairs, 8)."""
+    keys, common = batch_keys(batch.completions())
+    assert common is not None
+    return np.concatenate([keys, common]).reshape(4, len(batch), 2).swapaxes(0, 1).reshape(len(batch), 8)
 
 
 # Keys
@@ -50,6 +58,16 @@ def test_a_key_is_of_the_ids_and_of_nothing_else() -> None:
     np.testing.assert_array_equal(together, apart)
     np.testing.assert_array_equal(pair_keys(PairBatch.from_pairs(pairs[::-1])), together[::-1])
     assert len(np.unique(together, axis=0)) == 7
+
+
+def test_the_first_part_of_a_completion_is_a_completion() -> None:
+    batch = PairBatch.from_pairs([TokenPair([1, 2], [3, 4, 5], [6])]).completions()
+    keys, common = batch_keys(batch)
+    assert common is not None
+    alone, _ = batch_keys(CompletionBatch.from_lists([[1, 2]], [[[3], [6]]]))
+    np.testing.assert_array_equal(common, alone)
+    np.testing.assert_array_equal(common[1], keys[1])
+    assert (common[0] != keys[0]).any()
 
 
 def test_every_part_of_a_pair_is_in_its_key() -> None:
@@ -122,7 +140,7 @@ def test_keys_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
     cache.add(some)
     cache.flush()
     assert found(cache, some).all()
-    assert not cache.find(np.array([[7, 1]], dtype=np.uint64))[1].any()
+    assert not cache.find(np.array([[7, 1]], dtype=np.uint64)).found.any()
 
 
 def test_nothing_is_made_before_something_is_written(tmp_path: Path) -> None:

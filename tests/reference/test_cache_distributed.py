@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[1] / "support"))
 import cache_jobs as jobs
 from ranks import Ranks
 
-from lightning_dpo.reference.cache.store import CacheUsage
+from lightning_dpo.reference.cache.usage import CacheUsage
 
 pytestmark = pytest.mark.slow
 

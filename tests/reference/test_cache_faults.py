@@ -17,7 +17,8 @@ from training import loader, sgd, trainer
 
 from lightning_dpo import DPOModule, PairBatch
 from lightning_dpo.reference.cache import store as store_module
-from lightning_dpo.reference.cache.store import CacheUsage, ReferenceCache
+from lightning_dpo.reference.cache.store import ReferenceCache
+from lightning_dpo.reference.cache.usage import CacheUsage
 from lightning_dpo.reference.fill import FillReferenceCache
 
 COUNT = 48
@@ -86,7 +87,7 @@ def check_values(model: str, cache: Path) -> None:
     _, served, _ = module.score(batch)
     _, expected, _ = frozen.score(batch)
     assert module.reference.passes == 0
-    for name in ("chosen", "rejected", "chosen_head", "rejected_head"):
+    for name in ("chosen", "rejected", "chosen_common", "rejected_common"):
         np.testing.assert_allclose(getattr(served, name), getattr(expected, name), atol=1e-5, rtol=1e-6)
 
 
@@ -199,8 +200,8 @@ def test_a_reader_sees_whole_shards_while_a_writer_writes(tmp_path: Path) -> Non
     random = np.random.default_rng(0)
     entries = store_module.Entries(
         random.integers(0, 2**64, (shards * size, 2), dtype=np.uint64),
-        random.normal(size=(shards * size, 4)).astype(np.float32),
-        np.ones((shards * size, 2), np.int32),
+        random.normal(size=shards * size).astype(np.float32),
+        np.ones(shards * size, np.int32),
     )
     pid = os.fork()
     if pid == 0:
@@ -216,6 +217,6 @@ def test_a_reader_sees_whole_shards_while_a_writer_writes(tmp_path: Path) -> Non
         assert reader.damaged == []
     os.waitpid(pid, 0)
     assert len(reader) == shards * size
-    served, here = reader.find(entries.keys[::1000])
-    assert here.all()
-    np.testing.assert_array_equal(served.sums, entries.sums[::1000])
+    served = reader.find(entries.keys[::1000])
+    assert served.found.all()
+    np.testing.assert_array_equal(served.logps, entries.logps[::1000])

@@ -13,7 +13,7 @@ from training import loader, sgd, trainer
 from lightning_dpo import DPOModule
 from lightning_dpo.reference.cache import store as store_module
 from lightning_dpo.reference.cache.folder import open_folder
-from lightning_dpo.reference.cache.store import CacheUsage
+from lightning_dpo.reference.cache.usage import CacheUsage
 from lightning_dpo.reference.fill import FillReferenceCache
 from lightning_dpo.training.checkpoint_io import AtomicCheckpointIO
 

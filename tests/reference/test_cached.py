@@ -18,10 +18,12 @@ from lightning_dpo.losses import LDDPO, WPO, DPOLoss, IPOLoss, LengthNormalizedD
 from lightning_dpo.models import build as builder_module
 from lightning_dpo.models.load import load_model
 from lightning_dpo.models.lora import LoraSettings
-from lightning_dpo.reference.cache.store import CacheUsage, ReferenceCache
+from lightning_dpo.reference.cache.store import ReferenceCache
+from lightning_dpo.reference.cache.usage import CacheUsage
 from lightning_dpo.reference.cached import CachedReference
 from lightning_dpo.reference.fill import FillReferenceCache
-from lightning_dpo.scoring.forward import ScoringPlan, rows_for
+from lightning_dpo.scoring.forward import ScoringPlan
+from lightning_dpo.types import PairLogps
 
 
 @pytest.fixture(autouse=True)
@@ -146,8 +148,7 @@ def test_what_is_served_equals_the_frozen_reference(folder: str, layout: Any) ->
         module = DPOModule(folder, reference=reference, optimizer=sgd)
         module.configure_model()
         plan = ScoringPlan(layout, chunked_head=True)
-        rows = rows_for(batch, model=module.policy, plan=plan)
-        results.append(module.reference.logps(batch, rows=rows, plan=plan))
+        results.append(module.reference.logps(batch.completions(), plan=plan))
     for name, value in computed[0]._asdict().items():
         if value is not None:
             torch.testing.assert_close(getattr(served[0], name), value, atol=1e-5, rtol=1e-6, msg=name)
@@ -168,8 +169,8 @@ def test_what_is_served_is_what_was_computed_to_the_digit(folder: str) -> None:
         for name in (
             "chosen",
             "rejected",
-            "chosen_head",
-            "rejected_head",
+            "chosen_common",
+            "rejected_common",
             "chosen_lengths",
             "rejected_lengths",
         ):
@@ -247,11 +248,11 @@ def test_a_second_fit_of_a_trained_module_is_compared_with_the_start(folder: str
     trainer().fit(module, loader(new))
     batch = PairBatch.from_pairs(new)
     plan = ScoringPlan("shared", chunked_head=True)
-    expected = start.reference.logps(batch, rows=rows_for(batch, model=start.policy, plan=plan), plan=plan)
-    served = module.reference.logps(batch, rows=rows_for(batch, model=module.policy, plan=plan), plan=plan)
+    expected = start.reference.logps(batch.completions(), plan=plan)
+    served = module.reference.logps(batch.completions(), plan=plan)
     assert expected is not None
     assert served is not None
-    torch.testing.assert_close(served.chosen, expected.chosen, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(served.logps, expected.logps, atol=1e-5, rtol=1e-5)
 
 
 def test_a_policy_that_was_changed_by_hand_is_not_taken_for_the_reference(
@@ -350,9 +351,9 @@ def test_an_adapter_shares_its_base_models_entries(folder: str, passes: Passes) 
     start.configure_model()
     batch = PairBatch.from_pairs(random_pairs(4, seed=8))
     plan = ScoringPlan("shared", chunked_head=True)
-    expected = start.reference.logps(batch, rows=rows_for(batch, model=start.policy, plan=plan), plan=plan)
+    expected = start.reference.logps(batch.completions(), plan=plan)
     assert expected is not None
-    torch.testing.assert_close(served.reference.chosen, expected.chosen, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(served.reference.chosen, PairLogps.of(expected).chosen, atol=1e-5, rtol=1e-5)
 
 
 def test_another_model_as_the_cached_reference(folder: str, passes: Passes, tmp_path: Path) -> None:
@@ -378,8 +379,8 @@ def test_a_stale_cache_is_found_at_the_start(folder: str, monkeypatch: pytest.Mo
     find = ReferenceCache.find
 
     def wrong(self: ReferenceCache, keys: Any) -> Any:
-        entries, here = find(self, keys)
-        return entries._replace(sums=entries.sums + 3), here
+        found = find(self, keys)
+        return found._replace(logps=found.logps + 3)
 
     monkeypatch.setattr(ReferenceCache, "find", wrong)
     with pytest.raises(

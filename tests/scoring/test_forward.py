@@ -8,13 +8,17 @@ from tiny_models import FALLEN_BACK, SHARED, OwnNetwork, random_batch, random_pa
 
 import lightning_dpo.scoring.masks
 import lightning_dpo.scoring.select
-from lightning_dpo.scoring.forward import ScoringPlan, rows_for, score
-from lightning_dpo.scoring.prefix_attention import BRANCH_ATTENTION
-from lightning_dpo.scoring.select import prove
+from lightning_dpo.scoring.forward import ScoringPlan, lay_out, score
+from lightning_dpo.scoring.prefix_attention import PREFIX_ATTENTION
+from lightning_dpo.scoring.select import select_plan
 from lightning_dpo.types import PairBatch, PairLogps, TokenPair
 
 SHARED_PLAN = ScoringPlan("shared", chunked_head=True)
 CONCATENATED_PLAN = ScoringPlan("concatenated", chunked_head=True)
+
+
+def score_pairs(model: Any, batch: PairBatch, *, plan: ScoringPlan) -> PairLogps:
+    return PairLogps.of(score(model, batch.completions(), plan=plan))
 
 
 def one_by_one(model: Any, pairs: list[TokenPair], **options: Any) -> PairLogps:
@@ -56,12 +60,12 @@ def gradients(model: Any, logps: PairLogps) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", SHARED)
 def test_shared_rows_are_exact_in_value_and_gradient(name: str) -> None:
     model, pairs = tiny_model(name), random_pairs(7, longest=14)
-    assert prove(model).plan == SHARED_PLAN
+    assert select_plan(model).plan == SHARED_PLAN
     batch = PairBatch.from_pairs(pairs)
     expected = one_by_one(model, pairs)
     wanted = gradients(model, expected)
     for plan in (SHARED_PLAN, CONCATENATED_PLAN):
-        actual = score(model, batch, plan=plan)
+        actual = score_pairs(model, batch, plan=plan)
         assert_same(actual, expected)
         got = gradients(model, actual)
         assert got.keys() == wanted.keys()
@@ -70,36 +74,37 @@ def test_shared_rows_are_exact_in_value_and_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FALLEN_BACK)
-def test_models_that_mix_branches_fall_back_and_stay_exact(name: str) -> None:
+def test_models_that_mix_completions_fall_back_and_stay_exact(name: str) -> None:
     model, pairs = tiny_model(name), random_pairs(5)
-    proof = prove(model)
-    assert proof.plan == CONCATENATED_PLAN
-    assert proof.reason
+    found = select_plan(model)
+    assert found.plan == CONCATENATED_PLAN
+    assert found.reason
     assert_same(
-        score(model, PairBatch.from_pairs(pairs), plan=proof.plan), one_by_one(model, pairs, use_cache=False)
+        score_pairs(model, PairBatch.from_pairs(pairs), plan=found.plan),
+        one_by_one(model, pairs, use_cache=False),
     )
 
 
 def test_a_users_own_network_is_scored_through_its_logits() -> None:
     model, pairs = OwnNetwork(), random_pairs(5)
-    proof = prove(model)
-    assert proof.plan == ScoringPlan("concatenated", chunked_head=False)
-    assert_same(score(model, PairBatch.from_pairs(pairs), plan=proof.plan), one_by_one(model, pairs))
+    found = select_plan(model)
+    assert found.plan == ScoringPlan("concatenated", chunked_head=False)
+    assert_same(score_pairs(model, PairBatch.from_pairs(pairs), plan=found.plan), one_by_one(model, pairs))
 
 
-def test_the_proof_sees_a_shared_row_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the window in the mask Mistral's shared rows are wrong; the proof must notice."""
+def test_the_trial_sees_a_shared_row_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the window in the mask Mistral's shared rows are wrong; the trial must notice."""
     import lightning_dpo.scoring.masks as attention
 
     original = attention.dense_mask
     monkeypatch.setattr(attention, "dense_mask", lambda rows, window=None: original(rows))
-    proof = prove(tiny_model("mistral"))
-    assert proof.plan == CONCATENATED_PLAN
-    assert proof.shared_error is not None
-    assert proof.shared_error > 1e-2
+    found = select_plan(tiny_model("mistral"))
+    assert found.plan == CONCATENATED_PLAN
+    assert found.shared_error is not None
+    assert found.shared_error > 1e-2
 
 
-def test_the_proof_sees_a_head_that_does_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_trial_sees_a_head_that_does_more(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model("llama")
     forward = model.forward
 
@@ -110,40 +115,40 @@ def test_the_proof_sees_a_head_that_does_more(caplog: pytest.LogCaptureFixture) 
 
     model.forward = scaled
     pairs = random_pairs(4)
-    proof = prove(model)
-    assert proof.plan == ScoringPlan()
+    found = select_plan(model)
+    assert found.plan == ScoringPlan()
     assert "head" in caplog.text
-    assert_same(score(model, PairBatch.from_pairs(pairs), plan=proof.plan), one_by_one(model, pairs))
+    assert_same(score_pairs(model, PairBatch.from_pairs(pairs), plan=found.plan), one_by_one(model, pairs))
 
 
 def test_a_layout_that_is_not_exact_is_refused_when_asked_for() -> None:
     with pytest.raises(ValueError, match=r"`layout=.*BloomForCausalLM"):
-        prove(tiny_model("bloom"), layout="shared")
+        select_plan(tiny_model("bloom"), layout="shared")
     with pytest.raises(ValueError, match=r"`layout=.*OwnNetwork"):
-        prove(OwnNetwork(), layout="shared")
-    assert prove(tiny_model("llama"), layout="concatenated").plan == CONCATENATED_PLAN
+        select_plan(OwnNetwork(), layout="shared")
+    assert select_plan(tiny_model("llama"), layout="concatenated").plan == CONCATENATED_PLAN
 
 
-def test_the_proof_leaves_modes_alone() -> None:
+def test_the_trial_leaves_modes_alone() -> None:
     model = tiny_model("llama")
     model.train()
     model.model.layers[0].eval()
-    prove(model)
+    select_plan(model)
     assert model.training
     assert not model.model.layers[0].training
 
 
 def test_a_batch_scores_as_its_parts() -> None:
     model, pairs = tiny_model("qwen3"), random_pairs(6)
-    together = score(model, PairBatch.from_pairs(pairs), plan=SHARED_PLAN)
-    alone = [score(model, PairBatch.from_pairs([pair]), plan=SHARED_PLAN) for pair in pairs]
+    together = score_pairs(model, PairBatch.from_pairs(pairs), plan=SHARED_PLAN)
+    alone = [score_pairs(model, PairBatch.from_pairs([pair]), plan=SHARED_PLAN) for pair in pairs]
     for field in ("chosen", "rejected"):
         torch.testing.assert_close(getattr(together, field), torch.cat([getattr(a, field) for a in alone]))
 
 
 def test_confidences_are_means_over_a_completion() -> None:
     model, pairs = tiny_model("llama"), random_pairs(3)
-    result = score(model, PairBatch.from_pairs(pairs), plan=SHARED_PLAN, confidence=True)
+    result = score_pairs(model, PairBatch.from_pairs(pairs), plan=SHARED_PLAN._replace(confidences=True))
     assert result.chosen_confidence is not None
     for index, pair in enumerate(pairs):
         ids = torch.tensor([[*pair.prompt_ids, *pair.chosen_ids]])
@@ -155,25 +160,25 @@ def test_confidences_are_means_over_a_completion() -> None:
 
 def test_shared_rows_compute_every_unique_token_once() -> None:
     batch = random_batch(9, longest=40)
-    rows = rows_for(batch, model=tiny_model("llama"), plan=SHARED_PLAN)
+    rows = lay_out(batch.completions(), model=tiny_model("llama"), plan=SHARED_PLAN)
     unique = int(batch.prompt_lengths.sum() + batch.chosen_lengths.sum() + batch.rejected_lengths.sum())
     assert rows.num_tokens == unique
-    assert rows_for(batch, model=OwnNetwork(), plan=ScoringPlan()).num_tokens == unique + int(
+    assert lay_out(batch.completions(), model=OwnNetwork(), plan=ScoringPlan()).num_tokens == unique + int(
         batch.prompt_lengths.sum()
     )
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen3", "gpt2", "gpt-neox", "cohere", "granite"])
-def test_branch_attention_is_exact_in_value_and_gradient_without_padding(name: str) -> None:
+def test_prefix_attention_is_exact_in_value_and_gradient_without_padding(name: str) -> None:
     model, pairs = tiny_model(name), random_pairs(7, longest=14)
     batch = PairBatch.from_pairs(pairs)
     expected = one_by_one(model, pairs)
     wanted = gradients(model, expected)
-    assert prove(model, may_switch_attention=True).plan == SHARED_PLAN
-    assert model.config._attn_implementation == BRANCH_ATTENTION
-    rows = rows_for(batch, model=model, plan=SHARED_PLAN)
+    assert select_plan(model, may_switch_attention=True).plan == SHARED_PLAN
+    assert model.config._attn_implementation == PREFIX_ATTENTION
+    rows = lay_out(batch.completions(), model=model, plan=SHARED_PLAN)
     assert rows.input_ids.numel() == rows.num_tokens
-    actual = score(model, batch, plan=SHARED_PLAN)
+    actual = score_pairs(model, batch, plan=SHARED_PLAN)
     assert_same(actual, expected)
     got = gradients(model, actual)
     for key, value in wanted.items():
@@ -190,7 +195,7 @@ def test_branch_attention_is_exact_in_value_and_gradient_without_padding(name: s
 @pytest.mark.parametrize("name", ["mistral", "gemma3", "qwen2-window"])
 def test_models_with_windows_keep_their_masks(name: str) -> None:
     model = tiny_model(name)
-    assert prove(model, may_switch_attention=True).plan == SHARED_PLAN
+    assert select_plan(model, may_switch_attention=True).plan == SHARED_PLAN
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -199,10 +204,10 @@ def test_flex_attention_computes_what_sdpa_computes() -> None:
     """On the CPU it has no backward pass, so values only; its block masks are those of CUDA."""
     model, batch = tiny_model("llama"), random_batch(6, longest=60)
     with torch.no_grad():
-        expected = score(model, batch, plan=SHARED_PLAN)
+        expected = score_pairs(model, batch, plan=SHARED_PLAN)
         model.set_attn_implementation("flex_attention")
-        assert rows_for(batch, model=model, plan=SHARED_PLAN).input_ids.shape[1] % 128 == 0
-        assert_same(score(model, batch, plan=SHARED_PLAN), expected)
+        assert lay_out(batch.completions(), model=model, plan=SHARED_PLAN).input_ids.shape[1] % 128 == 0
+        assert_same(score_pairs(model, batch, plan=SHARED_PLAN), expected)
 
 
 def test_flex_attention_that_does_not_run_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,11 +220,11 @@ def test_flex_attention_that_does_not_run_is_given_up(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(lightning_dpo.scoring.masks, "block_mask", refuse)
     model = tiny_model("llama")
-    assert prove(model, may_switch_attention=True).plan == SHARED_PLAN
+    assert select_plan(model, may_switch_attention=True).plan == SHARED_PLAN
     assert tried
     assert model.config._attn_implementation == "sdpa"
     tried.clear()
-    assert prove(model).plan == SHARED_PLAN
+    assert select_plan(model).plan == SHARED_PLAN
     assert not tried
 
 
@@ -228,11 +233,11 @@ def test_flex_attention_that_does_not_run_is_given_up(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mistral"])
 def test_cuda_runs_flex_attention_with_gradients(name: str) -> None:
     model, batch = tiny_model(name).cuda(), random_batch(6, longest=60).to("cuda")
-    expected = score(model, batch, plan=SHARED_PLAN)
+    expected = score_pairs(model, batch, plan=SHARED_PLAN)
     wanted = gradients(model, expected)
-    assert prove(model, may_switch_attention=True).plan == SHARED_PLAN
+    assert select_plan(model, may_switch_attention=True).plan == SHARED_PLAN
     assert model.config._attn_implementation == "flex_attention"
-    actual = score(model, batch, plan=SHARED_PLAN)
+    actual = score_pairs(model, batch, plan=SHARED_PLAN)
     assert_same(actual, expected, atol=1e-3)
     for key, value in gradients(model, actual).items():
         torch.testing.assert_close(value, wanted[key], atol=1e-3, rtol=1e-2, msg=key)

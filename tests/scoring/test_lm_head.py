@@ -8,20 +8,18 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_dpo.scoring.lm_head import HeadSpec, find_head, head_logps
+from lightning_dpo.scoring.lm_head import LMHead, find_head, head_logps
 
 TOKENS, HIDDEN, VOCAB = 23, 8, 31
 
 
-def _case(
-    *, bias: bool = False, scale: float = 1.0, softcap: float | None = None
-) -> tuple[HeadSpec, Any, Any]:
+def _case(*, bias: bool = False, scale: float = 1.0, softcap: float | None = None) -> tuple[LMHead, Any, Any]:
     head = nn.Linear(HIDDEN, VOCAB, bias=bias, dtype=torch.float64)
     hidden = torch.randn(TOKENS, HIDDEN, dtype=torch.float64, requires_grad=True)
-    return HeadSpec(head, scale=scale, softcap=softcap), hidden, torch.randint(VOCAB, (TOKENS,))
+    return LMHead(head, scale=scale, softcap=softcap), hidden, torch.randint(VOCAB, (TOKENS,))
 
 
-def _naive(spec: HeadSpec, hidden: Any, targets: Any) -> Any:
+def _naive(spec: LMHead, hidden: Any, targets: Any) -> Any:
     logits = spec.module(hidden) * spec.scale
     if spec.softcap is not None:
         logits = spec.softcap * torch.tanh(logits / spec.softcap)
@@ -62,7 +60,7 @@ def test_a_head_that_is_not_a_plain_matrix_product() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) + x.sum(-1, keepdim=True) * torch.arange(VOCAB) / 7
 
-    spec = HeadSpec(Adapted(HIDDEN, VOCAB))
+    spec = LMHead(Adapted(HIDDEN, VOCAB))
     hidden = torch.randn(TOKENS, HIDDEN, requires_grad=True)
     targets = torch.randint(VOCAB, (TOKENS,))
     actual = head_logps(hidden, head=spec, targets=targets, chunk_elements=VOCAB * 4).logps
@@ -77,7 +75,7 @@ def test_a_head_that_is_not_a_plain_matrix_product() -> None:
 
 @pytest.mark.parametrize("kind", [nn.Linear, type("Other", (nn.Linear,), {})])
 def test_confidences_are_log_p_minus_log_of_the_collision_probability(kind) -> None:
-    spec = HeadSpec(kind(HIDDEN, VOCAB))
+    spec = LMHead(kind(HIDDEN, VOCAB))
     hidden, targets = torch.randn(TOKENS, HIDDEN), torch.randint(VOCAB, (TOKENS,))
     p = torch.softmax(spec.module(hidden), -1)
     expected = torch.log(p[torch.arange(TOKENS), targets] / (p**2).sum(-1))
@@ -92,12 +90,12 @@ def test_half_precision_gives_float32_results_and_float32_weight_gradients() -> 
     hidden = torch.randn(TOKENS, HIDDEN, requires_grad=True)
     targets = torch.randint(VOCAB, (TOKENS,))
     with torch.autocast("cpu", torch.bfloat16):
-        logps = head_logps(hidden, head=HeadSpec(head), targets=targets).logps
+        logps = head_logps(hidden, head=LMHead(head), targets=targets).logps
     logps.sum().backward()
     assert logps.dtype == torch.float32
     assert head.weight.grad is not None
     assert head.weight.grad.dtype == torch.float32
-    torch.testing.assert_close(logps, _naive(HeadSpec(head), hidden, targets), atol=0.05, rtol=0)
+    torch.testing.assert_close(logps, _naive(LMHead(head), hidden, targets), atol=0.05, rtol=0)
 
 
 class _Largest(TorchDispatchMode):
@@ -120,7 +118,7 @@ def test_no_tensor_of_tokens_times_vocabulary_exists() -> None:
     hidden = torch.randn(tokens, hidden_size, requires_grad=True)
     with _Largest() as largest:
         head_logps(
-            hidden, head=HeadSpec(head), targets=torch.randint(vocab, (tokens,)), chunk_elements=chunk * vocab
+            hidden, head=LMHead(head), targets=torch.randint(vocab, (tokens,)), chunk_elements=chunk * vocab
         ).logps.sum().backward()
     assert head.weight.grad is not None
     assert largest.numel == chunk * vocab

@@ -16,7 +16,7 @@ from lightning_dpo import DPOModule
 from lightning_dpo.models import build as builder_module
 from lightning_dpo.models.load import load_model
 from lightning_dpo.parallel import FSDP2Strategy
-from lightning_dpo.reference.cache.store import CacheUsage
+from lightning_dpo.reference.cache.usage import CacheUsage
 from lightning_dpo.reference.fill import FillReferenceCache
 
 

@@ -173,7 +173,7 @@ def test_a_users_own_network_trains() -> None:
 def test_a_loss_without_reference_builds_none() -> None:
     module = DPOModule(tiny_model(), loss=SimPOLoss(beta=2.0), optimizer=sgd)
     trainer().fit(module, loader())
-    assert isinstance(module._reference, NoReference)
+    assert isinstance(module.reference, NoReference)
 
 
 def test_a_reference_of_ones_own(tmp_path: Any) -> None:

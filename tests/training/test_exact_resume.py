@@ -15,7 +15,8 @@ from training import loader, sgd, trainer
 
 from lightning_dpo import DPOModule
 from lightning_dpo.models.lora import LoraSettings
-from lightning_dpo.training.callbacks.exact_resume import rescale_progress, same_weights, weight_sums
+from lightning_dpo.models.weight_sums import same_weights, weight_sums
+from lightning_dpo.training.callbacks.exact_resume import rescale_progress
 
 
 @pytest.fixture(autouse=True)

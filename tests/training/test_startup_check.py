@@ -49,7 +49,7 @@ def test_dtypes_are_named() -> None:
     module = DPOModule(policy, optimizer=sgd, attn_implementation="sdpa")
     module.configure_model()
     # The reference would follow the policy's type; keep it from doing so.
-    module._reference.match = lambda policy: None
+    module.reference.match = lambda policy: None
     module.policy.to(torch.float64)
     with pytest.raises(ValueError, match="dtypes differ: policy float64, reference float32"):
         fit(DPOModuleWithLossyReference.of(module))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_dpo.parallel.memory.shapes import ModelShape
-from lightning_dpo.scoring.lm_head import _CHUNK_ELEMENTS
+from lightning_dpo.scoring.lm_head import CHUNK_ELEMENTS
 
 __all__ = ["Workload", "activation_bytes", "head_bytes", "layer_bytes"]
 
@@ -79,7 +79,7 @@ def head_bytes(shape: ModelShape, work: Workload) -> int:
 
     Does not grow with the tokens once they fill a chunk.
     """
-    chunk = min(work.completion_tokens * shape.vocabulary, _CHUNK_ELEMENTS)
+    chunk = min(work.completion_tokens * shape.vocabulary, CHUNK_ELEMENTS)
     cast = shape.head_parameters * work.compute if work.casts else 0
     return 2 * _FLOAT * chunk + (chunk * work.compute if work.compute != _FLOAT else 0) + cast
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from lightning_dpo.files import scratch_name, write_file
 
 __all__ = ["Folder", "FsspecFolder", "LocalFolder", "open_folder"]
 
@@ -56,30 +56,21 @@ class LocalFolder(Folder):
         self._path = Path(location).expanduser()
 
     def names(self) -> list[str]:
-        """See `Folder`."""
+        """Names of the shards that are there, sorted."""
         if not self._path.is_dir():
             return []
         return sorted(path.name for path in self._path.iterdir() if _is_shard(path.name))
 
     def read(self, name: str) -> bytes:
-        """See `Folder`."""
+        """The content of a shard."""
         return (self._path / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
-        """See `Folder`."""
-        self._path.mkdir(parents=True, exist_ok=True)
-        scratch = self._path / _temporary(name)
-        try:
-            with scratch.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(self._path / name)
-        finally:
-            scratch.unlink(missing_ok=True)
+        """Write a shard, flushed to the disk, and rename it."""
+        write_file(self._path / name, data, flush=True)
 
     def set_aside(self, name: str) -> None:
-        """See `Folder`."""
+        """Move a damaged shard into a folder of its own."""
         with contextlib.suppress(OSError):
             (self._path / _DAMAGED).mkdir(exist_ok=True)
             (self._path / name).replace(self._path / _DAMAGED / name)
@@ -107,7 +98,7 @@ class FsspecFolder(Folder):
         self._path: str = path.rstrip("/")
 
     def names(self) -> list[str]:
-        """See `Folder`."""
+        """Names of the shards that are there, sorted."""
         # What other processes wrote since the last look must be seen.
         self._fs.invalidate_cache()
         try:
@@ -118,14 +109,14 @@ class FsspecFolder(Folder):
         return sorted(name for name in (str(path).rsplit("/", 1)[-1] for path in found) if _is_shard(name))
 
     def read(self, name: str) -> bytes:
-        """See `Folder`."""
+        """The content of a shard."""
         with _as_system_errors():
             content: bytes = self._fs.cat_file(f"{self._path}/{name}")
         return content
 
     def write(self, name: str, data: bytes) -> None:
-        """See `Folder`."""
-        scratch = f"{self._path}/{_temporary(name)}"
+        """Write a shard under a temporary name and move it."""
+        scratch = f"{self._path}/{scratch_name(name)}"
         try:
             with _as_system_errors():
                 self._make(self._path)
@@ -137,7 +128,7 @@ class FsspecFolder(Folder):
             raise
 
     def set_aside(self, name: str) -> None:
-        """See `Folder`."""
+        """Move a damaged shard into a folder of its own."""
         with contextlib.suppress(OSError), _as_system_errors():
             self._make(f"{self._path}/{_DAMAGED}")
             self._fs.mv(f"{self._path}/{name}", f"{self._path}/{_DAMAGED}/{name}")
@@ -166,10 +157,6 @@ def _as_system_errors() -> Iterator[None]:
         raise
     except Exception as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def _temporary(name: str) -> str:
-    return f".{name}.{uuid.uuid4().hex[:12]}.tmp"
 
 
 def _is_shard(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a pair is called in the cache: a hash of its token ids, whatever batch, row or file it came in."""
+"""What a completion is called in the cache: a hash of its prompt's ids and its own, wherever it came from."""
 
 from __future__ import annotations
 
@@ -7,39 +7,51 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from lightning_dpo.types import PairBatch, TokenPair
+from lightning_dpo.types import CompletionBatch
 
-__all__ = ["KEY_WORDS", "KeyArray", "pair_keys", "token_pairs"]
+__all__ = ["KEY_WORDS", "KeyArray", "batch_keys", "completion_key"]
 
 KeyArray = npt.NDArray[np.uint64]
-"""Keys, (pairs, 2): 128 bits each."""
+"""Keys, (completions, 2): 128 bits each."""
 
 KEY_WORDS = 2
 
-
-def pair_keys(batch: PairBatch) -> KeyArray:
-    """Key of each pair, (batch, 2), worked out on the CPU; a batch that came from there is not read back."""
-    keys = np.empty((len(batch), KEY_WORDS), dtype=np.uint64)
-    for row, parts in enumerate(_parts(batch)):
-        digest = hashlib.blake2b(digest_size=8 * KEY_WORDS)
-        # The lengths come first: the same ids divided differently are another pair.
-        digest.update(np.array([len(part) for part in parts], dtype="<i8").tobytes())
-        for part in parts:
-            digest.update(part.astype("<i8", copy=False).tobytes())
-        keys[row] = np.frombuffer(digest.digest(), dtype="<u8")
-    return keys
+_Ids = npt.NDArray[np.int64]
 
 
-def token_pairs(batch: PairBatch) -> list[TokenPair]:
-    """The pairs of a batch, one by one; their ids are arrays."""
-    return [TokenPair(*parts) for parts in _parts(batch)]  # type: ignore[arg-type]
+def completion_key(prompt: _Ids, completion: _Ids) -> npt.NDArray[np.uint64]:
+    """Key of a completion of a prompt, (2,)."""
+    digest = hashlib.blake2b(digest_size=8 * KEY_WORDS)
+    # The lengths come first: the same ids divided differently are another completion.
+    digest.update(np.array([len(prompt), len(completion)], dtype="<i8").tobytes())
+    digest.update(prompt.astype("<i8", copy=False).tobytes())
+    digest.update(completion.astype("<i8", copy=False).tobytes())
+    return np.frombuffer(digest.digest(), dtype="<u8")
 
 
-def _parts(batch: PairBatch) -> list[tuple[npt.NDArray[np.int64], ...]]:
+def batch_keys(batch: CompletionBatch) -> tuple[KeyArray, KeyArray | None]:
+    """Keys of a batch, worked out on the CPU; a batch that came from there is not read back.
+
+    A completion's first tokens are a completion of the same prompt, and are kept as one.
+
+    Returns:
+        Key of each completion, (completions, 2); and of its first `common_lengths` tokens, or None.
+    """
     batch = batch.host or batch
-    columns = []
-    for name in ("prompt", "chosen", "rejected"):
-        ids = getattr(batch, f"{name}_ids").cpu().numpy()
-        ends = getattr(batch, f"{name}_lengths").cumsum(0).tolist()
-        columns.append(np.split(ids, ends[:-1]))
-    return list(zip(*columns, strict=True))
+    prompts = _parts(batch.prompt_ids.cpu().numpy(), batch.prompt_lengths.tolist())
+    completions = _parts(batch.completion_ids.cpu().numpy(), batch.completion_lengths.tolist())
+    keys = np.empty((len(batch), KEY_WORDS), dtype=np.uint64)
+    owners = batch.prompt_of.tolist()
+    for row, (owner, completion) in enumerate(zip(owners, completions, strict=True)):
+        keys[row] = completion_key(prompts[owner], completion)
+    if batch.common_lengths is None:
+        return keys, None
+    common = keys.copy()
+    for row, length in enumerate(batch.common_lengths.tolist()):
+        if length < len(completions[row]):
+            common[row] = completion_key(prompts[owners[row]], completions[row][:length])
+    return keys, common
+
+
+def _parts(ids: _Ids, lengths: list[int]) -> list[_Ids]:
+    return np.split(ids, np.cumsum(lengths)[:-1])

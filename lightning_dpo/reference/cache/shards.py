@@ -1,4 +1,4 @@
-"""Log-probabilities of some pairs as one file, whose name is the checksum of its content."""
+"""Log-probabilities of some completions as one file, whose name is the checksum of its content."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from safetensors import numpy as safetensors
 
 from lightning_dpo.reference.cache.keys import KEY_WORDS, KeyArray
 
-__all__ = ["SUMS", "DamagedShardError", "Entries", "decode", "encode", "join"]
-
-SUMS = ("chosen", "rejected", "chosen_head", "rejected_head")
-"""Columns of `Entries.sums`, named as in `PairLogps`."""
+__all__ = ["DamagedShardError", "Entries", "decode", "encode", "join"]
 
 _SUFFIX = ".safetensors"
 
@@ -25,38 +22,33 @@ class DamagedShardError(Exception):
 
 
 class Entries(NamedTuple):
-    """Log-probabilities of pairs, by key.
+    """Log-probabilities of completions, by key.
 
     Attributes:
-        keys: (pairs, 2).
-        sums: Sums over completion tokens, natural log, (pairs, 4): the columns of `SUMS`.
-        lengths: Tokens of the chosen and of the rejected completion, (pairs, 2).
+        keys: (completions, 2).
+        logps: Sums over completion tokens, natural log, (completions,).
+        lengths: Tokens of each completion, (completions,).
     """
 
     keys: KeyArray
-    sums: npt.NDArray[np.floating]
+    logps: npt.NDArray[np.floating]
     lengths: npt.NDArray[np.int32]
 
     @classmethod
     def empty(cls) -> Entries:
-        """No pairs."""
-        return cls(
-            np.empty((0, KEY_WORDS), np.uint64),
-            np.empty((0, len(SUMS)), np.float32),
-            np.empty((0, 2), np.int32),
-        )
+        """No completions."""
+        return cls(np.empty((0, KEY_WORDS), np.uint64), np.empty(0, np.float32), np.empty(0, np.int32))
 
     def select(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Entries:
-        """The pairs of a mask or of these numbers."""
-        return Entries(self.keys[rows], self.sums[rows], self.lengths[rows])
+        """The completions of a mask or of these numbers."""
+        return Entries(self.keys[rows], self.logps[rows], self.lengths[rows])
 
 
 def join(parts: list[Entries]) -> Entries:
-    """All pairs of several, in order."""
+    """All completions of several, in order."""
     if not parts:
         return Entries.empty()
-    keys, sums, lengths = zip(*parts, strict=True)
-    return Entries(np.concatenate(keys), np.concatenate(sums), np.concatenate(lengths))
+    return Entries(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def encode(entries: Entries, *, space: str) -> tuple[str, bytes]:

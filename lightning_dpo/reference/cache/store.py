@@ -1,4 +1,4 @@
-"""Reference log-probabilities by pair: in memory while a run lasts, in shards for the runs to come."""
+"""Reference log-probabilities by completion: in memory while a run lasts, in shards for those to come."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from lightning_dpo.reference.cache.folder import open_folder
 from lightning_dpo.reference.cache.keys import KeyArray
 from lightning_dpo.reference.cache.shards import DamagedShardError, Entries, decode, encode, join
 
-__all__ = ["CacheUsage", "ReferenceCache", "Space"]
+__all__ = ["Lookup", "ReferenceCache", "Space"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
-_SHARD_PAIRS = 65536
+_FORMAT = 2
+"""What shards hold: in the first format log-probabilities of pairs, in this one of completions."""
+
+_SHARD_COMPLETIONS = 2**17
 _FLUSH_SECONDS = 15.0
 _FLUSH_SHARE = 20
 """A shard is written when so many pairs wait, or after 15 s or a twentieth of the time spent, the larger: an
@@ -31,7 +33,7 @@ _Positions = npt.NDArray[np.int64]
 
 
 class Space(NamedTuple):
-    """What decides a pair's log-probabilities besides its ids. Layout, loss and optimizer do not.
+    """What decides a completion's log-probabilities besides its ids. Layout, loss and optimizer do not.
 
     Attributes:
         weights: Identity of the reference's weights; see `lightning_dpo.models.identity`.
@@ -48,38 +50,39 @@ class Space(NamedTuple):
     @property
     def key(self) -> str:
         """Name of the folder that holds this reference's shards."""
-        text = json.dumps([_FORMAT, *self])
+        return self._key(_FORMAT)
+
+    @property
+    def older_key(self) -> str:
+        """Name of the folder in which an older version kept this reference's log-probabilities."""
+        return self._key(_FORMAT - 1)
+
+    def _key(self, version: int) -> str:
+        text = json.dumps([version, *self])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-class CacheUsage(NamedTuple):
-    """What a run took from the cache.
+class Lookup(NamedTuple):
+    """What the cache says of some keys, in their order.
 
     Attributes:
-        passes: Forward passes of the reference, on all ranks.
-        pairs: Different pairs that were asked for.
-        from_cache: Those that were there when the run began.
-        damaged: Shards that were found damaged.
+        logps: Log-probabilities, (completions,); anything where there is none.
+        lengths: Tokens of each completion, (completions,).
+        found: Whether there is one, (completions,).
+        fresh: Whether it was computed in this run, or is still to be, (completions,).
     """
 
-    passes: int
-    pairs: int
-    from_cache: int
-    damaged: int = 0
-
-    def __str__(self) -> str:
-        damaged = f"; {self.damaged} damaged shards were set aside" if self.damaged else ""
-        return (
-            f"reference passes: {self.passes} "
-            f"({self.from_cache} of {self.pairs} pairs from the cache{damaged})"
-        )
+    logps: npt.NDArray[np.floating]
+    lengths: npt.NDArray[np.int32]
+    found: npt.NDArray[np.bool_]
+    fresh: npt.NDArray[np.bool_]
 
 
 class ReferenceCache:
     """The log-probabilities of one reference.
 
     Shards are files named by the checksum of their content, so that writers never meet and a torn or altered
-    one is known. About 45 bytes a pair are held in memory.
+    one is known. About 25 bytes are held in memory for each completion, and for each first part of one.
 
     Attributes:
         location: Folder or URL of this reference's shards.
@@ -94,12 +97,12 @@ class ReferenceCache:
             space: The reference.
         """
         self._space = space.key
+        self._older = f"{root.rstrip('/')}/{space.older_key}"
         self.location = f"{root.rstrip('/')}/{space.key}"
         self._folder = open_folder(self.location)
         self._entries = Entries.empty()
         self._first = np.empty(0, np.uint64)
         self._fresh = np.empty(0, np.bool_)
-        self._seen = np.empty(0, np.bool_)
         self._loaded: set[str] = set()
         self._waiting: dict[tuple[int, int], tuple[int, int]] = {}
         self._new: list[Entries] = []
@@ -107,17 +110,17 @@ class ReferenceCache:
         self.damaged: list[str] = []
 
     def __len__(self) -> int:
-        """Pairs that are known."""
+        """Completions that are known."""
         return len(self._first) + len(self._waiting)
 
     @property
     def waiting(self) -> int:
-        """Pairs that were computed and are not written yet."""
+        """Completions that were computed and are not written yet."""
         return len(self._waiting)
 
     @property
     def loaded(self) -> frozenset[str]:
-        """Shards whose pairs are known: read, or written by this process."""
+        """Shards whose content is known: read, or written by this process."""
         return frozenset(self._loaded)
 
     def names(self) -> list[str]:
@@ -129,7 +132,7 @@ class ReferenceCache:
 
         Args:
             names: Shards to read; None takes all that are there.
-            fresh: Count their pairs as computed in this run.
+            fresh: Count what they hold as computed in this run.
         """
         parts = []
         for name in self.names() if names is None else names:
@@ -152,39 +155,50 @@ class ReferenceCache:
             self._loaded.add(name)
         self._merge(join(parts), fresh=fresh)
 
-    def find(self, keys: KeyArray) -> tuple[Entries, npt.NDArray[np.bool_]]:
-        """Look pairs up.
+    def find(self, keys: KeyArray) -> Lookup:
+        """Look completions up.
 
         Args:
-            keys: (pairs, 2).
-
-        Returns:
-            The entries, in the order of the keys, with anything where there is none; and which there are,
-            (pairs,).
+            keys: See `lightning_dpo.reference.cache.keys`, (completions, 2).
         """
         positions = self._positions(keys)
-        here = positions >= 0
-        self._seen[positions[here]] = True
-        entries = Entries(
-            keys.copy(),
-            np.zeros((len(keys), self._entries.sums.shape[1]), self._entries.sums.dtype),
-            np.zeros((len(keys), 2), np.int32),
+        found = positions >= 0
+        at = positions[found]
+        known = self._entries
+        # What was computed in float64 and is not written yet must not be rounded.
+        dtype = self._new[0].logps.dtype if self._new else known.logps.dtype
+        logps, lengths, fresh = (
+            np.zeros(len(keys), dtype),
+            np.zeros(len(keys), np.int32),
+            np.ones(len(keys), np.bool_),
         )
-        entries.sums[here] = self._entries.sums[positions[here]]
-        entries.lengths[here] = self._entries.lengths[positions[here]]
+        logps[found], lengths[found], fresh[found] = known.logps[at], known.lengths[at], self._fresh[at]
         if self._waiting:
-            entries = entries._replace(sums=entries.sums.astype(self._new[0].sums.dtype, copy=False))
-            for row in np.flatnonzero(~here):
-                place = self._waiting.get(_pair(keys[row]))
+            for row in np.flatnonzero(~found):
+                place = self._waiting.get(_words(keys[row]))
                 if place is not None:
-                    part, at = self._new[place[0]], place[1]
-                    here[row], entries.sums[row], entries.lengths[row] = True, part.sums[at], part.lengths[at]
-        return entries, here
+                    part, here = self._new[place[0]], place[1]
+                    found[row], logps[row], lengths[row] = True, part.logps[here], part.lengths[here]
+        return Lookup(logps, lengths, found, fresh)
+
+    def mention_older(self) -> None:
+        """Say so where an older version kept this reference: its values are not read, but computed again."""
+        try:
+            names = open_folder(self._older).names()
+        except (OSError, ValueError):
+            return
+        if names and not self.names():
+            _log.warning(
+                "%s holds log-probabilities by pair, as an older version kept them; they are computed again "
+                "by completion and kept in %s. The older folder may be removed",
+                self._older,
+                self.location,
+            )
 
     def add(self, entries: Entries) -> None:
         """Take in what was computed; written by `flush`."""
         for row, key in enumerate(entries.keys):
-            self._waiting.setdefault(_pair(key), (len(self._new), row))
+            self._waiting.setdefault(_words(key), (len(self._new), row))
         self._new.append(entries)
 
     @property
@@ -192,7 +206,7 @@ class ReferenceCache:
         """Whether enough waits, or has waited long enough, to be written."""
         now = time.monotonic()
         pause = max(_FLUSH_SECONDS, (now - self._began) / _FLUSH_SHARE)
-        return bool(self._new) and (len(self._waiting) >= _SHARD_PAIRS or now - self._flushed >= pause)
+        return bool(self._new) and (len(self._waiting) >= _SHARD_COMPLETIONS or now - self._flushed >= pause)
 
     def flush(self) -> None:
         """Write what waits as one shard.
@@ -209,17 +223,11 @@ class ReferenceCache:
         self._folder.write(name, data)
         self._loaded.add(name)
         self._new, self._waiting = [], {}
-        self._merge(entries, fresh=True, seen=True)
+        self._merge(entries, fresh=True)
         self._flushed = time.monotonic()
 
-    def seen(self) -> tuple[KeyArray, npt.NDArray[np.bool_]]:
-        """Keys that were asked for, and which of them were computed in this run."""
-        waiting = np.array(list(self._waiting), dtype=np.uint64).reshape(-1, 2)
-        keys = np.concatenate([self._entries.keys[self._seen], waiting])
-        return keys, np.concatenate([self._fresh[self._seen], np.ones(len(waiting), np.bool_)])
-
-    def _merge(self, entries: Entries, *, fresh: bool, seen: bool = False) -> None:
-        """Add pairs to the sorted arrays; what is known already stays."""
+    def _merge(self, entries: Entries, *, fresh: bool) -> None:
+        """Add completions to the sorted arrays; what is known already stays."""
         if not len(entries.keys):
             return
         every = join([self._entries, entries]) if len(self._first) else entries
@@ -231,21 +239,20 @@ class ReferenceCache:
         order = order[~repeated]
         self._entries = every.select(order)
         self._fresh = np.concatenate([self._fresh, np.full(added, fresh)])[order]
-        self._seen = np.concatenate([self._seen, np.full(added, seen)])[order]
         self._first = np.ascontiguousarray(self._entries.keys[:, 0])
 
     def _positions(self, keys: KeyArray) -> _Positions:
         """Where each key stands in the sorted arrays, -1 where it is not."""
-        result = np.full(len(keys), -1, np.int64)
-        for row, start in enumerate(np.searchsorted(self._first, keys[:, 0])):
-            at = int(start)
-            while at < len(self._first) and self._first[at] == keys[row, 0]:
-                if self._entries.keys[at, 1] == keys[row, 1]:
-                    result[row] = at
-                    break
-                at += 1
+        if not len(self._first):
+            return np.full(len(keys), -1, np.int64)
+        at = np.minimum(np.searchsorted(self._first, keys[:, 0]), len(self._first) - 1)
+        result = np.where((self._entries.keys[at] == keys).all(axis=1), at, -1)
+        for row in np.flatnonzero((result < 0) & (self._first[at] == keys[:, 0])):
+            # As good as never do two keys share their first word.
+            same = np.flatnonzero((self._entries.keys == keys[row]).all(axis=1))
+            result[row] = same[0] if len(same) else -1
         return result
 
 
-def _pair(key: npt.NDArray[np.uint64]) -> tuple[int, int]:
+def _words(key: npt.NDArray[np.uint64]) -> tuple[int, int]:
     return int(key[0]), int(key[1])

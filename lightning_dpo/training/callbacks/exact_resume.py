@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
-from lightning_dpo.reference.base import AdapterReference
+from lightning_dpo.models.weight_sums import same_weights
 
-if TYPE_CHECKING:
-    from lightning_dpo.training.dpo import DPOModule
+__all__ = ["MOVING", "ExactResume", "mend_progress", "rescale_progress"]
 
-__all__ = ["ExactResume", "mend_progress", "rescale_progress", "same_weights", "weight_sums"]
+MOVING = "moving"
+"""Identity of a reference that follows the policy: its weights are in the checkpoint."""
 
-_MOVING = "moving"
 _SEEDS = 2**32
-_ROUNDING = 1e-9
-"""Relative difference of two float64 sums of the same numbers in another order."""
 
 
 class ExactResume(pl.Callback):
@@ -96,51 +90,16 @@ class ExactResume(pl.Callback):
         if self._checked:
             return
         self._checked = True
-        found = _reference_identity(pl_module)  # type: ignore[arg-type]
+        identify = getattr(pl_module, "reference_identity", None)
+        found = None if identify is None else identify()
         saved, self._reference = self._reference, found
-        if saved is not None and found is not None and not same_weights(saved, found):
+        moving = MOVING in (saved, found) and saved != found
+        if saved is not None and found is not None and (moving or not same_weights(saved, found)):
             raise ValueError(
                 "`reference` must be the one that the checkpoint was trained against, got another: rewards "
                 "would be measured from somewhere else. Pass the same reference (and the same `policy`, if "
                 "the reference is its copy), or begin a new run from the exported policy"
             )
-
-
-def weight_sums(tensors: Iterator[tuple[str, Tensor]]) -> list[float]:
-    """A few numbers that tell one set of weights from another, the same however weights are sharded.
-
-    Args:
-        tensors: Weights by name.
-
-    Returns:
-        How many elements there are, their sum and their sum of squares, both with tensors weighted by their
-        place in the order of names.
-    """
-    count, total, squares = 0.0, 0.0, 0.0
-    for place, (_, tensor) in enumerate(sorted(tensors, key=lambda item: item[0]), start=1):
-        values = tensor.detach()
-        if values.device.type == "mps":
-            values = values.cpu()  # Apple's GPUs have no float64
-        norm = torch.linalg.vector_norm(values, dtype=torch.float64)
-        count += values.numel()
-        total += place * float(_whole(values.sum(dtype=torch.float64)))
-        squares += place * float(_whole(norm)) ** 2
-    return [count, total, squares]
-
-
-def same_weights(one: list[float] | str, other: list[float] | str) -> bool:
-    """Whether two identities are of the same weights, up to the order of summation."""
-    if _MOVING in (one, other):
-        return one == other
-    if isinstance(one, str) or isinstance(other, str):
-        # An identity of another kind says nothing: the same reference may be cached in one run only.
-        return one == other or type(one) is not type(other)
-    count, total, squares = one
-    return (
-        count == other[0]
-        and abs(total - other[1]) <= _ROUNDING * math.sqrt(count * squares)
-        and abs(squares - other[2]) <= _ROUNDING * squares
-    )
 
 
 def rescale_progress(progress: dict[str, Any], *, saved: int, ranks: int) -> None:
@@ -178,24 +137,3 @@ def mend_progress(loop: dict[str, Any], *, by_steps: bool) -> None:
 def _ranks(trainer: pl.Trainer) -> int:
     sharing = trainer.distributed_sampler_kwargs
     return 1 if sharing is None else int(sharing["num_replicas"])
-
-
-def _reference_identity(module: DPOModule) -> list[float] | str | None:
-    reference = module.reference
-    if module.reference_follows:
-        return _MOVING  # and in the checkpoint
-    if reference.identity is not None:
-        return reference.identity
-    if isinstance(reference, AdapterReference):
-        return weight_sums(_base_weights(module.policy))
-    if reference.model is None:
-        return None
-    return weight_sums(reference.model.named_parameters())
-
-
-def _base_weights(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return ((name, value) for name, value in policy.named_parameters() if "lora_" not in name)
-
-
-def _whole(total: Tensor) -> Tensor:
-    return total.full_tensor() if isinstance(total, DTensor) else total

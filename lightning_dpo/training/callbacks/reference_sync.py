@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -10,11 +10,21 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from lightning_dpo.parallel import mix_weights
-
-if TYPE_CHECKING:
-    from lightning_dpo.training.dpo import DPOModule
+from lightning_dpo.reference.base import Reference
 
 __all__ = ["ReferenceSync"]
+
+
+class ReferencedPolicy(Protocol):
+    """What the callback asks of a module.
+
+    Attributes:
+        policy: The model that trains.
+        reference: Where reference log-probabilities come from.
+    """
+
+    policy: nn.Module
+    reference: Reference
 
 
 class ReferenceSync(pl.Callback):
@@ -61,8 +71,8 @@ class ReferenceSync(pl.Callback):
         Raises:
             ValueError: If it has no weights of its own, or not the policy's architecture.
         """
-        module: DPOModule = pl_module  # type: ignore[assignment]
-        reference = module.reference_model
+        module: ReferencedPolicy = pl_module  # type: ignore[assignment]
+        reference = module.reference.model
         if not module.reference.can_update or reference is None:
             raise ValueError(
                 "`ReferenceSync` needs a reference with weights of its own, got "
@@ -95,10 +105,10 @@ class ReferenceSync(pl.Callback):
         if due <= self.updates:
             return
         self.updates = due
-        module: DPOModule = pl_module  # type: ignore[assignment]
-        assert module.reference_model is not None
+        module: ReferencedPolicy = pl_module  # type: ignore[assignment]
+        assert module.reference.model is not None
         with torch.no_grad():
-            mix_weights(module.policy, into=module.reference_model, share=self.alpha)
+            mix_weights(module.policy, into=module.reference.model, share=self.alpha)
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:

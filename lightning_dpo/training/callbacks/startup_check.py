@@ -1,25 +1,38 @@
-"""Callbacks that DPOModule brings along: the start-up check and the token rate."""
+"""A check of the first training batch: at the start the policy is its reference."""
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from lightning_dpo.training.dpo import DPOModule
+from lightning_dpo.losses import PreferenceLoss
+from lightning_dpo.reference.base import Reference
+from lightning_dpo.training.step_output import StepOutput
+from lightning_dpo.types import PairLogps
 
-__all__ = ["StartupCheck", "Throughput"]
+__all__ = ["ComparedModule", "StartupCheck"]
 
 _TOLERANCE = {"precise": 1e-3, "half": 5e-2}
 """Nats of log-ratio allowed at the start: rounding only, in float32 and in half precision."""
 
 
-_RATE_EVERY = 10
-"""Batches that one token rate is measured over."""
+class ComparedModule(Protocol):
+    """What the check asks of a module.
+
+    Attributes:
+        policy: The model that trains.
+        reference: Where reference log-probabilities come from.
+        loss: The preference loss.
+        latest: What the last step left.
+    """
+
+    policy: nn.Module
+    reference: Reference
+    loss: PreferenceLoss
+    latest: StepOutput | None
 
 
 class StartupCheck(pl.Callback):
@@ -36,11 +49,15 @@ class StartupCheck(pl.Callback):
         Raises:
             ValueError: If they differ, naming the likely cause.
         """
-        module: DPOModule = pl_module  # type: ignore[assignment]
+        module: ComparedModule = pl_module  # type: ignore[assignment]
         if trainer.global_step > 0 or trainer.fit_loop.total_batch_idx > 0:
             return
         seen = module.latest
-        if seen is None or seen.reference is None:
+        if (
+            seen is None
+            or not isinstance(seen.policy, PairLogps)
+            or not isinstance(seen.reference, PairLogps)
+        ):
             return
         policy = torch.cat([seen.policy.chosen, seen.policy.rejected])
         reference = torch.cat([seen.reference.chosen, seen.reference.rejected])
@@ -60,40 +77,12 @@ class StartupCheck(pl.Callback):
         )
 
 
-class Throughput(pl.Callback):
-    """Logs train/tokens_per_second: tokens that the policy computed, over wall time, on this rank."""
-
-    def __init__(self) -> None:
-        self._since = 0.0
-        self._tokens = 0
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self._since, self._tokens = time.perf_counter(), 0
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Log the rate over the batches since it was last logged."""
-        latest = getattr(pl_module, "latest", None)
-        self._tokens += 0 if latest is None else latest.num_tokens
-        if self._tokens == 0 or (batch_idx and (batch_idx + 1) % _RATE_EVERY):
-            return
-        elapsed = time.perf_counter() - self._since
-        pl_module.log("train/tokens_per_second", self._tokens / elapsed, prog_bar=True, batch_size=1)
-        self._since, self._tokens = time.perf_counter(), 0
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave validation out of the rate."""
-        self._since, self._tokens = time.perf_counter(), 0
-
-
-def _computes_in_half(trainer: pl.Trainer, module: DPOModule) -> bool:
+def _computes_in_half(trainer: pl.Trainer, module: ComparedModule) -> bool:
     half = (torch.bfloat16, torch.float16)
     return "16" in str(trainer.precision) or next(module.policy.parameters()).dtype in half
 
 
-def _likely_cause(module: DPOModule) -> str:
+def _likely_cause(module: ComparedModule) -> str:
     """What explains a difference, from the most to the least certain sign."""
     dropping = [
         name
@@ -102,7 +91,7 @@ def _likely_cause(module: DPOModule) -> str:
     ]
     if dropping:
         return f"dropout is on in the policy ({dropping[0]}); set `disable_dropout=True`"
-    reference = module.reference_model
+    reference = module.reference.model
     if reference is None:
         return module.reference.disagreement
     ours, theirs = dict(module.policy.named_parameters()), dict(reference.named_parameters())

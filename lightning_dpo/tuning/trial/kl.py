@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import lightning.pytorch as pl
 from torch import nn
 
 from lightning_dpo.evaluation import CompletionMonitor
-from lightning_dpo.models.build import build_reference
 from lightning_dpo.training.dpo import DPOModule
 
 __all__ = ["KLMonitor"]
@@ -28,22 +26,10 @@ class KLMonitor(CompletionMonitor):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Copy the policy before a checkpoint or a step changes it, or load the other model that is meant."""
-        source = getattr(pl_module, "_reference_source", None)
-        if stage != "fit" or not isinstance(pl_module, DPOModule) or not isinstance(source, str):
-            return
-        if source.partition(":")[0] != "cached":
-            return
-        pl_module.configure_model()
-        if hasattr(pl_module.policy, "disable_adapter"):
-            return  # the policy with its adapter off is the reference
-        other = source.partition(":")[2]
-        if other:
-            built = build_reference(other, policy=pl_module.policy, settings=pl_module._settings)
-            self._own = built.model
-        else:
-            self._own = copy.deepcopy(pl_module.policy).eval().requires_grad_(False)
+        if stage == "fit" and isinstance(pl_module, DPOModule):
+            self._own = pl_module.start_reference()
 
-    def reference(self, module: DPOModule) -> nn.Module | None:
+    def reference(self, module: Any) -> nn.Module | None:
         """See `CompletionMonitor`."""
         if self._own is None:
             return super().reference(module)

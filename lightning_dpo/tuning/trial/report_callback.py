@@ -134,7 +134,7 @@ class TrialReport(pl.Callback):
 
 def reference_passes(module: pl.LightningModule) -> int:
     """Batches for which this module ran its reference; 0 where all came from a cache, or there is none."""
-    reference = getattr(module, "_reference", None)
+    reference = getattr(module, "reference", None)
     if reference is None or not getattr(module, "needs_reference", False):
         return 0
     counted = getattr(reference, "passes", None)

@@ -1,0 +1,320 @@
+"""PolicyModule: what every training method has, whatever it learns from."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LinearLR
+
+from lightning_dpo.models.build import PolicySettings
+from lightning_dpo.models.lora import LoraSettings
+from lightning_dpo.models.unwrap import is_sharded
+from lightning_dpo.parallel import (
+    Sharding,
+    build_trained,
+    clip_gradients,
+    full_state,
+    gradient_norm,
+    on_rank_zero,
+    sharding_for,
+)
+from lightning_dpo.scoring.forward import ScoringPlan, lay_out, score
+from lightning_dpo.scoring.select import LayoutChoice, select_plan
+from lightning_dpo.training.callbacks.exact_resume import ExactResume
+from lightning_dpo.training.callbacks.throughput import Throughput
+from lightning_dpo.training.checkpoint_io import WholeCheckpoints
+from lightning_dpo.training.compile import compile_backbone, outside_of_graphs
+from lightning_dpo.training.export import export_model
+from lightning_dpo.training.model_record import (
+    RECORD_KEY,
+    ModelRecord,
+    adapter_state,
+    drop_base_weights,
+    rebuild,
+)
+from lightning_dpo.training.step_output import StepOutput
+from lightning_dpo.training.weighted_means import WeightedMeans
+from lightning_dpo.types import CompletionBatch, CompletionLogps
+
+__all__ = ["PolicyModule"]
+
+DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
+
+
+class PolicyModule(pl.LightningModule):
+    """Trains a causal language model; subclass it and override `step` for a method of your own.
+
+    It builds the policy whole, sharded or with an adapter, scores completions in the cheapest way that is
+    exact, makes the optimizer, clips, saves, resumes exactly and exports.
+
+    Attributes:
+        policy: The model that is trained, after `configure_model`.
+        latest: What the last step left, without gradient, for callbacks.
+        metric_names: Names of the numbers that `step` gives for each example; logged under train/ and val/.
+        in_progress_bar: Those of them that the progress bar shows.
+        shares_reference: Whether trials of a sweep can read the reference's log-probabilities from one cache.
+        exports: Whether a checkpoint becomes a Hugging Face folder.
+        samples_completions: Whether completions can be sampled from its policy, which gives their KL.
+    """
+
+    policy: nn.Module
+    metric_names: ClassVar[tuple[str, ...]] = ("loss",)
+    in_progress_bar: ClassVar[tuple[str, ...]] = ("loss",)
+    shares_reference: ClassVar[bool] = False
+    exports: ClassVar[bool] = True
+    samples_completions: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        policy: str | nn.Module,
+        *,
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-6, weight_decay=0.0),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        warmup_ratio: float = 0.1,
+        lora: LoraSettings | None = None,
+        layout: LayoutChoice = "auto",
+        dtype: DtypeName = "float32",
+        attn_implementation: str | None = None,
+        gradient_checkpointing: bool = False,
+        compile_model: bool = False,
+        disable_dropout: bool = True,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Say what to train; nothing is loaded before `configure_model`.
+
+        Args:
+            policy: A folder, a hub id, a .gguf file, ``package:NAME/FILE``, a PreTrainedModel, or any module
+                that maps (input_ids, attention_mask) to logits.
+            optimizer: Makes the optimizer from the trainable parameters.
+            lr_scheduler: Makes the scheduler, stepped every optimizer step; None is a linear warm-up.
+            warmup_ratio: Share of the steps that the default warm-up takes.
+            lora: Train adapters of this shape in place of all weights.
+            layout: "shared" computes prompts once per pair, "concatenated" once per completion; "auto" takes
+                shared where it is proved exact for the model.
+            dtype: Type the weights are loaded in. Keep float32 with mixed precision.
+            attn_implementation: Passed to transformers. None takes what is fastest here and proved exact.
+            gradient_checkpointing: Recompute activations in the backward pass.
+            compile_model: Compile the policy's backbone with torch.compile.
+            disable_dropout: Set all dropout of the policy to 0.
+            trust_remote_code: Run modelling code that comes with a hub repository.
+
+        Raises:
+            ValueError: If arguments contradict each other.
+        """
+        super().__init__()
+        if not 0 <= warmup_ratio <= 1:
+            raise ValueError(f"`warmup_ratio` must be between 0 and 1, got {warmup_ratio}")
+        self.strict_loading = lora is None  # checkpoints of adapters hold no base weights
+        self.settings = PolicySettings(
+            policy=policy,
+            lora=lora,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            gradient_checkpointing=gradient_checkpointing,
+            disable_dropout=disable_dropout,
+            trust_remote_code=trust_remote_code,
+        )
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+        self._warmup_ratio = warmup_ratio
+        self._layout: LayoutChoice = layout
+        self._compile_model = compile_model
+        self._plan: ScoringPlan | None = None
+        self.latest: StepOutput | None = None
+        self.val_metrics = WeightedMeans(self.metric_names, prefix="val/")
+        self._remember(policy=policy)
+
+    @classmethod
+    def logged_metrics(cls) -> tuple[str, ...]:
+        """Names that a validation logs, without those of callbacks."""
+        return tuple(f"val/{name}" for name in cls.metric_names)
+
+    @classmethod
+    def incomparable_metrics(cls) -> tuple[str, ...]:
+        """Those of `logged_metrics` whose unit depends on a setting that a sweep may vary."""
+        return ()
+
+    @classmethod
+    def cli_defaults(cls) -> dict[str, Any]:
+        """Defaults of the command line by argument: a class set here is one whose arguments have flags."""
+        return {}
+
+    @abstractmethod
+    def step(self, batch: Any) -> StepOutput:
+        """Score a batch and take its loss.
+
+        Args:
+            batch: What the data module yields.
+
+        Returns:
+            The loss, and a number for each of `metric_names`; see `StepOutput.of`.
+        """
+
+    @property
+    def tokenizer_source(self) -> str | None:
+        """Where the policy's tokenizer is loaded from, if the data module is given none."""
+        return self.settings.policy if isinstance(self.settings.policy, str) else None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the policy is: a user who compiles the module means it, not the logging around it."""
+        return self._compile_model or self._compiler_ctx is not None
+
+    def configure_model(self) -> None:
+        """Load the policy and what goes with it; called by the trainer, any number of times."""
+        if "policy" not in self._modules:
+            self.build(sharding_for(self._trainer, adapter=self.settings.lora is not None))
+
+    def build(self, sharding: Sharding | None) -> None:
+        """Build the policy; override it to build what goes with it, before or after.
+
+        Args:
+            sharding: How models are split over ranks; None leaves them whole.
+        """
+        policy = build_trained(self.settings, sharding=sharding)
+        if sharding is not None and self.settings.lora is not None:
+            # Sharded checkpoints are written and read by what the state names: here the adapter only.
+            self.register_state_dict_post_hook(drop_base_weights)  # type: ignore[no-untyped-call]
+        self.on_policy_built(policy, sharding)
+        self.policy = policy.train()
+        if self.is_compiled:
+            compile_backbone(policy)
+
+    def on_policy_built(self, policy: nn.Module, sharding: Sharding | None) -> None:
+        """Make what goes with the policy while it has its first weights, before it is compiled."""
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The callbacks of every run: whole checkpoints, exact resumption, the token rate."""
+        return [WholeCheckpoints(), ExactResume(), Throughput()]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over trainable parameters, its scheduler stepped every optimizer step."""
+        optimizer = self._optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        if self._lr_scheduler is not None:
+            scheduler = self._lr_scheduler(optimizer)
+        else:
+            # As in the DPO paper; the first step already has 1 / (steps + 1) of the full rate.
+            steps = round(self._warmup_ratio * self.trainer.estimated_stepping_batches)
+            scheduler = LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def plan(self) -> ScoringPlan:
+        """How the policy is scored, found out on the model at hand the first time."""
+        if self._plan is None:
+            with torch.autocast(self.device.type, enabled=False):
+                self._plan = select_plan(
+                    self.policy,
+                    layout=self._layout,
+                    device=self.device,
+                    # Compiled, a loop over prompts would be unrolled anew for every batch.
+                    may_switch_attention=self.settings.attn_implementation is None and not self.is_compiled,
+                ).plan
+        return self._plan
+
+    def logps(self, batch: CompletionBatch) -> CompletionLogps:
+        """Log-probabilities of completions under the policy.
+
+        Args:
+            batch: Prompts with their completions, such as `PairBatch.chosen_completions` gives.
+        """
+        return score(self.policy, batch, plan=self.plan())
+
+    def num_tokens(self, batch: CompletionBatch) -> int:
+        """Tokens that the policy computes for a batch: prompts once, where its completions share them."""
+        return lay_out(batch, model=self.policy, plan=self.plan()).num_tokens
+
+    @outside_of_graphs
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Mean loss of the batch's examples; logs their means under train/."""
+        output = self.step(batch)
+        self.latest = output.detach()
+        if len(output.weights):
+            for name in self.metric_names:
+                mean = (output.statistics[name] * output.weights).sum() / output.weights.sum()
+                shown = name in self.in_progress_bar
+                self.log(f"train/{name}", mean, prog_bar=shown, batch_size=len(output.weights))
+        return output.loss
+
+    @outside_of_graphs
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Collect the batch's numbers."""
+        output = self.step(batch)
+        self.latest = output.detach()
+        self.val_metrics.update(output.statistics, output.weights)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over all examples of all ranks."""
+        for name, value in self.val_metrics.compute().items():
+            self.log(name, value, prog_bar=name.removeprefix("val/") in self.in_progress_bar)
+        self.val_metrics.reset()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the gradient norm, before clipping, and the learning rate."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.log("train/grad_norm", gradient_norm(grads, strategy=self.trainer.strategy))
+        self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says, over the gradients of all ranks."""
+        by_norm = gradient_clip_val is not None and gradient_clip_algorithm in (None, "norm")
+        if by_norm and clip_gradients(self.trainer.model, limit=float(gradient_clip_val or 0)):
+            return
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None and gradient_clip_val:
+            # Lightning keeps fused optimizers from clipping for float16's loss scale; here is none.
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only the adapter's weights, where there is one; record what rebuilds the model."""
+        if self.settings.lora is not None:
+            checkpoint["state_dict"] = adapter_state(checkpoint["state_dict"])
+        checkpoint[RECORD_KEY] = ModelRecord.of(self.policy, self.settings)._asdict()
+
+    def export(self, folder: str | Path, *, merge: bool = True) -> Path:
+        """Write the policy as a plain Hugging Face folder, with its tokenizer where one is known.
+
+        Where the policy is sharded every rank must call this; rank 0 gathers the weights and writes.
+
+        Args:
+            folder: Must not hold anything yet; appears complete or not at all.
+            merge: Fold adapters into the weights; False writes the adapter alone.
+
+        Returns:
+            The folder.
+        """
+        self.configure_model()
+        data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        tokenizer = getattr(data, "tokenizer", None) or self.tokenizer_source
+        if not is_sharded(self.policy):
+            return export_model(self.policy, folder, tokenizer=tokenizer, merge=merge)
+        weights = full_state(self.policy)
+
+        def write() -> Path:
+            policy = rebuild(ModelRecord.of(self.policy, self.settings), weights)
+            return export_model(policy, folder, tokenizer=tokenizer, merge=merge)
+
+        return on_rank_zero(self.trainer.strategy, write)
+
+    def _remember(self, **arguments: Any) -> None:
+        """Let `load_from_checkpoint` pass arguments again: texts, since it takes no modules or callables."""
+        self.save_hyperparameters(
+            {name: value for name, value in arguments.items() if isinstance(value, str)}
+        )
