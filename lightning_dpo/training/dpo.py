@@ -401,7 +401,9 @@ class DPOModule(pl.LightningModule):
         return ScoredBatch(
             loss=(losses * weights).sum() / denominator,
             weights=weights,
-            statistics=pair_statistics(losses, policy, reference, beta=self.loss.beta),
+            statistics=pair_statistics(
+                losses, policy, reference, rewards=self.loss.rewards(self.latest.policy, reference)
+            ),
         )
 
 
