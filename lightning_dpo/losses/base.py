@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from lightning_dpo.types import PairLogps
 
-__all__ = ["PreferenceLoss", "per_token"]
+__all__ = ["PreferenceLoss", "losses_with", "per_token", "unknown_argument"]
 
 
 class PreferenceLoss(nn.Module, ABC):
@@ -27,6 +28,19 @@ class PreferenceLoss(nn.Module, ABC):
     needs_confidence: bool = False
     mixes_pairs: bool = False
     beta: float = 1.0
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse arguments that the loss does not have before Python does, to name the losses that have them.
+
+        Raises:
+            ValueError: For the first such argument.
+        """
+        parameters = inspect.signature(cls.__init__).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        for name in () if takes_any else kwargs:
+            if name not in parameters:
+                raise ValueError(unknown_argument(name, loss=cls))
+        return super().__new__(cls)
 
     @abstractmethod
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
@@ -110,6 +124,33 @@ def per_token(sums: tuple[Tensor, Tensor], policy: PairLogps) -> tuple[Tensor, T
     """
     chosen, rejected = sums
     return chosen / policy.chosen_lengths, rejected / policy.rejected_lengths
+
+
+def losses_with(argument: str) -> list[str]:
+    """Names of this package's losses that take an argument, in alphabetical order.
+
+    Args:
+        argument: The argument's name, such as "label_smoothing".
+    """
+    known = PreferenceLoss.__subclasses__()
+    for loss in known:  # the list grows by each one's own subclasses
+        known += loss.__subclasses__()
+    shipped = [loss for loss in known if loss.__module__.startswith(f"{__package__}.")]
+    concrete = [loss for loss in shipped if not inspect.isabstract(loss)]
+    return sorted(loss.__name__ for loss in concrete if argument in _arguments(loss))
+
+
+def unknown_argument(argument: str, *, loss: type[PreferenceLoss]) -> str:
+    """What to tell the user who gave a loss an argument that it does not have.
+
+    Args:
+        argument: The argument's name.
+        loss: The loss's class.
+    """
+    others = losses_with(argument)
+    fix = f"losses that have it: {', '.join(others)}" if others else "no loss has it"
+    takes = ", ".join(_arguments(loss)) or "none"
+    return f"`{argument}` is not an argument of {loss.__name__}, which takes {takes}; {fix}"
 
 
 def _arguments(loss: type[PreferenceLoss]) -> list[str]:
