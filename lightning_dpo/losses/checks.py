@@ -9,12 +9,12 @@ __all__ = ["check_beta", "check_label_smoothing", "check_non_negative", "check_p
 
 
 def check_beta(beta: float) -> float:
-    """The strength of a KL constraint, if it is a finite number above 0."""
+    """The strength of a KL constraint, if it is a finite number above 0; else a ValueError."""
     return check_positive("beta", beta, hint="usual values are 0.01 to 0.5")
 
 
 def check_label_smoothing(label_smoothing: float) -> float:
-    """The assumed probability that a label is flipped, if it is at least 0 and below 1/2."""
+    """The assumed probability that a label is flipped, if it is in [0, 0.5); else a ValueError."""
     hint = "it is the assumed probability that a label is flipped, usually 0 to 0.2"
     return check_range("label_smoothing", label_smoothing, low=0, high=0.5, ends="low", hint=hint)
 
@@ -31,9 +31,9 @@ def check_range(name: str, value: float, *, low: float, high: float, hint: str, 
 
     Args:
         name: The argument's name.
-        value: What came.
-        low: Lower end.
-        high: Upper end.
+        value: The value that came.
+        low: Lower end of the range.
+        high: Upper end of the range.
         hint: What to do instead.
         ends: The ends that belong to the range: "both", "low", "high" or "none".
     """

@@ -19,7 +19,7 @@ __all__ = ["AOTLoss", "APODownLoss", "APOZeroLoss", "BCOLoss", "NCALoss", "SPPOL
 class LogRatioLoss(PreferenceLoss):
     """A loss on the completions' log-ratios, with a beta and without a choice of the divergence.
 
-    Most look at one completion's log-ratio at a time, so that the constant of the prompt that other score
+    Most compare no two completions of one prompt, so that the constant of the prompt that other score
     functions leave undetermined would not cancel.
 
     Args:
