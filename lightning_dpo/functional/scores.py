@@ -103,8 +103,8 @@ def divergence_score(
 
     Args:
         logratio: r = log pi(y|x) - log pi_ref(y|x), (batch,), nats.
-        divergence: Which one.
-        alpha: Parameter of "alpha_divergence"; the others do not read it.
+        divergence: Name of the divergence.
+        alpha: Parameter of "alpha_divergence"; the other divergences do not read it.
 
     Returns:
         s(r), (batch,).

@@ -1,17 +1,16 @@
-"""What every preference loss has in common, and the checks of their arguments."""
+"""What every preference loss has in common."""
 
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC, abstractmethod
-from numbers import Real
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from lightning_dpo.types import PairLogps
 
-__all__ = ["PreferenceLoss"]
+__all__ = ["PreferenceLoss", "losses_with", "per_token", "unknown_argument"]
 
 
 class PreferenceLoss(nn.Module, ABC):
@@ -20,18 +19,28 @@ class PreferenceLoss(nn.Module, ABC):
     Attributes:
         needs_reference: Whether `forward` reads the reference's log-probs. False saves the reference model.
         needs_confidence: Whether `forward` reads the policy's confidences, which scoring then computes.
-        needs_heads: Whether `forward` reads the log-probs of the completions' heads.
         mixes_pairs: Whether one pair's loss holds other pairs' completions, so that weights of single pairs
             have no meaning.
-        beta: Rewards are logged as beta times the log-ratio to the reference. A loss without such a constant
-            leaves it at 1, so that its rewards are the log-ratios themselves.
+        beta: Scale of the rewards. A loss without such a constant leaves it at 1.
     """
 
     needs_reference: bool = True
     needs_confidence: bool = False
-    needs_heads: bool = False
     mixes_pairs: bool = False
     beta: float = 1.0
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse arguments that the loss does not have before Python does, to name the losses that have them.
+
+        Raises:
+            ValueError: For the first such argument.
+        """
+        parameters = inspect.signature(cls.__init__).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        for name in () if takes_any else kwargs:
+            if name not in parameters:
+                raise ValueError(unknown_argument(name, loss=cls))
+        return super().__new__(cls)
 
     @abstractmethod
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
@@ -47,6 +56,25 @@ class PreferenceLoss(nn.Module, ABC):
         Raises:
             ValueError: If the loss needs a reference and `reference` is None.
         """
+
+    def rewards(self, policy: PairLogps, reference: PairLogps | None = None) -> tuple[Tensor, Tensor]:
+        """Rewards of the chosen and the rejected completions: what the loss compares, in its own units.
+
+        Logged rewards and accuracy come from them. Here they are beta times the log-ratios to the reference,
+        or beta times the log-probs where there is no reference or the loss needs none; a loss that compares
+        something else overrides this.
+
+        Args:
+            policy: Log-probs under the model that trains, (batch,) each.
+            reference: Log-probs under the reference, (batch,) each.
+
+        Returns:
+            Rewards of the chosen and of the rejected completions, (batch,) each.
+        """
+        if reference is None or not self.needs_reference:
+            return self.beta * policy.chosen, self.beta * policy.rejected
+        chosen, rejected = self.logratios(policy, reference)
+        return self.beta * chosen, self.beta * rejected
 
     def expected_at_start(self) -> float | None:
         """The loss of every pair while the policy equals the reference; None where it depends on the data.
@@ -79,45 +107,52 @@ class PreferenceLoss(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """The constructor's plain arguments, for printing a module."""
-        names = inspect.signature(type(self)).parameters
-        values = {name: getattr(self, name, None) for name in names}
+        values = {name: getattr(self, name, None) for name in _arguments(type(self))}
         plain = {name: value for name, value in values.items() if isinstance(value, str | float | int | list)}
         return ", ".join(f"{name}={value!r}" for name, value in plain.items())
 
 
-def check_positive(name: str, value: float, *, hint: str) -> float:
-    """The value, if it is a finite number above 0; else a ValueError that names the argument."""
-    if not (_is_number(value) and 0 < value < math.inf):
-        raise ValueError(f"`{name}` must be a finite number greater than 0, got {name}={value!r}; {hint}")
-    return value
-
-
-def check_range(name: str, value: float, *, low: float, high: float, hint: str, ends: str = "both") -> float:
-    """The value, if it is a number in the range; else a ValueError that names the argument.
+def per_token(sums: tuple[Tensor, Tensor], policy: PairLogps) -> tuple[Tensor, Tensor]:
+    """Sums over the chosen and the rejected completions, each divided by its completion's token count.
 
     Args:
-        name: The argument's name.
-        value: What came.
-        low: Lower end.
-        high: Upper end.
-        hint: What to do instead.
-        ends: The ends that belong to the range: "both", "low", "high" or "none".
+        sums: A number of each chosen and of each rejected completion, (batch,) each.
+        policy: Holds the completions' lengths.
+
+    Returns:
+        The means over tokens of the chosen and of the rejected completions, (batch,) each.
     """
-    above = _is_number(value) and (value >= low if ends in ("both", "low") else value > low)
-    below = _is_number(value) and (value <= high if ends in ("both", "high") else value < high)
-    if not (above and below):
-        opening = "[" if ends in ("both", "low") else "("
-        closing = "]" if ends in ("both", "high") else ")"
-        raise ValueError(f"`{name}` must be in {opening}{low}, {high}{closing}, got {name}={value!r}; {hint}")
-    return value
+    chosen, rejected = sums
+    return chosen / policy.chosen_lengths, rejected / policy.rejected_lengths
 
 
-def check_non_negative(name: str, value: float, *, hint: str) -> float:
-    """The value, if it is a finite number of at least 0; else a ValueError that names the argument."""
-    if not (_is_number(value) and 0 <= value < math.inf):
-        raise ValueError(f"`{name}` must be a finite number of at least 0, got {name}={value!r}; {hint}")
-    return value
+def losses_with(argument: str) -> list[str]:
+    """Names of this package's losses that take an argument, in alphabetical order.
+
+    Args:
+        argument: The argument's name, such as "label_smoothing".
+    """
+    known = PreferenceLoss.__subclasses__()
+    for loss in known:  # the list grows by each one's own subclasses
+        known += loss.__subclasses__()
+    shipped = [loss for loss in known if loss.__module__.startswith(f"{__package__}.")]
+    concrete = [loss for loss in shipped if not inspect.isabstract(loss)]
+    return sorted(loss.__name__ for loss in concrete if argument in _arguments(loss))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def unknown_argument(argument: str, *, loss: type[PreferenceLoss]) -> str:
+    """What to tell the user who gave a loss an argument that it does not have.
+
+    Args:
+        argument: The argument's name.
+        loss: The loss's class.
+    """
+    others = losses_with(argument)
+    fix = f"losses that have it: {', '.join(others)}" if others else "no loss has it"
+    takes = ", ".join(_arguments(loss)) or "none"
+    return f"`{argument}` is not an argument of {loss.__name__}, which takes {takes}; {fix}"
+
+
+def _arguments(loss: type[PreferenceLoss]) -> list[str]:
+    _, *parameters = inspect.signature(loss.__init__).parameters.values()
+    return [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]

@@ -5,23 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_dpo.losses.base import PreferenceLoss, check_non_negative, check_range
+from lightning_dpo.losses.base import PreferenceLoss
+from lightning_dpo.losses.checks import check_non_negative, check_range
 from lightning_dpo.types import PairLogps
 
 __all__ = ["LDDPO", "WPO", "CombinedLoss"]
 
 
 class ComposedLoss(PreferenceLoss):
-    """A loss that takes over what its parts need, and beta from the first part that has one."""
+    """A loss that takes over what its parts need, and beta from the first part that has one of its own."""
 
     def _take_over(self, parts: list[PreferenceLoss]) -> None:
         self.needs_reference = any(part.needs_reference for part in parts)
         self.needs_confidence = any(part.needs_confidence for part in parts)
-        self.needs_heads = any(part.needs_heads for part in parts)
         self.mixes_pairs = any(part.mixes_pairs for part in parts)
-        betas = [part.beta for part in parts if "beta" in vars(part)]
-        if betas:
-            self.beta = betas[0]
+        leading = _leading(parts)
+        if _has_beta(leading):
+            self.beta = leading.beta
 
 
 class WPO(ComposedLoss):
@@ -63,6 +63,10 @@ class WPO(ComposedLoss):
         losses: Tensor = self.loss(policy, reference)
         return losses * torch.exp(confidence.detach())
 
+    def rewards(self, policy: PairLogps, reference: PairLogps | None = None) -> tuple[Tensor, Tensor]:
+        """The wrapped loss's rewards: the weights are the pairs', not the completions'."""
+        return self.loss.rewards(policy, reference)
+
 
 class LDDPO(ComposedLoss):
     """Length desensitisation, LD-DPO, https://arxiv.org/abs/2409.06411.
@@ -87,23 +91,35 @@ class LDDPO(ComposedLoss):
             "alpha", alpha, low=0, high=1, hint="it weights the tokens beyond the shorter completion"
         )
         self._take_over([loss])
-        self.needs_heads = True
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,).
 
         Raises:
-            ValueError: If the log-probs of the completions' heads were not computed.
+            ValueError: If the log-probs up to the shorter completion's length were not computed.
         """
+        losses: Tensor = self.loss(*self._reweighted_pair(policy, reference))
+        return losses
+
+    def rewards(self, policy: PairLogps, reference: PairLogps | None = None) -> tuple[Tensor, Tensor]:
+        """The wrapped loss's rewards on the reweighted log-probs, (batch,) each.
+
+        Raises:
+            ValueError: If the log-probs up to the shorter completion's length were not computed.
+        """
+        return self.loss.rewards(*self._reweighted_pair(policy, reference))
+
+    def expected_at_start(self) -> float | None:
+        """The wrapped loss's value at the start: policy and reference are reweighted alike."""
+        return self.loss.expected_at_start()
+
+    def _reweighted_pair(
+        self, policy: PairLogps, reference: PairLogps | None
+    ) -> tuple[PairLogps, PairLogps | None]:
         policy = self._reweighted(policy, name="policy")
         if reference is not None and self.loss.needs_reference:
             reference = self._reweighted(reference, name="reference")
-        losses: Tensor = self.loss(policy, reference)
-        return losses
-
-    def expected_at_start(self) -> float | None:
-        """That of the wrapped loss."""
-        return self.loss.expected_at_start()
+        return policy, reference
 
     def _reweighted(self, logps: PairLogps, *, name: str) -> PairLogps:
         if logps.chosen_common is None or logps.rejected_common is None:
@@ -124,6 +140,9 @@ class LDDPO(ComposedLoss):
 
 class CombinedLoss(ComposedLoss):
     """Weighted sum of losses, such as DPO + SFT, or MPO (https://arxiv.org/abs/2411.10442).
+
+    Its rewards, and its beta, are those of the first loss that has a beta: a sum of losses compares nothing
+    of its own. Where none has a beta they are the first loss's.
 
     Args:
         losses: The losses to add, at least one.
@@ -149,6 +168,10 @@ class CombinedLoss(ComposedLoss):
         ]
         self._take_over(losses)
 
+    def rewards(self, policy: PairLogps, reference: PairLogps | None = None) -> tuple[Tensor, Tensor]:
+        """The rewards of the first loss that has a beta, or of the first one where none has."""
+        return _leading(self._parts()).rewards(policy, reference)
+
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Weighted sum of the losses of each pair, (batch,)."""
         terms = [
@@ -157,12 +180,23 @@ class CombinedLoss(ComposedLoss):
         return torch.stack(terms).sum(0)
 
     def expected_at_start(self) -> float | None:
-        """The weighted sum of the parts' values; None if one of them depends on the data."""
+        """The weighted sum of the parts' values at the start; None if one of them depends on the data."""
         total = 0.0
-        for weight, loss in zip(self.weights, self.losses, strict=True):
-            assert isinstance(loss, PreferenceLoss)
+        for weight, loss in zip(self.weights, self._parts(), strict=True):
             value = loss.expected_at_start()
             if value is None:
                 return None
             total += weight * value
         return total
+
+    def _parts(self) -> list[PreferenceLoss]:
+        return [part for part in self.losses if isinstance(part, PreferenceLoss)]
+
+
+def _leading(parts: list[PreferenceLoss]) -> PreferenceLoss:
+    """The first loss with a beta of its own, or the first one where none has."""
+    return next((part for part in parts if _has_beta(part)), parts[0])
+
+
+def _has_beta(loss: PreferenceLoss) -> bool:
+    return "beta" in vars(loss)

@@ -9,18 +9,17 @@ import torch
 from torch import Tensor, distributed
 
 from lightning_dpo import functional
-from lightning_dpo.losses.base import PreferenceLoss, check_positive, check_range
+from lightning_dpo.losses.base import PreferenceLoss
+from lightning_dpo.losses.checks import check_beta, check_label_smoothing
 from lightning_dpo.types import PairLogps
 
 __all__ = ["AOTLoss", "APODownLoss", "APOZeroLoss", "BCOLoss", "NCALoss", "SPPOLoss"]
 
-BETA_HINT = "usual values are 0.01 to 0.5"
-
 
 class LogRatioLoss(PreferenceLoss):
-    """What the losses of this file have in common: beta, and no choice of the divergence.
+    """A loss on the completions' log-ratios, with a beta and without a choice of the divergence.
 
-    They look at one completion's log-ratio at a time, so that the constant of the prompt that other score
+    Most compare no two completions of one prompt, so that the constant of the prompt that other score
     functions leave undetermined would not cancel.
 
     Args:
@@ -32,7 +31,7 @@ class LogRatioLoss(PreferenceLoss):
 
     def __init__(self, beta: float = 0.1) -> None:
         super().__init__()
-        self.beta = check_positive("beta", beta, hint=BETA_HINT)
+        self.beta = check_beta(beta)
 
 
 class NCALoss(LogRatioLoss):
@@ -51,7 +50,7 @@ class NCALoss(LogRatioLoss):
         return functional.nca_loss(chosen, rejected_logratio=rejected, beta=self.beta)
 
     def expected_at_start(self) -> float:
-        """2 ln 2."""
+        """The loss of every pair at the start: 2 ln 2."""
         return 2 * math.log(2)
 
 
@@ -89,7 +88,7 @@ class BCOLoss(LogRatioLoss):
         )
 
     def expected_at_start(self) -> float:
-        """2 ln 2."""
+        """The loss of every pair at the start: 2 ln 2."""
         return 2 * math.log(2)
 
     @torch.no_grad()
@@ -126,7 +125,7 @@ class SPPOLoss(LogRatioLoss):
         return functional.sppo_loss(chosen, rejected_logratio=rejected, beta=self.beta)
 
     def expected_at_start(self) -> float:
-        """2 (1 / (2 beta))^2."""
+        """The loss of every pair at the start: 2 (1 / (2 beta))^2."""
         return 2 * (1 / (2 * self.beta)) ** 2
 
 
@@ -148,7 +147,7 @@ class APOZeroLoss(LogRatioLoss):
         return functional.apo_zero_loss(chosen, rejected_logratio=rejected, beta=self.beta)
 
     def expected_at_start(self) -> float:
-        """1."""
+        """The loss of every pair at the start: 1."""
         return 1.0
 
 
@@ -170,7 +169,7 @@ class APODownLoss(LogRatioLoss):
         return functional.apo_down_loss(chosen, rejected_logratio=rejected, beta=self.beta)
 
     def expected_at_start(self) -> float:
-        """1."""
+        """The loss of every pair at the start: 1."""
         return 1.0
 
 
@@ -195,27 +194,26 @@ class AOTLoss(LogRatioLoss):
 
     def __init__(self, beta: float = 0.1, *, label_smoothing: float = 0.0, unpaired: bool = False) -> None:
         super().__init__(beta)
-        self.label_smoothing = check_range(
-            "label_smoothing",
-            label_smoothing,
-            low=0,
-            high=0.5,
-            ends="low",
-            hint="it is the assumed probability that a label is flipped, usually 0 to 0.2",
-        )
+        self.label_smoothing = check_label_smoothing(label_smoothing)
         self.unpaired = unpaired
+        self._samples = _samples_of_completions if unpaired else _samples_of_pairs
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,)."""
-        if self.unpaired:
-            first, second = self.logratios(policy, reference)
-        else:
-            reference = self.required(reference)
-            first = policy.chosen - policy.rejected
-            second = reference.chosen - reference.rejected
+        first, second = self._samples(policy, self.required(reference))
         delta = functional.aot_margin(first, second=second)
         return functional.dpo_loss(delta, beta=self.beta, label_smoothing=self.label_smoothing)
 
     def expected_at_start(self) -> float:
-        """Ln 2."""
+        """The loss of every pair at the start: ln 2."""
         return math.log(2)
+
+
+def _samples_of_completions(policy: PairLogps, reference: PairLogps) -> tuple[Tensor, Tensor]:
+    """Log-ratios of the chosen completions, and of the rejected ones that they should dominate."""
+    return policy.chosen - reference.chosen, policy.rejected - reference.rejected
+
+
+def _samples_of_pairs(policy: PairLogps, reference: PairLogps) -> tuple[Tensor, Tensor]:
+    """The pairs' margins under the policy, and those under the reference that they should dominate."""
+    return policy.chosen - policy.rejected, reference.chosen - reference.rejected

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_dpo import functional
 from lightning_dpo.functional.scores import Divergence
-from lightning_dpo.losses.base import PreferenceLoss, check_non_negative, check_positive, check_range
+from lightning_dpo.losses.base import PreferenceLoss, per_token
+from lightning_dpo.losses.checks import check_beta, check_label_smoothing, check_non_negative, check_range
 from lightning_dpo.types import PairLogps
 
 __all__ = [
@@ -23,9 +24,6 @@ __all__ = [
     "MarginLoss",
     "RobustDPOLoss",
 ]
-
-BETA_HINT = "usual values are 0.01 to 0.5"
-SMOOTHING_HINT = "it is the assumed probability that a label is flipped, usually 0 to 0.2"
 
 
 class MarginLoss(PreferenceLoss):
@@ -47,7 +45,7 @@ class MarginLoss(PreferenceLoss):
         self, beta: float = 0.1, *, divergence: Divergence = "reverse_kl", alpha: float = 0.5
     ) -> None:
         super().__init__()
-        self.beta = check_positive("beta", beta, hint=BETA_HINT)
+        self.beta = check_beta(beta)
         if divergence not in get_args(Divergence):
             raise ValueError(f"`divergence` must be one of {get_args(Divergence)}, got {divergence=}")
         self.divergence: Divergence = divergence
@@ -56,7 +54,9 @@ class MarginLoss(PreferenceLoss):
         )
 
     def scores(self, policy: PairLogps, reference: PairLogps | None) -> tuple[Tensor, Tensor]:
-        """Scores s(r) of chosen and rejected completions, (batch,) each.
+        """Scores of the chosen and the rejected completions, which the margin compares, (batch,) each.
+
+        Here they are s(r) under the divergence. A loss that compares them in another unit overrides this.
 
         Raises:
             ValueError: If `reference` is None.
@@ -68,7 +68,7 @@ class MarginLoss(PreferenceLoss):
         )
 
     def margin(self, policy: PairLogps, reference: PairLogps | None) -> Tensor:
-        """Delta of each pair, (batch,).
+        """Delta of each pair, the difference of its scores, (batch,).
 
         Raises:
             ValueError: If `reference` is None.
@@ -82,8 +82,13 @@ class MarginLoss(PreferenceLoss):
         Raises:
             ValueError: If `reference` is None.
         """
+        chosen, rejected = per_token(self.scores(policy, reference), policy)
+        return chosen - rejected
+
+    def rewards(self, policy: PairLogps, reference: PairLogps | None = None) -> tuple[Tensor, Tensor]:
+        """Rewards of the chosen and the rejected completions: beta times their scores, (batch,) each."""
         chosen, rejected = self.scores(policy, reference)
-        return chosen / policy.chosen_lengths - rejected / policy.rejected_lengths
+        return self.beta * chosen, self.beta * rejected
 
 
 class DPOLoss(MarginLoss):
@@ -110,9 +115,7 @@ class DPOLoss(MarginLoss):
         alpha: float = 0.5,
     ) -> None:
         super().__init__(beta, divergence=divergence, alpha=alpha)
-        self.label_smoothing = check_range(
-            "label_smoothing", label_smoothing, low=0, high=0.5, ends="low", hint=SMOOTHING_HINT
-        )
+        self.label_smoothing = check_label_smoothing(label_smoothing)
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,)."""
@@ -120,7 +123,7 @@ class DPOLoss(MarginLoss):
         return functional.dpo_loss(delta, beta=self.beta, label_smoothing=self.label_smoothing)
 
     def expected_at_start(self) -> float:
-        """Ln 2, whatever the label smoothing and the divergence."""
+        """The loss of every pair at the start: ln 2, whatever the label smoothing and the divergence."""
         return math.log(2)
 
 
@@ -132,7 +135,7 @@ class IPOLoss(MarginLoss):
     results used means. Both are in use, and one beta means different things in them: a margin of 1 / (2 beta)
     per token, or per completion. The default is the mean, as in the published results, because its target
     does not depend on how long the completions are. It asks for about |y| times the margin that the sum asks
-    for.
+    for. `length_normalized` chooses between the two.
 
     Args:
         beta: The paper's tau, greater than 0.
@@ -154,14 +157,18 @@ class IPOLoss(MarginLoss):
     ) -> None:
         super().__init__(beta, divergence=divergence, alpha=alpha)
         self.length_normalized = length_normalized
+        self._normalize = per_token if length_normalized else _per_completion
+
+    def scores(self, policy: PairLogps, reference: PairLogps | None) -> tuple[Tensor, Tensor]:
+        """Scores s(r) of the chosen and the rejected completions, per token or not, (batch,) each."""
+        return self._normalize(super().scores(policy, reference), policy)
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,)."""
-        margin = self.margin_per_token if self.length_normalized else self.margin
-        return functional.ipo_loss(margin(policy, reference), beta=self.beta)
+        return functional.ipo_loss(self.margin(policy, reference), beta=self.beta)
 
     def expected_at_start(self) -> float:
-        """(1 / (2 beta))^2."""
+        """The loss of every pair at the start: (1 / (2 beta))^2."""
         return (1 / (2 * self.beta)) ** 2
 
 
@@ -182,7 +189,7 @@ class HingeLoss(MarginLoss):
         return functional.hinge_loss(self.margin(policy, reference), beta=self.beta)
 
     def expected_at_start(self) -> float:
-        """1."""
+        """The loss of every pair at the start: 1."""
         return 1.0
 
 
@@ -204,12 +211,16 @@ class LengthNormalizedDPOLoss(MarginLoss):
     ) -> None:
         super().__init__(beta, divergence=divergence, alpha=alpha)
 
+    def scores(self, policy: PairLogps, reference: PairLogps | None) -> tuple[Tensor, Tensor]:
+        """Scores s(r) per token of the chosen and the rejected completions, (batch,) each."""
+        return per_token(super().scores(policy, reference), policy)
+
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,)."""
-        return functional.dpo_loss(self.margin_per_token(policy, reference), beta=self.beta)
+        return functional.dpo_loss(self.margin(policy, reference), beta=self.beta)
 
     def expected_at_start(self) -> float:
-        """Ln 2."""
+        """The loss of every pair at the start: ln 2."""
         return math.log(2)
 
 
@@ -235,9 +246,7 @@ class RobustDPOLoss(MarginLoss):
         alpha: float = 0.5,
     ) -> None:
         super().__init__(beta, divergence=divergence, alpha=alpha)
-        self.label_smoothing = check_range(
-            "label_smoothing", label_smoothing, low=0, high=0.5, ends="low", hint=SMOOTHING_HINT
-        )
+        self.label_smoothing = check_label_smoothing(label_smoothing)
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,); negative where the margin is large."""
@@ -245,7 +254,7 @@ class RobustDPOLoss(MarginLoss):
         return functional.robust_dpo_loss(delta, beta=self.beta, label_smoothing=self.label_smoothing)
 
     def expected_at_start(self) -> float:
-        """Ln 2, whatever the label smoothing."""
+        """The loss of every pair at the start: ln 2, whatever the label smoothing."""
         return math.log(2)
 
 
@@ -287,7 +296,7 @@ class EXOLoss(MarginLoss):
         return functional.exo_loss(delta, beta=self.beta, label_smoothing=self.label_smoothing)
 
     def expected_at_start(self) -> float:
-        """The KL between a fair coin and the smoothed label, coin first."""
+        """The loss of every pair at the start: KL(fair coin || smoothed label)."""
         return -math.log(2) - math.log(self.label_smoothing * (1 - self.label_smoothing)) / 2
 
 
@@ -321,7 +330,7 @@ class DiscoPOPLoss(MarginLoss):
         return functional.discopop_loss(self.margin(policy, reference), beta=self.beta, tau=self.tau)
 
     def expected_at_start(self) -> float:
-        """(ln 2 + 1) / 2."""
+        """The loss of every pair at the start: (ln 2 + 1) / 2."""
         return (math.log(2) + 1) / 2
 
 
@@ -339,7 +348,7 @@ class DPOPLoss(PreferenceLoss):
 
     def __init__(self, beta: float = 0.1, *, anchor: float = 50.0) -> None:
         super().__init__()
-        self.beta = check_positive("beta", beta, hint=BETA_HINT)
+        self.beta = check_beta(beta)
         self.anchor = check_non_negative("anchor", anchor, hint="0 is plain DPO, usual values are 5 to 500")
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
@@ -350,5 +359,10 @@ class DPOPLoss(PreferenceLoss):
         )
 
     def expected_at_start(self) -> float:
-        """Ln 2."""
+        """The loss of every pair at the start: ln 2."""
         return math.log(2)
+
+
+def _per_completion(sums: tuple[Tensor, Tensor], policy: PairLogps) -> tuple[Tensor, Tensor]:
+    """The sums over the chosen and the rejected completions, not divided, (batch,) each."""
+    return sums

@@ -5,14 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_dpo import functional
-from lightning_dpo.losses.base import PreferenceLoss, check_non_negative, check_positive
+from lightning_dpo.losses.base import PreferenceLoss, per_token
+from lightning_dpo.losses.checks import check_beta, check_non_negative, check_positive
 from lightning_dpo.types import PairLogps
 
 __all__ = ["CPOLoss", "ORPOLoss", "SFTLoss", "SimPOLoss", "UnlikelihoodLoss"]
 
 
 class ReferenceFreeLoss(PreferenceLoss):
-    """What the losses of this file have in common."""
+    """A loss on the policy's log-probs, which leaves a reference unread where there is one."""
 
     needs_reference = False
 
@@ -36,12 +37,16 @@ class SimPOLoss(ReferenceFreeLoss):
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,); `reference` is not read."""
-        return functional.simpo_loss(
-            policy.chosen / policy.chosen_lengths,
-            rejected_mean_logps=policy.rejected / policy.rejected_lengths,
-            beta=self.beta,
-            gamma=self.gamma,
-        )
+        chosen, rejected = _mean_logps(policy)
+        return functional.simpo_loss(chosen, rejected_mean_logps=rejected, beta=self.beta, gamma=self.gamma)
+
+    def rewards(self, policy: PairLogps, reference: PairLogps | None = None) -> tuple[Tensor, Tensor]:
+        """Rewards beta log pi / |y| of the chosen and the rejected completions, (batch,) each.
+
+        `gamma` is no part of them: it is the margin between them that the loss asks for.
+        """
+        chosen, rejected = _mean_logps(policy)
+        return self.beta * chosen, self.beta * rejected
 
 
 class ORPOLoss(ReferenceFreeLoss):
@@ -61,15 +66,24 @@ class ORPOLoss(ReferenceFreeLoss):
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,); `reference` is not read."""
-        return functional.orpo_loss(
-            policy.chosen / policy.chosen_lengths,
-            rejected_mean_logps=policy.rejected / policy.rejected_lengths,
-            odds_weight=self.odds_weight,
-        )
+        chosen, rejected = _mean_logps(policy)
+        return functional.orpo_loss(chosen, rejected_mean_logps=rejected, odds_weight=self.odds_weight)
+
+    def rewards(self, policy: PairLogps, reference: PairLogps | None = None) -> tuple[Tensor, Tensor]:
+        """Log odds log(p / (1 - p)) of the chosen and the rejected completions, (batch,) each.
+
+        p is the paper's probability of a completion, the exponential of its mean log-prob over tokens. Their
+        difference is the log odds ratio inside the sigmoid of Eq. 7. `odds_weight` is no part of them: it
+        stands outside the sigmoid, where it weights the term and scales no odds.
+        """
+        chosen, rejected = _mean_logps(policy)
+        return functional.log_odds(chosen), functional.log_odds(rejected)
 
 
 class CPOLoss(ReferenceFreeLoss):
     """Contrastive preference optimisation, https://arxiv.org/abs/2401.08417.
+
+    Its rewards are beta log pi of whole completions.
 
     Args:
         beta: Scale of the rewards, greater than 0, usually 0.1.
@@ -81,7 +95,7 @@ class CPOLoss(ReferenceFreeLoss):
 
     def __init__(self, beta: float = 0.1, *, sft_weight: float = 1.0) -> None:
         super().__init__()
-        self.beta = check_positive("beta", beta, hint="usual values are 0.01 to 0.5")
+        self.beta = check_beta(beta)
         self.sft_weight = check_non_negative("sft_weight", sft_weight, hint="the paper uses 1")
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
@@ -109,11 +123,19 @@ class SFTLoss(ReferenceFreeLoss):
         lengths = policy.chosen_lengths.to(policy.chosen.dtype)
         return -policy.chosen / (lengths.mean() if self.token_weighted else lengths)
 
+    def rewards(self, policy: PairLogps, reference: PairLogps | None = None) -> tuple[Tensor, Tensor]:
+        """Log-probs per token of the chosen and the rejected completions, (batch,) each, nats.
+
+        `token_weighted` changes how much a pair counts and leaves them as they are.
+        """
+        return _mean_logps(policy)
+
 
 class UnlikelihoodLoss(ReferenceFreeLoss):
     """Likelihood of the chosen, unlikelihood of the rejected: a baseline of https://arxiv.org/abs/2305.18290.
 
     It has no lower bound for `alpha` above 0, and degenerates on open-ended tasks, as the paper reports.
+    Its rewards are the log-probs of whole completions, in nats.
 
     Args:
         alpha: Weight of the rejected completions, at least 0.
@@ -129,3 +151,8 @@ class UnlikelihoodLoss(ReferenceFreeLoss):
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,); `reference` is not read."""
         return functional.unlikelihood_loss(policy.chosen, rejected_logps=policy.rejected, alpha=self.alpha)
+
+
+def _mean_logps(policy: PairLogps) -> tuple[Tensor, Tensor]:
+    """Log-probs per token of the chosen and the rejected completions, (batch,) each."""
+    return per_token((policy.chosen, policy.rejected), policy)

@@ -111,7 +111,8 @@ class DPOModule(ReferencedModule):
             policy = policy.select(indices)
             reference = None if reference is None else reference.select(indices)
         losses = self.loss(policy, reference)
-        statistics = pair_statistics(losses, policy, reference, beta=self.loss.beta)
+        rewards = self.loss.rewards(policy.detach(), reference)
+        statistics = pair_statistics(losses, policy, reference, rewards=rewards)
         return StepOutput.of(
             losses,
             batch,

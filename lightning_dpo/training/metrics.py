@@ -17,14 +17,15 @@ class PairStatistics(NamedTuple):
 
     Attributes:
         loss: The preference loss.
-        chosen_reward: beta * (log pi - log pi_ref) of the chosen completion.
-        rejected_reward: The same of the rejected one.
+        chosen_reward: The chosen completion's reward, in the units of the loss (`PreferenceLoss.rewards`).
+        rejected_reward: The rejected completion's reward.
         margin: Difference of the two rewards.
         accuracy: 1 where the chosen reward is larger, 0 where it is smaller, 1/2 at a tie (as at the start,
             where both are 0).
         chosen_logps: log pi of the chosen completion, nats.
-        rejected_logps: The same of the rejected one.
-        logratio_margin: The margin without beta, nats: comparable between runs of different beta.
+        rejected_logps: log pi of the rejected completion, nats.
+        logratio_margin: Difference of the two log-ratios log pi - log pi_ref of whole completions, nats:
+            comparable between runs of different loss and beta.
     """
 
     loss: Tensor
@@ -58,7 +59,7 @@ METRIC_NAMES = dict(
 
 @torch.no_grad()
 def pair_statistics(
-    losses: Tensor, policy: PairLogps, reference: PairLogps | None, *, beta: float
+    losses: Tensor, policy: PairLogps, reference: PairLogps | None, *, rewards: tuple[Tensor, Tensor]
 ) -> PairStatistics:
     """Statistics of a scored batch.
 
@@ -66,19 +67,20 @@ def pair_statistics(
         losses: Loss of each pair, (batch,).
         policy: The policy's log-probabilities.
         reference: The reference's; without one the log-probabilities themselves stand in for log-ratios.
-        beta: Factor of the rewards.
+        rewards: Rewards of the chosen and of the rejected completions, (batch,) each, as the loss gives them.
     """
     policy = policy.detach()
+    chosen_reward, rejected_reward = (reward.detach() for reward in rewards)
+    margin = chosen_reward - rejected_reward
     chosen = policy.chosen if reference is None else policy.chosen - reference.chosen
     rejected = policy.rejected if reference is None else policy.rejected - reference.rejected
-    difference = chosen - rejected
     return PairStatistics(
         loss=losses.detach(),
-        chosen_reward=beta * chosen,
-        rejected_reward=beta * rejected,
-        margin=beta * difference,
-        accuracy=(difference.sign() + 1) / 2,
+        chosen_reward=chosen_reward,
+        rejected_reward=rejected_reward,
+        margin=margin,
+        accuracy=(margin.sign() + 1) / 2,
         chosen_logps=policy.chosen,
         rejected_logps=policy.rejected,
-        logratio_margin=difference,
+        logratio_margin=chosen - rejected,
     )

@@ -124,7 +124,6 @@ class TestLDDPO:
         torch.testing.assert_close(head.grad, -0.7 / lengths, rtol=1e-12, atol=0)
 
     def test_asks_for_heads(self):
-        assert LDDPO(DPOLoss()).needs_heads
         policy, *_ = logps(0)
         bare = policy._replace(chosen_common=None)
         with pytest.raises(ValueError, match=r"`policy` must hold `chosen_common`"):
@@ -148,7 +147,6 @@ class TestLDDPO:
         inner = LDDPO(DPOLoss(0.3), alpha=0.3)(policy, reference)
         weights = torch.exp(policy.chosen_confidence + policy.rejected_confidence)
         torch.testing.assert_close(loss(policy, reference), inner * weights, rtol=1e-12, atol=0)
-        assert loss.needs_heads
         assert loss.needs_confidence
 
 
@@ -172,9 +170,9 @@ class TestCombinedLoss:
 
     def test_needs_what_its_parts_need(self):
         free = CombinedLoss([SFTLoss(), SimPOLoss(beta=2.5)])
-        assert (free.needs_reference, free.needs_confidence, free.needs_heads) == (False, False, False)
+        assert (free.needs_reference, free.needs_confidence) == (False, False)
         full = CombinedLoss([SFTLoss(), WPO(DPOLoss(beta=0.3)), LDDPO(SFTLoss())])
-        assert (full.needs_reference, full.needs_confidence, full.needs_heads) == (True, True, True)
+        assert (full.needs_reference, full.needs_confidence) == (True, True)
 
     def test_beta_is_that_of_the_first_loss_that_has_one(self):
         assert CombinedLoss([SFTLoss(), WPO(DPOLoss(beta=0.3)), IPOLoss(beta=0.7)]).beta == 0.3

@@ -1,7 +1,10 @@
 """Losses from configuration: class_path and init_args, and one clear error for each mistake."""
 
+import copy
 import inspect
 import math
+import pickle
+import re
 
 import jsonargparse
 import pytest
@@ -104,8 +107,62 @@ def test_short_class_names_resolve():
 def test_ipo_says_that_it_knows_no_label_smoothing():
     with pytest.raises(jsonargparse.ArgumentError, match="label_smoothing"):
         instantiate("IPOLoss", {"label_smoothing": 0.1})
-    with pytest.raises(TypeError, match="label_smoothing"):
+    with pytest.raises(ValueError, match="label_smoothing"):
         L.IPOLoss(label_smoothing=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: L.IPOLoss(label_smoothing=0.1),
+            "`label_smoothing` is not an argument of IPOLoss, which takes beta, length_normalized, "
+            "divergence, alpha; losses that have it: AOTLoss, DPOLoss, EXOLoss, RobustDPOLoss",
+        ),
+        (
+            lambda: L.DPOLoss(gamma=1),
+            "`gamma` is not an argument of DPOLoss, which takes beta, label_smoothing, divergence, alpha; "
+            "losses that have it: SimPOLoss",
+        ),
+        (
+            lambda: L.SimPOLoss(2.0, divergence="js_divergence"),
+            "`divergence` is not an argument of SimPOLoss, which takes beta, gamma; losses that have it: "
+            "DPOLoss, DiscoPOPLoss, EXOLoss, HingeLoss, IPOLoss, LengthNormalizedDPOLoss, RobustDPOLoss",
+        ),
+        (
+            lambda: L.ORPOLoss(betta=1),
+            "`betta` is not an argument of ORPOLoss, which takes odds_weight; no loss has it",
+        ),
+    ],
+)
+def test_arguments_of_other_losses_are_named_with_their_losses(make, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make()
+
+
+def test_losses_of_ones_own_are_checked_and_are_no_advice():
+    class Mine(L.DPOLoss):
+        def __init__(self, *, sharpness=1.0):
+            super().__init__(0.3)
+
+    class Passing(L.DPOLoss):
+        def __init__(self, *, sharpness=1.0, **options):
+            super().__init__(**options)
+
+    assert Mine(sharpness=2.0).beta == 0.3
+    assert Passing(sharpness=2.0, label_smoothing=0.1).label_smoothing == 0.1
+    with pytest.raises(ValueError, match="`beta` is not an argument of Mine, which takes sharpness; losses"):
+        Mine(beta=0.1)
+    with pytest.raises(ValueError, match=r"`sharpness` is not an argument of IPOLoss, .*; no loss has it"):
+        L.IPOLoss(sharpness=1.0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_losses_are_copied_and_pickled(name):
+    loss = instantiate(name, CONFIGS[name])
+    for copied in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert type(copied) is type(loss)
+        assert str(copied) == str(loss)
 
 
 @pytest.mark.parametrize(
