@@ -1,4 +1,4 @@
-"""Data files -> records with their line numbers, one after the other, so that any size of file will do."""
+"""Data files and tables -> records with their line numbers, one by one, so that any size of file will do."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
 
-__all__ = ["READERS", "Record", "decode", "read_file", "suffix_of", "without_nulls"]
+__all__ = ["READERS", "Record", "decode", "read_file", "read_table", "suffix_of"]
 
 _CHUNK = 2**20
 
@@ -68,13 +68,6 @@ def read_file(path: Path) -> Iterator[Record]:
         yield from READERS[suffix_of(path)](path)
     except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
         raise ValueError(f"the file {str(path)!r} cannot be read: {error}") from error
-
-
-def without_nulls(value: Any) -> Any:
-    """Drop the keys that Arrow fills with null because another row's message or tool has them."""
-    if isinstance(value, Mapping):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -181,11 +174,23 @@ def _read_parquet(path: Path) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        number = 0
-        for batch in file.iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                number += 1
-                yield Record(number, without_nulls(row))
+        yield from read_table(file.iter_batches(batch_size=256))
+
+
+def read_table(parts: Iterable[Any]) -> Iterator[Record]:
+    """Read the rows of Arrow tables or record batches, numbered from 1 through all of them."""
+    number = 0
+    for part in parts:
+        for row in part.to_pylist():
+            number += 1
+            yield Record(number, _without_nulls(row))
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drop the keys that Arrow fills with null because another row's message or tool has them."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 Reader: TypeAlias = Callable[[Path], Iterator[Record]]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lightning_dpo.data.token_store import default_cache_dir
+from lightning_dpo.files import cache_folder
 from lightning_dpo.models.load import resolve_source
 from lightning_dpo.scoring.forward import causal_lm
 
@@ -81,7 +81,7 @@ def module_identity(model: nn.Module) -> str:
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, from memory if the file has not changed since it was last read."""
     real = path.resolve()
-    memory = default_cache_dir() / "hashes" / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.json"
+    memory = cache_folder() / "hashes" / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.json"
     stamp = _stamp(real)
     try:
         known = json.loads(memory.read_text(encoding="utf-8"))

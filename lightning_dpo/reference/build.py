@@ -7,7 +7,7 @@ from collections.abc import Callable
 import lightning.pytorch as pl
 from torch import nn
 
-from lightning_dpo.data.token_store import default_cache_dir
+from lightning_dpo.files import cache_folder
 from lightning_dpo.models.build import PolicySettings, load_frozen
 from lightning_dpo.models.identity import module_identity, source_identity
 from lightning_dpo.reference.base import AdapterReference, Reference
@@ -106,7 +106,7 @@ def build_cached_reference(
     else:
         start = StartingPolicy(policy)
         origin = ReferenceSource("the policy at the start", _gone, start=start, outlives_start=False)
-    root = root or str(default_cache_dir() / "reference")
+    root = root or str(cache_folder() / "reference")
     return CachedReference(origin, root=root, weights=weights, settings=settings, policy=policy)
 
 
