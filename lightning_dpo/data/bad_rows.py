@@ -16,6 +16,7 @@ class Reason(StrEnum):
     """Why a row cannot be used."""
 
     MALFORMED = "malformed"
+    UNICODE = "not valid Unicode"
     EMPTY = "empty completion"
     IDENTICAL = "identical completions"
     DIVERGING = "diverging prompts"
@@ -32,6 +33,8 @@ class BadRow(Exception):  # noqa: N818 - a finding about the data, not always an
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
+        # It may quote the row, and half a character can be printed nowhere.
+        detail = detail.encode("utf-8", "backslashreplace").decode()
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail

@@ -107,7 +107,7 @@ class ChatTemplate:
                 add_generation_prompt=generation_prompt,
                 **self._variables,
             )
-        except (TemplateError, ValueError, TypeError) as error:
+        except (TemplateError, ValueError, TypeError, RecursionError) as error:
             raise BadRow(Reason.TEMPLATE, f"the chat template raises: {error}") from None
         assert isinstance(text, str)
         return text

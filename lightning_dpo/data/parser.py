@@ -66,7 +66,7 @@ def choose_parser(
             if format is not None:
                 parse_row(_renamed(row, columns), format=format)
         except BadRow as error:
-            if error.reason is Reason.MALFORMED:
+            if error.reason in (Reason.MALFORMED, Reason.UNICODE):
                 malformed.append(f"{file}:{record.line}: {error.detail}")
     for ours, theirs in columns.items():
         if rows and not any(theirs in row for row in rows):

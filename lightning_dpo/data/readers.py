@@ -42,7 +42,7 @@ def decode(record: Record) -> Mapping[str, Any]:
     if isinstance(content, bytes):
         try:
             content = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRow(Reason.MALFORMED, f"not JSON: {error}") from None
     if not isinstance(content, Mapping):
         raise BadRow(Reason.MALFORMED, f"not an object but {type(content).__name__}")
@@ -120,7 +120,7 @@ def _element(decoder: json.JSONDecoder, buffer: str, position: int) -> tuple[Any
     """The element at a position and where it ends; -1 if it does not end in the buffer."""
     try:
         element, end = decoder.raw_decode(buffer, position)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None, -1
     # A number at the end of the buffer might go on beyond it.
     return (element, end) if end < len(buffer) else (None, -1)
@@ -163,7 +163,7 @@ def _cell(text: str) -> Any:
         return text
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     turns = value if isinstance(value, list) else [value]
     is_turn = [isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in turns]
@@ -181,9 +181,20 @@ def read_table(parts: Iterable[Any]) -> Iterator[Record]:
     """Read the rows of Arrow tables or record batches, numbered from 1 through all of them."""
     number = 0
     for part in parts:
-        for row in part.to_pylist():
+        for row in _plain_rows(part):
             number += 1
-            yield Record(number, _without_nulls(row))
+            yield Record(number, row)
+
+
+def _plain_rows(part: Any) -> Iterator[Mapping[str, Any] | BadRow]:
+    try:
+        yield from map(_without_nulls, part.to_pylist())
+    except UnicodeDecodeError as error:
+        if len(part) == 1:
+            yield BadRow(Reason.UNICODE, f"text that is not UTF-8: {error}")
+            return
+        for index in range(len(part)):
+            yield from _plain_rows(part.slice(index, 1))
 
 
 def _without_nulls(value: Any) -> Any:

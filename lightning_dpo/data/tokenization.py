@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["PairTokenizer", "Tokenised", "tokenizer_identity"]
 
 _ANCHOR = "\n"
+_SHOWN = 20
 
 
 class Tokenised(NamedTuple):
@@ -132,6 +133,8 @@ class PairTokenizer:
             assert isinstance(plain.chosen, str)
             assert isinstance(plain.rejected, str)
             texts = PairTexts(plain.prompt, plain.chosen, plain.rejected, is_chat=False, ended=(False, False))
+        for name in ("prompt", "chosen", "rejected"):
+            _check_unicode(getattr(texts, name), name)
         return texts
 
     def _encode_prompts(self, texts: Sequence[PairTexts]) -> list[list[int]]:
@@ -217,6 +220,18 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     content = [type(tokenizer).__name__, rules, special, tokenizer.chat_template]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _check_unicode(text: str, name: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can write and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = text[max(0, error.start - _SHOWN) : error.start + _SHOWN]
+        raise BadRow(
+            Reason.UNICODE,
+            f"the text of `{name}` has half of a surrogate pair at character {error.start}, {shown!r}",
+        ) from None
 
 
 def _prefix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

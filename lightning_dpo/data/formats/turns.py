@@ -59,7 +59,7 @@ def as_tools(row: Row) -> list[dict[str, Any]] | None:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) if tools.strip() else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRow(Reason.MALFORMED, f"`tools` is not JSON: {error}") from None
     if not tools:
         return None
@@ -135,7 +135,7 @@ def _function_call(value: Any, column: str) -> Message:
     """ShareGPT writes a tool call as JSON text in a turn of its own."""
     try:
         calls = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRow(Reason.MALFORMED, f"a function_call of `{column}` is not JSON: {error}") from None
     calls = [calls] if isinstance(calls, Mapping) else calls
     if not isinstance(calls, list) or not all(isinstance(c, Mapping) and "name" in c for c in calls):
