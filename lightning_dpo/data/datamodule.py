@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_dpo.data.bad_rows import BadRowAction, BadRowPolicy, RowReport
 from lightning_dpo.data.loader import PairDataset, PairLoader
@@ -98,8 +98,8 @@ class PreferenceDataModule(pl.LightningDataModule):
             tokens_per_batch: Tokens of a batch (prompts and both completions, padding included), filled with
                 pairs of like length.
             validation_batch_size: Pairs of a validation batch; None takes the two settings above.
-            validation_split: Share of the training pairs that is held out to validate on, where
-                `validation` is not given.
+            validation_split: Share of the training pairs that is held out to validate on; not used where
+                `validation` is given.
             train_limit: Read only this many rows of `train`, from the start.
             validation_limit: Read only this many rows of `validation`, from the start.
             shuffle: Shuffle the training pairs, differently in each epoch.
@@ -142,6 +142,12 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._check_settings()
         if validation is None and validation_split is None:
             self._forgo_validation()
+        elif validation is not None and validation_split is not None:
+            # Recipes set a share; a file that is named beside it, on the command line, is what is wanted.
+            self.validation_split = None
+            rank_zero_info(
+                f"`validation_split` ({validation_split}) is not used, since `validation` is given"
+            )
 
     @property
     def report(self) -> RowReport:
@@ -269,8 +275,6 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.bad_row_policy.check()
         if self.validation_split is not None and not 0 < self.validation_split < 1:
             raise ValueError(f"`validation_split` must be between 0 and 1, got {self.validation_split}")
-        if self.validation_split is not None and self.validation is not None:
-            raise ValueError("`validation_split` must not be given with `validation`; drop one of the two")
         positive = {
             "batch_size": self.batch_size,
             "tokens_per_batch": self.tokens_per_batch,

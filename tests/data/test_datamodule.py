@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from pathlib import Path
 
 import datasets
@@ -100,6 +101,21 @@ class TestPreparation:
         text = tokenizer.decode(parts(next(iter(data.val_dataloader())))[0][0])
         assert text == GOOD[30]["prompt"]
 
+    def test_validation_pairs_that_are_named_win_over_a_share(self, tmp_path, tokenizer, caplog) -> None:
+        named = jsonl(tmp_path / "b.jsonl", GOOD[30:])
+        with caplog.at_level(logging.INFO):
+            data = PreferenceDataModule(
+                GOOD, validation=named, validation_split=0.25, tokenizer=tokenizer, batch_size=8
+            )
+        said = [record.message for record in caplog.records]
+        assert said == ["`validation_split` (0.25) is not used, since `validation` is given"]
+        module = Recorder()
+        trainer(tmp_path).fit(module, data)
+        assert (len(data.train_pairs), len(data.validation_pairs)) == (40, 10)
+        assert sum(len(batch) for _, batch in module.seen) == 40
+        prompts = [tokenizer.decode(prompt) for prompt, _, _ in module.validated]
+        assert prompts == [row["prompt"] for row in GOOD[30:]]
+
     def test_a_share_is_held_out(self, tmp_path: Path, tokenizer) -> None:
         path = jsonl(tmp_path / "a.jsonl", GOOD)
         data = ready(path, tokenizer=tokenizer, validation_split=0.25, seed=1)
@@ -148,8 +164,8 @@ class TestMistakes:
             ({"on_bad_row": "skip"}, r"`on_bad_row` must be 'drop' or 'raise', got 'skip'"),
             ({"validation_split": 1.5}, r"`validation_split` must be between 0 and 1, got 1.5"),
             (
-                {"validation_split": 0.5, "validation": "pairs.jsonl"},
-                r"`validation_split` must not be given with `validation`",
+                {"validation_split": 1.5, "validation": "pairs.jsonl"},
+                r"`validation_split` must be between 0 and 1, got 1.5",
             ),
         ],
     )
