@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-__all__ = ["BadRow", "BadRowAction", "BadRowPolicy", "Example", "Reason", "RowReport"]
+__all__ = ["BadRow", "BadRowAction", "BadRowHandling", "Example", "Reason", "RowReport"]
 
 BadRowAction: TypeAlias = Literal["drop", "raise"]
 
@@ -40,7 +40,7 @@ class BadRow(Exception):  # noqa: N818 - a finding about the data, not always an
         self.detail = detail
 
 
-class BadRowPolicy(NamedTuple):
+class BadRowHandling(NamedTuple):
     """What happens where rows are bad.
 
     Attributes:

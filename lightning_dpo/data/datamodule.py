@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_dpo.data.bad_rows import BadRowAction, BadRowPolicy, RowReport
+from lightning_dpo.data.bad_rows import BadRowAction, BadRowHandling, RowReport
 from lightning_dpo.data.loader import PairDataset, PairLoader
 from lightning_dpo.data.parser import choose_parser
 from lightning_dpo.data.preprocess import default_processes, prepare
@@ -19,7 +19,7 @@ from lightning_dpo.data.sampler import OrderedPairBatchSampler, PairBatchSampler
 from lightning_dpo.data.sources import RowsLike, open_source
 from lightning_dpo.data.token_store import TokenStore
 from lightning_dpo.data.tokenization import PairTokenizer
-from lightning_dpo.data.truncation import LongPolicy, TokenLimits
+from lightning_dpo.data.truncation import LongPairAction, TokenLimits
 from lightning_dpo.files import cache_folder
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         chat_template_kwargs: dict[str, Any] | None = None,
         max_length: int = 1024,
         max_prompt_length: int | None = None,
-        on_long: LongPolicy = "truncate",
+        on_long: LongPairAction = "truncate",
         on_bad_row: BadRowAction = "drop",
         max_bad_fraction: float = 0.05,
         batch_size: int | None = None,
@@ -121,7 +121,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.chat_template = chat_template
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.limits = TokenLimits(max_length, max_prompt_length, on_long)
-        self.bad_row_policy = BadRowPolicy(on_bad_row, max_bad_fraction)
+        self.bad_row_handling = BadRowHandling(on_bad_row, max_bad_fraction)
         self.batch_size = (
             _DEFAULT_BATCH_SIZE if batch_size is None and tokens_per_batch is None else batch_size
         )
@@ -249,7 +249,7 @@ class PreferenceDataModule(pl.LightningDataModule):
                 folder=(Path(self.cache_dir) if self.cache_dir else cache_folder()) / "pairs",
                 processes=self.num_processes or default_processes(),
                 limit=self.row_limits[split],
-                policy=self.bad_row_policy,
+                handling=self.bad_row_handling,
             )
             self.reports[split] = self._stores[split].report
 
@@ -272,7 +272,7 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def _check_settings(self) -> None:
         self.limits.check()
-        self.bad_row_policy.check()
+        self.bad_row_handling.check()
         if self.validation_split is not None and not 0 < self.validation_split < 1:
             raise ValueError(f"`validation_split` must be between 0 and 1, got {self.validation_split}")
         positive = {

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_dpo.data.bad_rows import BadRow, BadRowPolicy, Reason, RowReport
+from lightning_dpo.data.bad_rows import BadRow, BadRowHandling, Reason, RowReport
 from lightning_dpo.data.parser import PROBED_ROWS, RowParser
 from lightning_dpo.data.readers import Record
 from lightning_dpo.data.sources import RowSource
@@ -61,7 +61,7 @@ def prepare(
     folder: Path,
     processes: int,
     limit: int | None,
-    policy: BadRowPolicy,
+    handling: BadRowHandling,
 ) -> TokenStore:
     """Tokenise the rows of a split, or find them tokenised, and report what became of them.
 
@@ -75,11 +75,11 @@ def prepare(
         folder: Where tokenised pairs are kept.
         processes: Processes to work in; few rows are tokenised in this one.
         limit: Only this many rows, from the start.
-        policy: What happens where rows are bad.
+        handling: What happens where rows are bad.
 
     Raises:
         ValueError: If a file cannot be read, the chat template does not fit, no row can be used, or more
-            rows are bad than `policy` allows.
+            rows are bad than `handling` allows.
     """
     key = cache_key(
         source=source.fingerprint(),
@@ -96,11 +96,11 @@ def prepare(
         _probe_template(source, parser, tokenizer)
         chunks = _chunks(islice(source, limit))
         with new_entry(path) as entry, closing(_work(chunks, parser, tokenizer, processes)) as outcomes:
-            _write_entry(entry, outcomes, RowReport(source.name, parser.format), policy)
+            _write_entry(entry, outcomes, RowReport(source.name, parser.format), handling)
         store = TokenStore(path)
         rank_zero_info(f"tokenised {store.report.rows} {split} rows into {path}")
     rank_zero_info(store.report.table())
-    policy.apply_to_report(store.report, split=split)
+    handling.apply_to_report(store.report, split=split)
     if not store.report.kept:
         raise ValueError(
             f"`{split}` must hold at least one usable row, got none. Raise `max_length` "
@@ -150,13 +150,16 @@ def _probe_template(source: RowSource, parser: RowParser, tokenizer: PairTokeniz
 
 
 def _write_entry(
-    entry: EntryWriter, outcomes: Iterable[tuple[_Chunk, _Outcome]], report: RowReport, policy: BadRowPolicy
+    entry: EntryWriter,
+    outcomes: Iterable[tuple[_Chunk, _Outcome]],
+    report: RowReport,
+    handling: BadRowHandling,
 ) -> None:
     for chunk, outcome in outcomes:
         for number, reason, detail in outcome.left_out:
             file, line = chunk.places[number]
             place = f"{file}:{line}"
-            policy.apply_to_row(reason, place=place, detail=detail)
+            handling.apply_to_row(reason, place=place, detail=detail)
             report.add(reason, place=place, detail=detail)
         report.rows += len(chunk.records)
         report.kept += outcome.batch.num_rows

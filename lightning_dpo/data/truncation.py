@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from lightning_dpo.types import TokenPair
 
-__all__ = ["LongPolicy", "TokenLimits", "truncate"]
+__all__ = ["LongPairAction", "TokenLimits", "truncate"]
 
-LongPolicy: TypeAlias = Literal["truncate", "drop"]
+LongPairAction: TypeAlias = Literal["truncate", "drop"]
 
 
 class TokenLimits(NamedTuple):
@@ -22,7 +22,7 @@ class TokenLimits(NamedTuple):
 
     max_length: int = 1024
     max_prompt_length: int | None = None
-    on_long: LongPolicy = "truncate"
+    on_long: LongPairAction = "truncate"
 
     def check(self) -> None:
         """Check the limits against each other.
