@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-__all__ = ["BadRow", "Example", "Reason", "RowReport"]
+__all__ = ["BadRow", "BadRowAction", "BadRowHandling", "Example", "Reason", "RowReport"]
+
+BadRowAction: TypeAlias = Literal["drop", "raise"]
 
 
 class Reason(StrEnum):
     """Why a row cannot be used."""
 
     MALFORMED = "malformed"
+    UNICODE = "not valid Unicode"
     EMPTY = "empty completion"
     IDENTICAL = "identical completions"
     DIVERGING = "diverging prompts"
@@ -30,9 +33,65 @@ class BadRow(Exception):  # noqa: N818 - a finding about the data, not always an
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
+        # It may quote the row, and half a character can be printed nowhere.
+        detail = detail.encode("utf-8", "backslashreplace").decode()
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+
+
+class BadRowHandling(NamedTuple):
+    """What happens where rows are bad.
+
+    Attributes:
+        action: Go on without them ("drop"), or stop at the first ("raise").
+        max_fraction: Stop if a larger share of the rows is bad.
+    """
+
+    action: BadRowAction = "drop"
+    max_fraction: float = 0.05
+
+    def check(self) -> None:
+        """Check the settings, named as the arguments of `PreferenceDataModule`.
+
+        Raises:
+            ValueError: If one is out of range.
+        """
+        if self.action not in ("drop", "raise"):
+            raise ValueError(f"`on_bad_row` must be 'drop' or 'raise', got {self.action!r}")
+        if not 0 <= self.max_fraction <= 1:
+            raise ValueError(f"`max_bad_fraction` must be between 0 and 1, got {self.max_fraction}")
+
+    def apply_to_row(self, reason: Reason, *, place: str, detail: str) -> None:
+        """Stop at a row that was left out, if that is wanted; an over-long one is not bad.
+
+        Raises:
+            ValueError: If it is bad, and the first bad row is to end the run.
+        """
+        if self.action == "raise" and reason is not Reason.LONG:
+            raise ValueError(
+                f"bad row at {place}, {reason}: {detail}. Correct it, or go on without it: "
+                '`on_bad_row="drop"`'
+            )
+
+    def apply_to_report(self, report: RowReport, *, split: str) -> None:
+        """Stop if too many rows of a split are bad.
+
+        Args:
+            report: What became of the rows.
+            split: The argument that named them.
+
+        Raises:
+            ValueError: If there are more bad rows than are allowed.
+        """
+        for reason, example in report.examples.items():
+            self.apply_to_row(reason, place=example.place, detail=example.detail)
+        if report.bad_fraction > self.max_fraction:
+            raise ValueError(
+                f"`{split}` must have at most a share of {self.max_fraction:.1%} bad rows, got "
+                f"{report.bad} of {report.rows} ({report.bad_fraction:.1%}). Correct them, or raise "
+                f"`max_bad_fraction`.\n{report.table()}"
+            )
 
 
 class Example(NamedTuple):
@@ -94,9 +153,9 @@ class RowReport:
         left_out = self.rows - self.kept
         summary += f", {left_out} left out ({left_out / self.rows:.1%})"
         ordered = sorted(self.counts, key=lambda reason: -self.counts[reason])
-        cells = [("left out", "rows", "first example")]
-        cells += [(r, str(self.counts[r]), "{}: {}".format(*self.examples[r])) for r in ordered]
-        return "\n".join([summary, *_aligned(cells)])
+        lines = [("left out", "rows", "first example")]
+        lines += [(r, str(self.counts[r]), "{}: {}".format(*self.examples[r])) for r in ordered]
+        return "\n".join([summary, *_aligned(lines)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -114,7 +173,7 @@ class RowReport:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RowReport:
-        """The inverse of `to_dict`."""
+        """Read a report that `to_dict` wrote."""
         plain = {name: values[name] for name in ("source", "format", "rows", "kept", "truncated")}
         report = cls(**plain)
         for item in values["left_out"]:
@@ -124,7 +183,6 @@ class RowReport:
         return report
 
 
-def _aligned(cells: Iterable[tuple[str, str, str]]) -> list[str]:
-    rows = list(cells)
-    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-    return [f"  {a:<{first}}  {b:>{second}}  {c}" for a, b, c in rows]
+def _aligned(lines: Sequence[tuple[str, str, str]]) -> list[str]:
+    first, second = (max(len(line[column]) for line in lines) for column in (0, 1))
+    return [f"  {a:<{first}}  {b:>{second}}  {c}" for a, b, c in lines]

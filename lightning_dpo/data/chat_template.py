@@ -12,18 +12,18 @@ from lightning_dpo.types import PreferencePair
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ChatRenderer", "RenderedPair"]
+__all__ = ["ChatTemplate", "PairTexts"]
 
 _SHOWN = 40
 
 
-class RenderedPair(NamedTuple):
-    """The texts of a pair.
+class PairTexts(NamedTuple):
+    """A pair as the texts that are tokenised.
 
     Attributes:
         prompt: What both completions continue.
         chosen: The preferred completion, with the template's end of turn where there is a template.
-        rejected: Likewise for the other.
+        rejected: The other completion, with the same.
         is_chat: Whether a chat template wrote them, special tokens at the start included.
         ended: For each completion, whether the template ended it with a special token.
     """
@@ -35,11 +35,11 @@ class RenderedPair(NamedTuple):
     ended: tuple[bool, bool]
 
 
-class ChatRenderer:
+class ChatTemplate:
     """Applies a chat template to pairs, and checks that it continues prompts without changing them.
 
     Attributes:
-        template: Jinja text, or None for the tokenizer's own.
+        text: Jinja text, or None for the tokenizer's own.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class ChatRenderer:
                 )
             chat_template = path.read_text(encoding="utf-8")
         self._tokenizer = tokenizer
-        self.template = chat_template
+        self.text = chat_template
         self._variables = dict(variables)
         special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
         self._ends = tuple(special | set(tokenizer.all_special_tokens))
 
-    def __call__(self, pair: PreferencePair) -> RenderedPair:
-        """Render a pair of messages.
+    def __call__(self, pair: PreferencePair) -> PairTexts:
+        """Turn a pair of messages into texts.
 
         Raises:
             BadRow: If the template refuses the messages, or does not begin the whole conversation with the
@@ -83,7 +83,7 @@ class ChatRenderer:
         prompt = self._apply(pair.prompt, pair.tools, generation_prompt=True)
         chosen, chosen_ended = self._completion(pair, "chosen", prompt)
         rejected, rejected_ended = self._completion(pair, "rejected", prompt)
-        return RenderedPair(prompt, chosen, rejected, is_chat=True, ended=(chosen_ended, rejected_ended))
+        return PairTexts(prompt, chosen, rejected, is_chat=True, ended=(chosen_ended, rejected_ended))
 
     def _completion(self, pair: PreferencePair, name: str, prompt: str) -> tuple[str, bool]:
         whole = self._apply([*pair.prompt, *getattr(pair, name)], pair.tools, generation_prompt=False)
@@ -102,12 +102,12 @@ class ChatRenderer:
             text = self._tokenizer.apply_chat_template(
                 list(messages),
                 tools=tools,
-                chat_template=self.template,
+                chat_template=self.text,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
                 **self._variables,
             )
-        except (TemplateError, ValueError, TypeError) as error:
+        except (TemplateError, ValueError, TypeError, RecursionError) as error:
             raise BadRow(Reason.TEMPLATE, f"the chat template raises: {error}") from None
         assert isinstance(text, str)
         return text

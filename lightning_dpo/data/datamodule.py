@@ -4,36 +4,29 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_dpo.data.bad_rows import Reason, RowReport
+from lightning_dpo.data.bad_rows import BadRowAction, BadRowHandling, RowReport
 from lightning_dpo.data.loader import PairDataset, PairLoader
-from lightning_dpo.data.preprocess import (
-    RowParser,
-    bad_row_message,
-    cache_key,
-    choose_format,
-    default_processes,
-    probe_template,
-    tokenise,
-)
-from lightning_dpo.data.sampler import BatchPlan, OrderedBatchPlan
+from lightning_dpo.data.parser import choose_parser
+from lightning_dpo.data.preprocess import default_processes, prepare
+from lightning_dpo.data.sampler import OrderedPairBatchSampler, PairBatchSampler
 from lightning_dpo.data.sources import RowsLike, open_source
-from lightning_dpo.data.token_store import TokenStore, default_cache_dir
-from lightning_dpo.data.tokenization import LongPolicy, PairTokenizer, TokenLimits, tokenizer_identity
+from lightning_dpo.data.token_store import TokenStore
+from lightning_dpo.data.tokenization import PairTokenizer
+from lightning_dpo.data.truncation import LongPairAction, TokenLimits
+from lightning_dpo.files import cache_folder
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["PreferenceDataModule"]
-
-BadRowPolicy: TypeAlias = Literal["drop", "raise"]
 
 _DEFAULT_BATCH_SIZE = 8
 
@@ -42,7 +35,7 @@ class PreferenceDataModule(pl.LightningDataModule):
     """Preference pairs in any public format, as batches of token ids.
 
     Rows are checked, tokenised once in parallel, kept in Arrow files and found again on the next run; memory
-    does not grow with the data. Batches are planned ahead and are the same for the same seed.
+    does not grow with the data. Which pairs make up each batch is decided ahead, by the seed alone.
 
     Attributes:
         tokenizer: The tokenizer: as given, and loaded once the data is prepared.
@@ -63,8 +56,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         chat_template_kwargs: dict[str, Any] | None = None,
         max_length: int = 1024,
         max_prompt_length: int | None = None,
-        on_long: LongPolicy = "truncate",
-        on_bad_row: BadRowPolicy = "drop",
+        on_long: LongPairAction = "truncate",
+        on_bad_row: BadRowAction = "drop",
         max_bad_fraction: float = 0.05,
         batch_size: int | None = None,
         tokens_per_batch: int | None = None,
@@ -84,11 +77,11 @@ class PreferenceDataModule(pl.LightningDataModule):
         Args:
             train: A file (.jsonl, .json, .csv, .tsv, .parquet, also with .gz), a folder, a glob pattern, a
                 hub id (``org/name``, ``org/name:split``), a list of these, a `datasets.Dataset`, or rows.
-            validation: Likewise.
+            validation: Pairs to validate on, named in any of the ways of `train`.
             tokenizer: A folder, a hub id, a .gguf file, ``package:NAME/FILE``, or a tokenizer. It should be
                 the policy's.
-            format: One of "text", "chat", "hh", "messages" and "sharegpt" (see `lightning_dpo.data.formats`);
-                None detects it.
+            format: A name in `lightning_dpo.data.formats.FORMATS`, such as "text", "hh" or "messages"; None
+                detects it.
             columns: Other names of columns, such as ``{"prompt": "question"}``.
             chat_template: Used in place of the tokenizer's: Jinja text, or a path that ends in .jinja.
             chat_template_kwargs: Further variables for the template, such as ``{"enable_thinking": False}``.
@@ -105,9 +98,10 @@ class PreferenceDataModule(pl.LightningDataModule):
             tokens_per_batch: Tokens of a batch (prompts and both completions, padding included), filled with
                 pairs of like length.
             validation_batch_size: Pairs of a validation batch; None takes the two settings above.
-            validation_split: Share of the training pairs to validate on, where `validation` is not given.
-            train_limit: Read only this many rows, from the start.
-            validation_limit: Likewise.
+            validation_split: Share of the training pairs that is held out to validate on; not used where
+                `validation` is given.
+            train_limit: Read only this many rows of `train`, from the start.
+            validation_limit: Read only this many rows of `validation`, from the start.
             shuffle: Shuffle the training pairs, differently in each epoch.
             seed: Decides the order of the pairs and the validation split.
             num_workers: Processes that collate batches.
@@ -127,8 +121,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.chat_template = chat_template
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.limits = TokenLimits(max_length, max_prompt_length, on_long)
-        self.on_bad_row = on_bad_row
-        self.max_bad_fraction = max_bad_fraction
+        self.bad_row_handling = BadRowHandling(on_bad_row, max_bad_fraction)
         self.batch_size = (
             _DEFAULT_BATCH_SIZE if batch_size is None and tokens_per_batch is None else batch_size
         )
@@ -149,10 +142,16 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._check_settings()
         if validation is None and validation_split is None:
             self._forgo_validation()
+        elif validation is not None and validation_split is not None:
+            # Recipes set a share; a file that is named beside it, on the command line, is what is wanted.
+            self.validation_split = None
+            rank_zero_info(
+                f"`validation_split` ({validation_split}) is not used, since `validation` is given"
+            )
 
     @property
     def report(self) -> RowReport:
-        """What became of the training rows; see `reports` for all."""
+        """What became of the training rows; `reports` has all rows."""
         return self.reports["train"]
 
     def prepare_data(self) -> None:
@@ -181,8 +180,8 @@ class PreferenceDataModule(pl.LightningDataModule):
                     f"{longer} pairs are longer than `tokens_per_batch` ({self.tokens_per_batch}) and have a "
                     "batch of their own"
                 )
-        plan_class = BatchPlan if self.shuffle and not overfit else OrderedBatchPlan
-        plan = plan_class(
+        sampler_class = PairBatchSampler if self.shuffle and not overfit else OrderedPairBatchSampler
+        sampler = sampler_class(
             self.train_pairs.lengths(),
             batch_size=self.batch_size,
             tokens_per_batch=self.tokens_per_batch,
@@ -191,30 +190,32 @@ class PreferenceDataModule(pl.LightningDataModule):
             **self._place(),
         )
         if trainer is None:
-            return self._loader(self.train_pairs, plan)
-        plan.limit(trainer.limit_train_batches)
-        return self._loader(self.train_pairs, plan, batches_done=partial(_batches_done, trainer))
+            return self._loader(self.train_pairs, sampler)
+        sampler.limit(trainer.limit_train_batches)
+        return self._loader(self.train_pairs, sampler, batches_done=partial(_batches_done, trainer))
 
     def val_dataloader(self) -> PairLoader:
         """Batches of this rank, in a fixed order."""
         assert self.validation_pairs is not None, "setup() comes first"
         own = self.validation_batch_size
-        plan = OrderedBatchPlan(
+        sampler = OrderedPairBatchSampler(
             self.validation_pairs.lengths(),
             batch_size=self.batch_size if own is None else own,
             tokens_per_batch=self.tokens_per_batch if own is None else None,
             **self._place(),
         )
-        return self._loader(self.validation_pairs, plan)
+        return self._loader(self.validation_pairs, sampler)
 
     def _forgo_validation(self) -> None:
         """Take the hook back, so that Lightning does not validate; an empty list would make it warn."""
         if type(self).val_dataloader is PreferenceDataModule.val_dataloader:
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
 
-    def _loader(self, pairs: PairDataset, plan: BatchPlan, **options: Any) -> PairLoader:
+    def _loader(self, pairs: PairDataset, sampler: PairBatchSampler, **options: Any) -> PairLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return PairLoader(pairs, plan=plan, num_workers=self.num_workers, pin_memory=on_gpu, **options)
+        return PairLoader(
+            pairs, pair_sampler=sampler, num_workers=self.num_workers, pin_memory=on_gpu, **options
+        )
 
     def _place(self) -> dict[str, Any]:
         """This process among those that share the data: fewer than all where a model is split over some."""
@@ -228,53 +229,29 @@ class PreferenceDataModule(pl.LightningDataModule):
         missing = {split: rows for split, rows in splits.items() if split not in self._stores}
         # What costs little is checked for all splits first: paths, columns, then the tokenizer.
         sources = {split: open_source(rows, split=split) for split, rows in missing.items()}
-        formats = {
-            split: choose_format(source, split=split, format=self.format, columns=self.columns)
+        parsers = {
+            split: choose_parser(source, split=split, format=self.format, columns=self.columns)
             for split, source in sources.items()
         }
         for split, source in sources.items():
-            self._stores[split] = self._store(split, source, formats[split])
-            self.reports[split] = self._stores[split].report
-
-    def _store(self, split: str, source: Any, format: str) -> TokenStore:
-        tokenizer = self._loaded_tokenizer()
-        pairs = PairTokenizer(
-            tokenizer,
-            limits=self.limits,
-            format=format,
-            chat_template=self.chat_template,
-            chat_template_kwargs=self.chat_template_kwargs,
-        )
-        key = cache_key(
-            source=source.fingerprint(),
-            tokenizer=tokenizer_identity(tokenizer),
-            limits=self.limits,
-            format=format,
-            columns=self.columns,
-            template=pairs.template,
-            variables=self.chat_template_kwargs,
-            rows=self.row_limits[split],
-        )
-        path = (Path(self.cache_dir) if self.cache_dir else default_cache_dir()) / "pairs" / key
-        if TokenStore.exists(path):
-            store = TokenStore(path)
-            rank_zero_info(f"reused {store.report.rows} tokenised {split} rows from {path}")
-        else:
-            parser = RowParser(format, self.columns)
-            probe_template(source, parser=parser, tokenizer=pairs)
-            store = tokenise(
+            tokenizer = PairTokenizer(
+                self._loaded_tokenizer(),
+                limits=self.limits,
+                format=parsers[split].format,
+                chat_template=self.chat_template,
+                chat_template_kwargs=self.chat_template_kwargs,
+            )
+            self._stores[split] = prepare(
                 source,
-                parser=parser,
-                tokenizer=pairs,
-                path=path,
+                split=split,
+                parser=parsers[split],
+                tokenizer=tokenizer,
+                folder=(Path(self.cache_dir) if self.cache_dir else cache_folder()) / "pairs",
                 processes=self.num_processes or default_processes(),
                 limit=self.row_limits[split],
-                stop_at_bad_row=self.on_bad_row == "raise",
+                handling=self.bad_row_handling,
             )
-            rank_zero_info(f"tokenised {store.report.rows} {split} rows into {path}")
-        rank_zero_info(store.report.table())
-        self._check_report(split, store.report)
-        return store
+            self.reports[split] = self._stores[split].report
 
     def _loaded_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
@@ -295,14 +272,9 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def _check_settings(self) -> None:
         self.limits.check()
-        if self.on_bad_row not in ("drop", "raise"):
-            raise ValueError(f"`on_bad_row` must be 'drop' or 'raise', got {self.on_bad_row!r}")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(f"`max_bad_fraction` must be between 0 and 1, got {self.max_bad_fraction}")
+        self.bad_row_handling.check()
         if self.validation_split is not None and not 0 < self.validation_split < 1:
             raise ValueError(f"`validation_split` must be between 0 and 1, got {self.validation_split}")
-        if self.validation_split is not None and self.validation is not None:
-            raise ValueError("`validation_split` must not be given with `validation`; drop one of the two")
         positive = {
             "batch_size": self.batch_size,
             "tokens_per_batch": self.tokens_per_batch,
@@ -314,25 +286,6 @@ class PreferenceDataModule(pl.LightningDataModule):
         for name, value in positive.items():
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
-
-    def _check_report(self, split: str, report: RowReport) -> None:
-        bad = {reason: count for reason, count in report.counts.items() if reason is not Reason.LONG}
-        if bad and self.on_bad_row == "raise":
-            first = next(iter(bad))
-            raise ValueError(
-                bad_row_message(report.examples[first].place, first, report.examples[first].detail)
-            )
-        if report.bad_fraction > self.max_bad_fraction:
-            raise ValueError(
-                f"`{split}` must have at most a share of {self.max_bad_fraction:.1%} bad rows, got "
-                f"{report.bad} of {report.rows} ({report.bad_fraction:.1%}). Correct them, or raise "
-                f"`max_bad_fraction`.\n{report.table()}"
-            )
-        if not report.kept:
-            raise ValueError(
-                f"`{split}` must hold at least one usable row, got none. Raise `max_length` "
-                f'({self.limits.max_length}) or use `on_long="truncate"`.\n{report.table()}'
-            )
 
     def _split(self, store: TokenStore, share: float) -> None:
         count = round(share * len(store))

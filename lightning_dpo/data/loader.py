@@ -1,4 +1,4 @@
-"""Tokenised pairs and a plan -> a data loader of PairBatch that can go on in the middle of an epoch."""
+"""Tokenised pairs and a sampler -> a data loader of PairBatch that can go on in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_dpo.data.sampler import BatchPlan, BatchRecord
+from lightning_dpo.data.sampler import BatchIndices, PairBatchSampler
 from lightning_dpo.data.token_store import TokenStore
 from lightning_dpo.types import PairBatch, TokenPair
 
@@ -17,7 +17,7 @@ __all__ = ["PairDataset", "PairLoader"]
 
 
 class PairDataset(Dataset[PairBatch]):
-    """Tokenised pairs, batch by batch: a worker of the loader turns a `BatchRecord` into a `PairBatch`.
+    """Tokenised pairs, batch by batch: a worker of the loader turns a `BatchIndices` into a `PairBatch`.
 
     Attributes:
         store: The tokenised pairs.
@@ -33,10 +33,10 @@ class PairDataset(Dataset[PairBatch]):
         """Number of pairs."""
         return len(self.store) if self.indices is None else len(self.indices)
 
-    def __getitem__(self, record: BatchRecord) -> PairBatch:
-        """Collate a batch."""
-        pairs = [self.pair(int(index)) for index in record.indices]
-        return PairBatch.from_pairs(pairs, weights=record.weights.tolist(), denominator=record.denominator)
+    def __getitem__(self, batch: BatchIndices) -> PairBatch:
+        """Collate the pairs of a batch."""
+        pairs = [self.pair(int(index)) for index in batch.indices]
+        return PairBatch.from_pairs(pairs, weights=batch.weights.tolist(), denominator=batch.denominator)
 
     def pair(self, index: int) -> TokenPair:
         """One pair, by its number in this data set; its ids are arrays."""
@@ -55,51 +55,51 @@ class PairDataset(Dataset[PairBatch]):
 
 
 class PairLoader(DataLoader[PairBatch]):
-    """A data loader of planned batches.
+    """A data loader of the batches that a sampler has decided on.
 
-    It looks at the plan when the first batch is asked for, not when the iterator is made: Lightning makes the
-    iterator before it says which epoch it is, and before it restores a checkpoint.
+    It turns to the sampler when the first batch is asked for, not when the iterator is made: Lightning makes
+    the iterator before it says which epoch it is, and before it restores a checkpoint.
 
     Attributes:
-        plan: The batches.
+        pair_sampler: What decides the batches.
     """
 
     def __init__(
         self,
         pairs: PairDataset,
         *,
-        plan: BatchPlan,
+        pair_sampler: PairBatchSampler,
         batches_done: Callable[[], int] | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        """Load a plan's batches.
+        """Load a sampler's batches.
 
         Args:
-            pairs: What the plan's indices refer to.
-            plan: The batches.
+            pairs: What the sampler's indices refer to.
+            pair_sampler: What decides the batches.
             batches_done: How many batches of the epoch to pass over, asked for as an epoch begins.
             num_workers: Processes that collate batches.
             pin_memory: Pin batches for the copy to a GPU.
         """
         super().__init__(
             pairs,
-            sampler=plan,
+            sampler=pair_sampler,
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
         )
-        self.plan = plan
+        self.pair_sampler = pair_sampler
         self._batches_done = batches_done
 
     def __iter__(self) -> Iterator[PairBatch]:  # type: ignore[override]
-        self.plan.start = 0 if self._batches_done is None else self._batches_done()
+        self.pair_sampler.start = 0 if self._batches_done is None else self._batches_done()
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the seed, the epoch and the trainer's count of batches say where an epoch was left.
+        """Save nothing: the seed, the epoch and the trainer's count of batches say where an epoch was left.
 
         That there is such a method tells Lightning that the loader can go on from there. A loader's own
         count, such as that of torchdata's StatefulDataLoader, would not do: it has passed the batch in which
@@ -109,7 +109,7 @@ class PairLoader(DataLoader[PairBatch]):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore; see `state_dict`."""
+        """Restore nothing, since `state_dict` saves nothing."""
 
 
 def _unchanged(batch: Any) -> Any:

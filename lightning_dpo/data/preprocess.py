@@ -1,4 +1,8 @@
-"""Rows -> tokenised pairs on disk, in parallel and once."""
+"""Rows -> tokenised pairs on disk, in parallel and once.
+
+`datasets.map` would not do: it knows no file and line of a bad row, counts no reasons, and needs a copy of
+all data as Arrow files, where here rows stream by and only token ids are written.
+"""
 
 from __future__ import annotations
 
@@ -8,49 +12,30 @@ import multiprocessing
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_dpo.data.bad_rows import BadRow, Reason, RowReport
-from lightning_dpo.data.formats import FORMATS, detect_format, parse_row
-from lightning_dpo.data.readers import Record, decode
+from lightning_dpo.data.bad_rows import BadRow, BadRowHandling, Reason, RowReport
+from lightning_dpo.data.parser import PROBED_ROWS, RowParser
+from lightning_dpo.data.readers import Record
 from lightning_dpo.data.sources import RowSource
-from lightning_dpo.data.token_store import TokenStore, new_entry, record_batch
+from lightning_dpo.data.token_store import EntryWriter, TokenStore, arrow_batch, new_entry
 from lightning_dpo.data.tokenization import PairTokenizer, Tokenised
 from lightning_dpo.types import PreferencePair
 
-__all__ = ["RowParser", "cache_key", "choose_format", "default_processes", "probe_template", "tokenise"]
+__all__ = ["cache_key", "default_processes", "prepare"]
 
 _VERSION = 1
 """Raised when the same rows and tokenizer give other tokens than before."""
 
 _CHUNK = 512
-_PROBED = 64
-
-
-class RowParser(NamedTuple):
-    """Record -> PreferencePair.
-
-    Attributes:
-        format: One of `FORMATS`.
-        columns: Our name of a column -> its name in the data.
-    """
-
-    format: str
-    columns: Mapping[str, str]
-
-    def __call__(self, record: Record) -> PreferencePair:
-        """Read a record.
-
-        Raises:
-            BadRow: If it holds no usable pair.
-        """
-        return parse_row(_renamed(decode(record), self.columns), format=self.format)
 
 
 class _Chunk(NamedTuple):
@@ -67,62 +52,61 @@ class _Outcome(NamedTuple):
     left_out: list[tuple[int, Reason, str]]
 
 
-def choose_format(source: RowSource, *, split: str, format: str | None, columns: Mapping[str, str]) -> str:
-    """Name or detect the format, from the first rows.
+def prepare(
+    source: RowSource,
+    *,
+    split: str,
+    parser: RowParser,
+    tokenizer: PairTokenizer,
+    folder: Path,
+    processes: int,
+    limit: int | None,
+    handling: BadRowHandling,
+) -> TokenStore:
+    """Tokenise the rows of a split, or find them tokenised, and report what became of them.
+
+    Memory does not grow with the rows.
+
+    Args:
+        source: The rows.
+        split: The argument that named them.
+        parser: How a row is read.
+        tokenizer: How a pair is tokenised.
+        folder: Where tokenised pairs are kept.
+        processes: Processes to work in; few rows are tokenised in this one.
+        limit: Only this many rows, from the start.
+        handling: What happens where rows are bad.
 
     Raises:
-        ValueError: If there are no rows, the format is unknown, or the columns fit none.
+        ValueError: If a file cannot be read, the chat template does not fit, no row can be used, or more
+            rows are bad than `handling` allows.
     """
-    if format is not None and format not in FORMATS:
-        raise ValueError(f"`format` must be one of {', '.join(FORMATS)}, got {format!r}")
-    first = list(islice(source, _PROBED))
-    if not first:
-        raise ValueError(f"`{split}` must hold at least one row, got none in {source.name!r}")
-    rows: list[Mapping[str, Any]] = []
-    bad: list[str] = []
-    for file, record in first:
-        try:
-            row = decode(record)
-            rows.append(row)
-            if format is not None:
-                parse_row(_renamed(row, columns), format=format)
-        except BadRow as error:
-            if error.reason is Reason.MALFORMED:
-                bad.append(f"{file}:{record.line}: {error.detail}")
-    for ours, theirs in columns.items():
-        if rows and not any(theirs in row for row in rows):
-            raise ValueError(
-                f"`columns` must name columns of `{split}` ({', '.join(map(str, rows[0]))}), "
-                f"got {theirs!r} for {ours!r}"
-            )
-    if len(bad) == len(first):
-        expected = "rows" if format is None else f"rows of the format {format!r}"
-        raise ValueError(f"`{split}` must hold {expected}, got none among the first {len(first)}; {bad[0]}")
-    return format or detect_format([_renamed(row, columns) for row in rows], argument=split)
-
-
-def probe_template(source: RowSource, *, parser: RowParser, tokenizer: PairTokenizer) -> None:
-    """Try the chat template on the first rows, so that one that does not fit is found at once.
-
-    Raises:
-        ValueError: If the template refuses every row that could be used.
-    """
-    refused: BadRow | None = None
-    for _, record in islice(source, _PROBED):
-        try:
-            pair = parser(record)
-        except BadRow:
-            continue
-        [result] = tokenizer([pair])
-        if not isinstance(result, BadRow) or result.reason is not Reason.TEMPLATE:
-            return
-        refused = refused or result
-    if refused is not None:
+    key = cache_key(
+        source=source.fingerprint(),
+        format=parser.format,
+        columns=parser.columns,
+        rows=limit,
+        **tokenizer.key_parts(),
+    )
+    path = folder / key
+    if TokenStore.exists(path):
+        store = TokenStore(path)
+        rank_zero_info(f"reused {store.report.rows} tokenised {split} rows from {path}")
+    else:
+        _probe_template(source, parser, tokenizer)
+        chunks = _chunks(islice(source, limit))
+        with new_entry(path) as entry, closing(_work(chunks, parser, tokenizer, processes)) as outcomes:
+            _write_entry(entry, outcomes, RowReport(source.name, parser.format), handling)
+        store = TokenStore(path)
+        rank_zero_info(f"tokenised {store.report.rows} {split} rows into {path}")
+    rank_zero_info(store.report.table())
+    handling.apply_to_report(store.report, split=split)
+    if not store.report.kept:
         raise ValueError(
-            f"`tokenizer` must have a chat template that fits the data, got one that fits none of the first "
-            f"rows: {refused.detail}. Pass another with `chat_template=`, or the template's own switches "
-            'with `chat_template_kwargs=`, such as {"enable_thinking": false}'
+            f"`{split}` must hold at least one usable row, got none. Raise `max_length` "
+            f'({tokenizer.limits.max_length}) or use `on_long="truncate"`.\n{store.report.table()}'
         )
+    return store
 
 
 def cache_key(**parts: Any) -> str:
@@ -145,58 +129,44 @@ def default_processes() -> int:
     return min(16, available)
 
 
-def tokenise(
-    source: RowSource,
-    *,
-    parser: RowParser,
-    tokenizer: PairTokenizer,
-    path: Path,
-    processes: int,
-    limit: int | None = None,
-    stop_at_bad_row: bool = False,
-) -> TokenStore:
-    """Tokenise all rows into a cache entry; memory does not grow with them.
-
-    Args:
-        source: The rows.
-        parser: How a row is read.
-        tokenizer: How a pair is tokenised.
-        path: The cache entry to write.
-        processes: Processes to work in; few rows are done in this one.
-        limit: Only this many rows, from the start.
-        stop_at_bad_row: Raise at the first row that is at fault.
-
-    Raises:
-        ValueError: If that is asked for, and there is one.
-    """
-    report = RowReport(source.name, parser.format)
-    chunks = _chunks(islice(source, limit))
-    with new_entry(path) as entry:
-        for chunk, outcome in _work(chunks, parser, tokenizer, processes):
-            for number, reason, detail in outcome.left_out:
-                file, line = chunk.places[number]
-                place = f"{file}:{line}"
-                if stop_at_bad_row and reason is not Reason.LONG:
-                    raise ValueError(bad_row_message(place, reason, detail))
-                report.add(reason, place=place, detail=detail)
-            report.rows += len(chunk.records)
-            report.kept += outcome.batch.num_rows
-            report.truncated += outcome.truncated
-            if outcome.batch.num_rows:
-                entry.write(outcome.batch)
-        entry.finish(report)
-    return TokenStore(path)
+def _probe_template(source: RowSource, parser: RowParser, tokenizer: PairTokenizer) -> None:
+    """Try the chat template on the first rows, so that one that does not fit is found at once."""
+    refused: BadRow | None = None
+    for _, record in islice(source, PROBED_ROWS):
+        try:
+            pair = parser(record)
+        except BadRow:
+            continue
+        [result] = tokenizer([pair])
+        if not isinstance(result, BadRow) or result.reason is not Reason.TEMPLATE:
+            return
+        refused = refused or result
+    if refused is not None:
+        raise ValueError(
+            f"`tokenizer` must have a chat template that fits the data, got one that fits none of the first "
+            f"rows: {refused.detail}. Pass another with `chat_template=`, or the template's own switches "
+            'with `chat_template_kwargs=`, such as {"enable_thinking": false}'
+        )
 
 
-def bad_row_message(place: str, reason: Reason, detail: str) -> str:
-    """What `on_bad_row="raise"` says."""
-    return f'bad row at {place}, {reason}: {detail}. Correct it, or go on without it: `on_bad_row="drop"`'
-
-
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
-    if not columns:
-        return row
-    return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
+def _write_entry(
+    entry: EntryWriter,
+    outcomes: Iterable[tuple[_Chunk, _Outcome]],
+    report: RowReport,
+    handling: BadRowHandling,
+) -> None:
+    for chunk, outcome in outcomes:
+        for number, reason, detail in outcome.left_out:
+            file, line = chunk.places[number]
+            place = f"{file}:{line}"
+            handling.apply_to_row(reason, place=place, detail=detail)
+            report.add(reason, place=place, detail=detail)
+        report.rows += len(chunk.records)
+        report.kept += outcome.batch.num_rows
+        report.truncated += outcome.truncated
+        if outcome.batch.num_rows:
+            entry.write(outcome.batch)
+    entry.finish(report)
 
 
 def _chunks(records: Iterable[tuple[str, Record]]) -> Iterator[_Chunk]:
@@ -209,7 +179,7 @@ def _chunks(records: Iterable[tuple[str, Record]]) -> Iterator[_Chunk]:
 
 def _work(
     chunks: Iterator[_Chunk], parser: RowParser, tokenizer: PairTokenizer, processes: int
-) -> Iterator[tuple[_Chunk, _Outcome]]:
+) -> Generator[tuple[_Chunk, _Outcome], None, None]:
     """Outcomes in the order of the chunks, at most a few chunks ahead of what is taken."""
     head = list(islice(chunks, 2 * processes))
     if processes < 2 or len(head) < 2 * processes:
@@ -275,5 +245,5 @@ def _tokenise_chunk(
         else:
             kept.append(result)
             rows.append(first + number)
-    batch = record_batch([result.pair for result in kept], rows=rows)
+    batch = arrow_batch([result.pair for result in kept], rows=rows)
     return _Outcome(batch, sum(result.truncated for result in kept), sorted(left_out))

@@ -1,4 +1,4 @@
-"""Data files -> records with their line numbers, one after the other, so that any size of file will do."""
+"""Data files and tables -> records with their line numbers, one by one, so that any size of file will do."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
 
-__all__ = ["READERS", "Record", "decode", "read_file", "suffix_of", "without_nulls"]
+__all__ = ["READERS", "Record", "decode", "read_file", "read_table", "suffix_of"]
 
 _CHUNK = 2**20
 
@@ -42,7 +42,7 @@ def decode(record: Record) -> Mapping[str, Any]:
     if isinstance(content, bytes):
         try:
             content = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRow(Reason.MALFORMED, f"not JSON: {error}") from None
     if not isinstance(content, Mapping):
         raise BadRow(Reason.MALFORMED, f"not an object but {type(content).__name__}")
@@ -68,13 +68,6 @@ def read_file(path: Path) -> Iterator[Record]:
         yield from READERS[suffix_of(path)](path)
     except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
         raise ValueError(f"the file {str(path)!r} cannot be read: {error}") from error
-
-
-def without_nulls(value: Any) -> Any:
-    """Drop the keys that Arrow fills with null because another row's message or tool has them."""
-    if isinstance(value, Mapping):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -127,7 +120,7 @@ def _element(decoder: json.JSONDecoder, buffer: str, position: int) -> tuple[Any
     """The element at a position and where it ends; -1 if it does not end in the buffer."""
     try:
         element, end = decoder.raw_decode(buffer, position)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None, -1
     # A number at the end of the buffer might go on beyond it.
     return (element, end) if end < len(buffer) else (None, -1)
@@ -170,7 +163,7 @@ def _cell(text: str) -> Any:
         return text
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     turns = value if isinstance(value, list) else [value]
     is_turn = [isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in turns]
@@ -181,11 +174,34 @@ def _read_parquet(path: Path) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        number = 0
-        for batch in file.iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                number += 1
-                yield Record(number, without_nulls(row))
+        yield from read_table(file.iter_batches(batch_size=256))
+
+
+def read_table(parts: Iterable[Any]) -> Iterator[Record]:
+    """Read the rows of Arrow tables or record batches, numbered from 1 through all of them."""
+    number = 0
+    for part in parts:
+        for row in _plain_rows(part):
+            number += 1
+            yield Record(number, row)
+
+
+def _plain_rows(part: Any) -> Iterator[Mapping[str, Any] | BadRow]:
+    try:
+        yield from map(_without_nulls, part.to_pylist())
+    except UnicodeDecodeError as error:
+        if len(part) == 1:
+            yield BadRow(Reason.UNICODE, f"text that is not UTF-8: {error}")
+            return
+        for index in range(len(part)):
+            yield from _plain_rows(part.slice(index, 1))
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drop the keys that Arrow fills with null because another row's message or tool has them."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 Reader: TypeAlias = Callable[[Path], Iterator[Record]]

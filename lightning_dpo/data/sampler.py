@@ -10,13 +10,13 @@ import numpy.typing as npt
 from torch.utils.data import SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-__all__ = ["BatchPlan", "BatchRecord", "OrderedBatchPlan"]
+__all__ = ["BatchIndices", "OrderedPairBatchSampler", "PairBatchSampler"]
 
 _Ints = npt.NDArray[np.int64]
 
 
-class BatchRecord(NamedTuple):
-    """One batch of one rank.
+class BatchIndices(NamedTuple):
+    """Which pairs make up one batch of one rank, and what each counts.
 
     Attributes:
         indices: The pairs, (batch,).
@@ -46,7 +46,7 @@ class _Epoch(NamedTuple):
     steps: _Ints
 
 
-class BatchPlan(DistributedSampler[BatchRecord]):
+class PairBatchSampler(DistributedSampler[BatchIndices]):
     """The batches of one rank, epoch by epoch; every pair is in exactly one batch of an epoch.
 
     Batches have `batch_size` pairs, or as many pairs of like length as `tokens_per_batch` holds. Their number
@@ -69,7 +69,7 @@ class BatchPlan(DistributedSampler[BatchRecord]):
         world_size: int = 1,
         accumulate: int | Mapping[int, int] = 1,
     ) -> None:
-        """Plan batches.
+        """Divide pairs into batches.
 
         Args:
             lengths: Tokens of each pair, prompt and both completions, (pairs,).
@@ -126,15 +126,15 @@ class BatchPlan(DistributedSampler[BatchRecord]):
         """Batches of an epoch on each rank."""
         return len(self._epoch.steps)
 
-    def __iter__(self) -> Iterator[BatchRecord]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         epoch = self._epoch
-        return (self._record(step, epoch) for step in range(self.start, len(self)))
+        return (self._batch(step, epoch) for step in range(self.start, len(self)))
 
-    def _record(self, step: int, epoch: _Epoch) -> BatchRecord:
+    def _batch(self, step: int, epoch: _Epoch) -> BatchIndices:
         batch = int(epoch.steps[step, self.rank])
         indices = epoch.order[epoch.offsets[batch] : epoch.offsets[batch + 1]] if batch >= 0 else self._filler
         weights = np.full(len(indices), float(batch >= 0), dtype=np.float32)
-        return BatchRecord(indices, weights, self._denominator(step, epoch))
+        return BatchIndices(indices, weights, self._denominator(step, epoch))
 
     def _denominator(self, step: int, epoch: _Epoch) -> float:
         """Pairs of the accumulation window over (batches of the window x ranks).
@@ -191,11 +191,16 @@ class BatchPlan(DistributedSampler[BatchRecord]):
         return _Epoch(number, np.concatenate(order), np.cumsum([0, *counts]), steps)
 
 
-class OrderedBatchPlan(BatchPlan, SequentialSampler):  # type: ignore[misc] # it yields records, not indices
-    """A plan without shuffling, recognised by Lightning as such: `overfit_batches` then leaves it alone."""
+class OrderedPairBatchSampler(PairBatchSampler, SequentialSampler):  # type: ignore[misc] # it yields batches, not indices
+    """Batches in a fixed order, recognised by Lightning as such: `overfit_batches` then leaves them alone."""
 
     def __init__(self, lengths: npt.ArrayLike, **settings: Any) -> None:
-        """Plan batches in order; see `BatchPlan`."""
+        """Divide pairs into batches, in order.
+
+        Args:
+            lengths: Tokens of each pair, prompt and both completions, (pairs,).
+            settings: The other arguments of `PairBatchSampler` but `shuffle`.
+        """
         super().__init__(lengths, shuffle=False, **settings)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from lightning_dpo.data.readers import READERS, Record, read_file, suffix_of, without_nulls
+from lightning_dpo.data.readers import READERS, Record, read_file, read_table, suffix_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,11 +64,8 @@ class _Table:
         return str(self.table._fingerprint)
 
     def __iter__(self) -> Iterator[tuple[str, Record]]:
-        number = 0
-        for batch in self.table.with_format("arrow").iter(batch_size=256):
-            for row in batch.to_pylist():
-                number += 1
-                yield self.name, Record(number, without_nulls(row))
+        for record in read_table(self.table.with_format("arrow").iter(batch_size=256)):
+            yield self.name, record
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -17,9 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lightning_dpo.data.bad_rows import RowReport
+from lightning_dpo.files import scratch_folder
 from lightning_dpo.types import TokenPair
 
-__all__ = ["SCHEMA", "TokenStore", "default_cache_dir", "new_entry", "record_batch"]
+__all__ = ["SCHEMA", "EntryWriter", "TokenStore", "arrow_batch", "new_entry"]
 
 _PAIRS, _REPORT = "pairs.arrow", "report.json"
 
@@ -32,16 +30,13 @@ SCHEMA = pa.schema(
 """Token ids of each pair, and the number of its row in the source, from 0."""
 
 
-def default_cache_dir() -> Path:
-    """Where tokenised data is kept: $LIGHTNING_DPO_CACHE, or a folder in the user's cache."""
-    root = os.environ.get("LIGHTNING_DPO_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_dpo"
+def arrow_batch(pairs: Sequence[TokenPair], *, rows: Sequence[int]) -> pa.RecordBatch:
+    """Pairs as Arrow columns.
 
-
-def record_batch(pairs: Sequence[TokenPair], *, rows: Sequence[int]) -> pa.RecordBatch:
-    """Pairs as Arrow columns."""
+    Args:
+        pairs: Token ids.
+        rows: The number of each pair's row in the source, from 0.
+    """
     columns = [_ids([pair[part] for pair in pairs]) for part in range(len(TokenPair._fields))]
     return pa.RecordBatch.from_arrays([*columns, pa.array(rows, pa.int64())], schema=SCHEMA)
 
@@ -160,7 +155,7 @@ class EntryWriter:
         (self._folder / _REPORT).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file of pairs."""
         self._writer.close()
         self._file.close()
 
@@ -173,20 +168,17 @@ def new_entry(path: Path) -> Iterator[EntryWriter]:
 
     Args:
         path: The folder that appears.
+
+    Raises:
+        OSError: If it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:16]}.", dir=path.parent))
     try:
-        writer = EntryWriter(folder)
-        try:
-            yield writer
-        finally:
-            writer.close()
-        folder.chmod(0o755)
-        try:
-            folder.rename(path)
-        except OSError:
-            if not TokenStore.exists(path):
-                raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with scratch_folder(path) as folder:
+            writer = EntryWriter(folder)
+            try:
+                yield writer
+            finally:
+                writer.close()
+    except OSError:
+        if not TokenStore.exists(path):
+            raise

@@ -1,55 +1,25 @@
-"""PreferencePair -> TokenPair: chat templates, special tokens and truncation."""
+"""PreferencePair -> TokenPair: text or chat messages become token ids, special tokens included."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
-from lightning_dpo.data.chat_template import ChatRenderer, RenderedPair
-from lightning_dpo.data.formats import hh_text
+from lightning_dpo.data.chat_template import ChatTemplate, PairTexts
+from lightning_dpo.data.formats import FORMATS
+from lightning_dpo.data.truncation import TokenLimits, truncate
 from lightning_dpo.types import PreferencePair, TokenPair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["LongPolicy", "PairTokenizer", "TokenLimits", "Tokenised", "tokenizer_identity", "truncate"]
-
-LongPolicy: TypeAlias = Literal["truncate", "drop"]
+__all__ = ["PairTokenizer", "Tokenised", "tokenizer_identity"]
 
 _ANCHOR = "\n"
-
-
-class TokenLimits(NamedTuple):
-    """How long a pair may be.
-
-    Attributes:
-        max_length: Tokens of the prompt and one completion together, at least 2.
-        max_prompt_length: Tokens of the prompt, less than `max_length`; None for no limit of its own.
-        on_long: Shorten longer pairs, or leave them out.
-    """
-
-    max_length: int = 1024
-    max_prompt_length: int | None = None
-    on_long: LongPolicy = "truncate"
-
-    def check(self) -> None:
-        """Check the limits against each other.
-
-        Raises:
-            ValueError: If they leave no room.
-        """
-        if self.max_length < 2:
-            raise ValueError(f"`max_length` must be at least 2, got {self.max_length}")
-        if self.max_prompt_length is not None and not 0 < self.max_prompt_length < self.max_length:
-            raise ValueError(
-                f"`max_prompt_length` must be at least 1 and less than `max_length` ({self.max_length}), "
-                f"got {self.max_prompt_length}"
-            )
-        if self.on_long not in ("truncate", "drop"):
-            raise ValueError(f"`on_long` must be 'truncate' or 'drop', got {self.on_long!r}")
+_SHOWN = 20
 
 
 class Tokenised(NamedTuple):
@@ -69,6 +39,9 @@ class PairTokenizer:
 
     A prompt is tokenised once, on its own, as it is at inference; completions are tokenised as its
     continuation. So both sides share the exact prompt ids, and no token merges across the boundary.
+
+    Attributes:
+        limits: How long a pair may be.
     """
 
     def __init__(
@@ -98,28 +71,33 @@ class PairTokenizer:
                 "`tokenizer` must have an end-of-sequence token, which every completion ends with; "
                 f"{tokenizer.name_or_path or type(tokenizer).__name__!r} has none. Set tokenizer.eos_token"
             )
+        self.limits = limits
         self._tokenizer = tokenizer
-        self._limits = limits
         self._eos: int = tokenizer.eos_token_id
         self._prefix = _prefix_ids(tokenizer)
         self._anchor = _anchor_ids(tokenizer)
-        self._chat: ChatRenderer | None = None
-        self.template: str | None = None
-        self._plain_dialogues = False
-        if format != "text":
-            if chat_template is not None or tokenizer.chat_template is not None:
-                self._chat = ChatRenderer(
-                    tokenizer, chat_template=chat_template, variables=chat_template_kwargs or {}
-                )
-                self.template = self._chat.template
-            elif format == "hh":
-                self._plain_dialogues = True
-            else:
-                raise ValueError(
-                    f"`tokenizer` must have a chat template for data of the format {format!r}, and "
-                    f"{tokenizer.name_or_path or type(tokenizer).__name__!r} has none; take the tokenizer of "
-                    "an instruction-tuned model or pass `chat_template=` (Jinja text or a .jinja file)"
-                )
+        self._template: ChatTemplate | None = None
+        self._variables = dict(chat_template_kwargs or {})
+        self._as_text = FORMATS[format].as_text
+        if not FORMATS[format].is_chat:
+            return
+        if chat_template is not None or tokenizer.chat_template is not None:
+            self._template = ChatTemplate(tokenizer, chat_template=chat_template, variables=self._variables)
+        elif self._as_text is None:
+            raise ValueError(
+                f"`tokenizer` must have a chat template for data of the format {format!r}, and "
+                f"{tokenizer.name_or_path or type(tokenizer).__name__!r} has none; take the tokenizer of "
+                "an instruction-tuned model or pass `chat_template=` (Jinja text or a .jinja file)"
+            )
+
+    def key_parts(self) -> dict[str, Any]:
+        """What decides the ids of a pair, for the key of the cache."""
+        return {
+            "tokenizer": tokenizer_identity(self._tokenizer),
+            "limits": self.limits,
+            "template": None if self._template is None else self._template.text,
+            "variables": self._variables,
+        }
 
     def __call__(self, pairs: Sequence[PreferencePair]) -> list[Tokenised | BadRow]:
         """Tokenise pairs; many at once is much faster than one by one.
@@ -128,17 +106,17 @@ class PairTokenizer:
             For each pair its ids, or why it cannot be used.
         """
         results: list[Tokenised | BadRow | None] = [None] * len(pairs)
-        rendered: list[tuple[int, RenderedPair]] = []
+        usable: list[tuple[int, PairTexts]] = []
         for index, pair in enumerate(pairs):
             try:
-                rendered.append((index, self._render(pair)))
+                usable.append((index, self._texts(pair)))
             except BadRow as bad:
                 results[index] = bad
-        texts = [text for _, text in rendered]
+        texts = [text for _, text in usable]
         prompts = self._encode_prompts(texts)
         completions = self._encode_completions([t.chosen for t in texts] + [t.rejected for t in texts])
-        for number, (index, text) in enumerate(rendered):
-            chosen, rejected = (completions[k] for k in (number, number + len(rendered)))
+        for number, (index, text) in enumerate(usable):
+            chosen, rejected = (completions[k] for k in (number, number + len(usable)))
             try:
                 results[index] = self._finish(text, prompts[number], chosen, rejected)
             except BadRow as bad:
@@ -146,17 +124,20 @@ class PairTokenizer:
         assert None not in results
         return results  # type: ignore[return-value]
 
-    def _render(self, pair: PreferencePair) -> RenderedPair:
-        if self._chat is not None and not isinstance(pair.prompt, str):
-            return self._chat(pair)
-        if self._plain_dialogues:
-            pair = hh_text(pair)
-        assert isinstance(pair.prompt, str)
-        assert isinstance(pair.chosen, str)
-        assert isinstance(pair.rejected, str)
-        return RenderedPair(pair.prompt, pair.chosen, pair.rejected, is_chat=False, ended=(False, False))
+    def _texts(self, pair: PreferencePair) -> PairTexts:
+        if self._template is not None:
+            texts = self._template(pair)
+        else:
+            plain = pair if self._as_text is None else self._as_text(pair)
+            assert isinstance(plain.prompt, str)
+            assert isinstance(plain.chosen, str)
+            assert isinstance(plain.rejected, str)
+            texts = PairTexts(plain.prompt, plain.chosen, plain.rejected, is_chat=False, ended=(False, False))
+        for name in ("prompt", "chosen", "rejected"):
+            _check_unicode(getattr(texts, name), name)
+        return texts
 
-    def _encode_prompts(self, texts: Sequence[RenderedPair]) -> list[list[int]]:
+    def _encode_prompts(self, texts: Sequence[PairTexts]) -> list[list[int]]:
         prompts = self._ids([text.prompt for text in texts])
         for text, ids in zip(texts, prompts, strict=True):
             # A chat template writes the first tokens itself.
@@ -190,7 +171,7 @@ class PairTokenizer:
         return cast("list[list[int]]", encoded["input_ids"])
 
     def _finish(
-        self, text: RenderedPair, prompt: list[int], chosen: list[int], rejected: list[int]
+        self, text: PairTexts, prompt: list[int], chosen: list[int], rejected: list[int]
     ) -> Tokenised:
         for name, ids, ended in zip(("chosen", "rejected"), (chosen, rejected), text.ended, strict=True):
             while len(ids) > 1 and ids[-1] == ids[-2] == self._eos:
@@ -202,49 +183,24 @@ class PairTokenizer:
         if chosen == rejected:
             raise BadRow(Reason.IDENTICAL, "`chosen` and `rejected` are the same tokens")
         whole = TokenPair(prompt, chosen, rejected)
-        pair = truncate(whole, self._limits, keep=self._kept_prefix(prompt))
+        pair = truncate(whole, self.limits, keep=self._kept_prefix(prompt))
         if pair == whole:
             return Tokenised(pair, truncated=False)
-        if self._limits.on_long == "drop":
+        if self.limits.on_long == "drop":
             sizes = f"{len(prompt)} + {max(len(chosen), len(rejected))} tokens"
-            limit = f"`max_length` is {self._limits.max_length}"
-            if self._limits.max_prompt_length is not None:
-                limit += f", `max_prompt_length` {self._limits.max_prompt_length}"
+            limit = f"`max_length` is {self.limits.max_length}"
+            if self.limits.max_prompt_length is not None:
+                limit += f", `max_prompt_length` {self.limits.max_prompt_length}"
             raise BadRow(Reason.LONG, f"{sizes}, {limit}")
         if pair.chosen_ids == pair.rejected_ids:
             raise BadRow(
-                Reason.IDENTICAL, f"the same after truncation to `max_length` ({self._limits.max_length})"
+                Reason.IDENTICAL, f"the same after truncation to `max_length` ({self.limits.max_length})"
             )
         return Tokenised(pair, truncated=True)
 
     def _kept_prefix(self, prompt: Sequence[int]) -> int:
         bos = self._tokenizer.bos_token_id
         return 1 if bos is not None and prompt[0] == bos else 0
-
-
-def truncate(pair: TokenPair, limits: TokenLimits, *, keep: int = 0) -> TokenPair:
-    """Shorten a pair: the prompt from the left, completions from the right, none to nothing.
-
-    The prompt gives way first, down to half of `max_length` (or to `max_prompt_length`); it stays the same
-    for both completions. A completion that is cut loses its end-of-sequence token with its end.
-
-    Args:
-        pair: The whole pair.
-        limits: How long it may be.
-        keep: Tokens at the start of the prompt that stay: a beginning-of-sequence token.
-    """
-    size = len(pair.prompt_ids)
-    longest = max(len(pair.chosen_ids), len(pair.rejected_ids))
-    most = limits.max_length - 1 if limits.max_prompt_length is None else limits.max_prompt_length
-    least = max(1, limits.max_length // 2) if limits.max_prompt_length is None else most
-    room = max(least, limits.max_length - longest)
-    wanted = min(size, most, room)
-    prompt = pair.prompt_ids
-    if wanted < size:
-        keep = min(keep, wanted - 1)
-        prompt = [*prompt[:keep], *prompt[size - wanted + keep :]]
-    rest = limits.max_length - wanted
-    return TokenPair(prompt, pair.chosen_ids[:rest], pair.rejected_ids[:rest])
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -264,6 +220,18 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     content = [type(tokenizer).__name__, rules, special, tokenizer.chat_template]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _check_unicode(text: str, name: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can write and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = text[max(0, error.start - _SHOWN) : error.start + _SHOWN]
+        raise BadRow(
+            Reason.UNICODE,
+            f"the text of `{name}` has half of a surrogate pair at character {error.start}, {shown!r}",
+        ) from None
 
 
 def _prefix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

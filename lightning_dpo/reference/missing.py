@@ -137,13 +137,13 @@ def _batches(loader: Any, limit: int | None) -> Iterator[Any]:
     if not isinstance(loader, PairLoader):
         yield from islice(loader, limit)
         return
-    # By its plan, from the beginning: the loader itself would pass over what was trained on already.
-    plan, start = loader.plan, loader.plan.start
-    plan.start = 0
-    records = iter(plan)
-    plan.start = start
-    for record in islice(records, limit):
-        yield loader.dataset[record]
+    # By its sampler, from the beginning: the loader itself would pass over what was trained on already.
+    sampler, start = loader.pair_sampler, loader.pair_sampler.start
+    sampler.start = 0
+    batches = iter(sampler)
+    sampler.start = start
+    for indices in islice(batches, limit):
+        yield loader.dataset[indices]
 
 
 def _flat(loaders: Any) -> list[Any]:

@@ -3,8 +3,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -12,53 +10,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
-from tiny_tokenizers import BARE, CHATML, THINKING, byte_level
+from pair_rows import BAD, GOOD, jsonl, parts, ready
+from tiny_tokenizers import CHATML, THINKING, byte_level
 
-from lightning_dpo.data.bad_rows import Reason, RowReport
+from lightning_dpo.data.bad_rows import Reason
 from lightning_dpo.data.datamodule import PreferenceDataModule
-from lightning_dpo.data.token_store import TokenStore, new_entry, record_batch
-from lightning_dpo.data.tokenization import PairTokenizer
-from lightning_dpo.types import PairBatch, TokenPair
-
-GOOD = [
-    {"prompt": f"the sky {n}", "chosen": f" is blue {n}", "rejected": f" is green {n}"} for n in range(40)
-]
-BAD = [
-    {"prompt": "a", "chosen": "", "rejected": "b"},
-    {"prompt": "a", "chosen": "b", "rejected": "b"},
-    {"prompt": "a", "chosen": "", "rejected": "c"},
-]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return byte_level()
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
-
-
-def jsonl(path: Path, rows: list[dict | str]) -> str:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return str(path)
-
-
-def ready(train, **settings) -> PreferenceDataModule:
-    data = PreferenceDataModule(train, **settings)
-    data.prepare_data()
-    data.setup()
-    return data
-
-
-def parts(batch: PairBatch) -> list[tuple[list[int], ...]]:
-    names = ("prompt", "chosen", "rejected")
-    columns = [
-        [ids.tolist() for ids in getattr(batch, f"{n}_ids").split(getattr(batch, f"{n}_lengths").tolist())]
-        for n in names
-    ]
-    return list(zip(*columns, strict=True))
+from lightning_dpo.types import PairBatch
 
 
 class Recorder(pl.LightningModule):
@@ -110,37 +67,6 @@ class TestPreparation:
         assert texts == [[r["prompt"], r["chosen"] + "</s>", r["rejected"] + "</s>"] for r in GOOD]
         assert [batch.denominator for batch in batches] == [16, 16, 8]
 
-    def test_bad_rows_are_counted_with_their_first_places(self, tmp_path: Path, tokenizer, caplog) -> None:
-        path = jsonl(tmp_path / "a.jsonl", [GOOD[0], "{oops", *BAD, *GOOD[1:], "[1]"])
-        with caplog.at_level(logging.INFO):
-            data = ready(path, tokenizer=tokenizer, max_bad_fraction=0.2)
-        report = data.report
-        assert (report.rows, report.kept, report.truncated) == (45, 40, 0)
-        assert report.counts == {Reason.MALFORMED: 2, Reason.EMPTY: 2, Reason.IDENTICAL: 1}
-        assert report.examples[Reason.MALFORMED].place == "a.jsonl:2"
-        assert report.examples[Reason.EMPTY] == ("a.jsonl:3", "`chosen` is empty")
-        assert report.examples[Reason.IDENTICAL].place == "a.jsonl:4"
-        assert "a.jsonl (text): 45 rows, 40 kept, 5 left out (11.1%)" in caplog.text
-        assert "  empty completion          2  a.jsonl:3: `chosen` is empty" in caplog.text
-        assert RowReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
-        # Pairs know their rows: the second good row is the sixth of the file.
-        assert [data.train_pairs.row(k) for k in (0, 1, 39)] == [0, 5, 43]
-
-    def test_too_many_bad_rows_are_an_error_with_the_table(self, tmp_path: Path, tokenizer) -> None:
-        path = jsonl(tmp_path / "a.jsonl", [*GOOD, *BAD])
-        message = r"`train` must have at most a share of 5.0% bad rows, got 3 of 43 \(7.0%\)(.|\n)*a.jsonl:41"
-        with pytest.raises(ValueError, match=message):
-            ready(path, tokenizer=tokenizer)
-        assert ready(path, tokenizer=tokenizer, max_bad_fraction=0.07).report.kept == 40
-
-    @pytest.mark.parametrize("tokenised_before", [False, True])
-    def test_raise_stops_at_the_first_bad_row(self, tmp_path: Path, tokenizer, tokenised_before) -> None:
-        path = jsonl(tmp_path / "a.jsonl", [*GOOD, *BAD])
-        if tokenised_before:
-            ready(path, tokenizer=tokenizer, max_bad_fraction=1.0)
-        with pytest.raises(ValueError, match=r"bad row at a.jsonl:41, empty completion: `chosen` is empty"):
-            ready(path, tokenizer=tokenizer, on_bad_row="raise")
-
     def test_long_rows_are_truncated_or_dropped(self, tmp_path: Path, tokenizer) -> None:
         long = {"prompt": "the sky " * 50, "chosen": " is blue", "rejected": " is green"}
         path = jsonl(tmp_path / "a.jsonl", [*GOOD[:9], long])
@@ -175,6 +101,21 @@ class TestPreparation:
         text = tokenizer.decode(parts(next(iter(data.val_dataloader())))[0][0])
         assert text == GOOD[30]["prompt"]
 
+    def test_validation_pairs_that_are_named_win_over_a_share(self, tmp_path, tokenizer, caplog) -> None:
+        named = jsonl(tmp_path / "b.jsonl", GOOD[30:])
+        with caplog.at_level(logging.INFO):
+            data = PreferenceDataModule(
+                GOOD, validation=named, validation_split=0.25, tokenizer=tokenizer, batch_size=8
+            )
+        said = [record.message for record in caplog.records]
+        assert said == ["`validation_split` (0.25) is not used, since `validation` is given"]
+        module = Recorder()
+        trainer(tmp_path).fit(module, data)
+        assert (len(data.train_pairs), len(data.validation_pairs)) == (40, 10)
+        assert sum(len(batch) for _, batch in module.seen) == 40
+        prompts = [tokenizer.decode(prompt) for prompt, _, _ in module.validated]
+        assert prompts == [row["prompt"] for row in GOOD[30:]]
+
     def test_a_share_is_held_out(self, tmp_path: Path, tokenizer) -> None:
         path = jsonl(tmp_path / "a.jsonl", GOOD)
         data = ready(path, tokenizer=tokenizer, validation_split=0.25, seed=1)
@@ -186,132 +127,6 @@ class TestPreparation:
         assert [p for b in again.val_dataloader() for p in parts(b)] == held_out
         with pytest.raises(ValueError, match=r"`validation_split` must leave pairs on both sides"):
             ready(GOOD[:2], tokenizer=tokenizer, validation_split=0.01)
-
-    def test_columns_can_have_other_names(self, tokenizer) -> None:
-        rows = [{"question": r["prompt"], "good": r["chosen"], "bad": r["rejected"], "n": 1} for r in GOOD]
-        columns = {"prompt": "question", "chosen": "good", "rejected": "bad"}
-        data = ready(rows, tokenizer=tokenizer, columns=columns)
-        assert (data.report.format, data.report.kept) == ("text", 40)
-
-    def test_many_rows_are_tokenised_in_several_processes(self, tmp_path: Path, tokenizer) -> None:
-        rows = [{"prompt": f"{n}", "chosen": "a", "rejected": "b" if n % 100 else ""} for n in range(3000)]
-        path = jsonl(tmp_path / "a.jsonl", rows)
-        spread = ready(path, tokenizer=tokenizer, num_processes=2, cache_dir=str(tmp_path / "x"))
-        single = ready(path, tokenizer=tokenizer, num_processes=1, cache_dir=str(tmp_path / "y"))
-        assert spread.report == single.report
-        assert spread.report.examples[Reason.EMPTY].place == "a.jsonl:1"
-        assert spread.report.kept == 2970
-        for k in (0, 1234, 2969):
-            assert [p.tolist() for p in spread.train_pairs.pair(k)] == [
-                p.tolist() for p in single.train_pairs.pair(k)
-            ]
-        with pytest.raises(ValueError, match=r"bad row at a.jsonl:1,"):
-            ready(path, tokenizer=tokenizer, num_processes=2, on_bad_row="raise", max_length=99)
-        assert not list((tmp_path / "x" / "pairs").glob(".*"))
-
-
-class TestCache:
-    @pytest.fixture
-    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-        counted: list[int] = []
-        call = PairTokenizer.__call__
-
-        def counting(self, pairs):
-            counted.append(len(pairs))
-            return call(self, pairs)
-
-        monkeypatch.setattr(PairTokenizer, "__call__", counting)
-        return counted
-
-    def test_nothing_is_tokenised_twice(self, tmp_path: Path, tokenizer, calls, caplog) -> None:
-        path = jsonl(tmp_path / "a.jsonl", [*GOOD, BAD[0]])
-        with caplog.at_level(logging.INFO):
-            first = ready(path, tokenizer=tokenizer)
-        assert "tokenised 41 train rows" in caplog.text
-        assert sum(calls) >= 40
-        calls.clear()
-        caplog.clear()
-        with caplog.at_level(logging.INFO):
-            # None of this decides the tokens; the tokenizer is another copy.
-            second = ready(path, tokenizer=byte_level(), seed=5, batch_size=3, max_bad_fraction=0.5)
-        assert "reused 41 tokenised train rows" in caplog.text
-        assert calls == []
-        assert second.report == first.report
-        assert "empty completion" in caplog.text  # reported again
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            {"max_length": 77},
-            {"max_prompt_length": 5},
-            {"on_long": "drop"},
-            {"train_limit": 7},
-            {"format": "chat"},
-            {"tokenizer": byte_level(adds_bos=True)},
-            {"columns": {"prompt": "chosen"}},
-        ],
-    )
-    def test_a_change_that_matters_tokenises_again(self, tmp_path: Path, calls, change) -> None:
-        path = jsonl(tmp_path / "a.jsonl", GOOD)
-        tokenizer = byte_level(template=CHATML)
-        ready(path, tokenizer=tokenizer)
-        calls.clear()
-        ready(path, **{"tokenizer": tokenizer, **change})
-        assert sum(calls) > 0
-
-    def test_a_change_of_the_template_tokenises_again(self, calls) -> None:
-        settings = {"tokenizer": byte_level(template=CHATML), "format": "chat"}
-        ready(GOOD, **settings)
-        for change in ({"chat_template": BARE}, {"chat_template_kwargs": {"style": "calm"}}):
-            calls.clear()
-            ready(GOOD, **settings, **change)
-            assert sum(calls) > 0
-
-    def test_a_changed_file_is_tokenised_again(self, tmp_path: Path, tokenizer, calls) -> None:
-        path = jsonl(tmp_path / "a.jsonl", GOOD)
-        ready(path, tokenizer=tokenizer)
-        calls.clear()
-        jsonl(tmp_path / "a.jsonl", GOOD[:-1])
-        assert len(ready(path, tokenizer=tokenizer).train_pairs) == 39
-        assert sum(calls) > 0
-
-    def test_an_interrupted_run_leaves_nothing(self, tmp_path: Path, tokenizer, monkeypatch) -> None:
-        path = jsonl(tmp_path / "a.jsonl", GOOD)
-
-        def interrupted(*_, **__):
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patched:
-            patched.setattr("lightning_dpo.data.preprocess.record_batch", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                ready(path, tokenizer=tokenizer)
-        assert list((tmp_path / "cache" / "pairs").iterdir()) == []
-        assert ready(path, tokenizer=tokenizer).report.kept == 40
-
-    def test_of_two_runs_that_tokenise_at_once_one_is_kept(self, tmp_path: Path) -> None:
-        def entry(kept: int) -> Iterator[None]:
-            with new_entry(tmp_path / "key") as writer:
-                yield
-                writer.write(record_batch([TokenPair([1], [2], [3])] * kept, rows=range(kept)))
-                writer.finish(RowReport("a", "text", rows=kept, kept=kept))
-
-        first, second = entry(1), entry(2)
-        next(first)
-        next(second)
-        list(first)
-        list(second)
-        assert len(TokenStore(tmp_path / "key")) == 1
-        assert [path.name for path in tmp_path.iterdir()] == ["key"]
-
-    def test_pairs_can_be_sent_to_another_process(self, tokenizer) -> None:
-        pairs = ready(GOOD, tokenizer=tokenizer).train_pairs
-        data = pickle.dumps(pairs)
-        assert len(data) < 5000  # not the tokens
-        copied = pickle.loads(data)
-        assert [p.tolist() for p in copied.pair(3)] == [p.tolist() for p in pairs.pair(3)]
-        assert isinstance(copied.store[-1], TokenPair)
-        with pytest.raises(IndexError):
-            copied.store[40]
 
 
 class TestMistakes:
@@ -349,8 +164,8 @@ class TestMistakes:
             ({"on_bad_row": "skip"}, r"`on_bad_row` must be 'drop' or 'raise', got 'skip'"),
             ({"validation_split": 1.5}, r"`validation_split` must be between 0 and 1, got 1.5"),
             (
-                {"validation_split": 0.5, "validation": "pairs.jsonl"},
-                r"`validation_split` must not be given with `validation`",
+                {"validation_split": 1.5, "validation": "pairs.jsonl"},
+                r"`validation_split` must be between 0 and 1, got 1.5",
             ),
         ],
     )

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_dpo.data.sampler import BatchPlan, BatchRecord, OrderedBatchPlan
+from lightning_dpo.data.sampler import BatchIndices, OrderedPairBatchSampler, PairBatchSampler
 
 lengths_lists = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 
 
-def ranks(lengths: list[int], *, epoch: int = 0, world_size: int, **options) -> list[list[BatchRecord]]:
-    plans = [BatchPlan(lengths, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
-    for plan in plans:
-        plan.set_epoch(epoch)
-    return [list(plan) for plan in plans]
+def ranks(lengths: list[int], *, epoch: int = 0, world_size: int, **options) -> list[list[BatchIndices]]:
+    samplers = [
+        PairBatchSampler(lengths, rank=rank, world_size=world_size, **options) for rank in range(world_size)
+    ]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    return [list(sampler) for sampler in samplers]
 
 
 @settings(deadline=None)
@@ -40,8 +42,8 @@ def test_whatever_the_settings(lengths, batch_size, budget, world_size, accumula
 
     # Every pair once with weight 1, anything else with weight 0.
     weights: Counter[int] = Counter()
-    for record in everything:
-        for index, weight in zip(record.indices, record.weights, strict=True):
+    for batch in everything:
+        for index, weight in zip(batch.indices, batch.weights, strict=True):
             weights[int(index)] += float(weight)
     assert weights == dict.fromkeys(range(len(lengths)), 1.0)
 
@@ -51,8 +53,8 @@ def test_whatever_the_settings(lengths, batch_size, budget, world_size, accumula
     assert steps == {len(rank) for rank in ranks(lengths, epoch=epoch + 1, world_size=world_size, **options)}
     assert all(sum(float(r.weights.sum()) for r in step) > 0 for step in zip(*batches, strict=True))
 
-    for record in everything:
-        tokens = [lengths[index] for index in record.indices]
+    for batch in everything:
+        tokens = [lengths[index] for index in batch.indices]
         assert len(tokens) >= 1
         assert batch_size is None or len(tokens) <= batch_size
         assert budget is None or len(tokens) * max(tokens) <= budget or len(tokens) == 1
@@ -61,7 +63,7 @@ def test_whatever_the_settings(lengths, batch_size, budget, world_size, accumula
     # `accumulate`. It must be the mean over the window's pairs.
     losses = np.random.default_rng(0).normal(size=len(lengths))
     for start in range(0, steps.pop(), accumulate):
-        window = [record for rank in batches for record in rank[start : start + accumulate]]
+        window = [batch for rank in batches for batch in rank[start : start + accumulate]]
         stepped = sum((r.weights * losses[r.indices]).sum() / r.denominator / accumulate for r in window)
         pairs = [index for r in window for index in r.indices[r.weights > 0]]
         assert stepped / world_size == pytest.approx(losses[pairs].mean(), abs=1e-6)
@@ -69,38 +71,40 @@ def test_whatever_the_settings(lengths, batch_size, budget, world_size, accumula
 
 def test_a_token_budget_by_hand() -> None:
     # 4 of the short pairs fit in 40 tokens, 2 of the middling, and the long one is longer than the budget.
-    plan = BatchPlan([10, 50, 9, 20, 8, 18, 10], tokens_per_batch=40, shuffle=False)
-    assert [sorted(record.indices.tolist()) for record in plan] == [[0, 2, 4, 6], [3, 5], [1]]
-    assert [record.denominator for record in plan] == [4.0, 2.0, 1.0]
+    sampler = PairBatchSampler([10, 50, 9, 20, 8, 18, 10], tokens_per_batch=40, shuffle=False)
+    assert [sorted(batch.indices.tolist()) for batch in sampler] == [[0, 2, 4, 6], [3, 5], [1]]
+    assert [batch.denominator for batch in sampler] == [4.0, 2.0, 1.0]
 
 
 def test_short_and_long_batches_alternate() -> None:
     lengths = np.arange(1, 400)
-    longest = [int(lengths[r.indices].max()) for r in BatchPlan(lengths, tokens_per_batch=800)]
+    longest = [int(lengths[r.indices].max()) for r in PairBatchSampler(lengths, tokens_per_batch=800)]
     assert longest != sorted(longest)
     assert sorted(longest)[: len(longest) // 2] != longest[: len(longest) // 2]
-    ordered = [int(lengths[r.indices].max()) for r in OrderedBatchPlan(lengths, tokens_per_batch=800)]
+    ordered = [int(lengths[r.indices].max()) for r in OrderedPairBatchSampler(lengths, tokens_per_batch=800)]
     assert ordered == sorted(ordered)
 
 
 def test_pairs_that_fill_no_batch_join_the_next_longer_ones() -> None:
     # 5 short pairs: 4 fill a batch, the other goes with a pair of 20 tokens.
-    plan = BatchPlan([10, 10, 10, 10, 10, 20], tokens_per_batch=40, shuffle=False)
-    assert [record.indices.tolist() for record in plan] == [[0, 1, 2, 3], [4, 5]]
+    sampler = PairBatchSampler([10, 10, 10, 10, 10, 20], tokens_per_batch=40, shuffle=False)
+    assert [batch.indices.tolist() for batch in sampler] == [[0, 1, 2, 3], [4, 5]]
 
 
 def test_batches_hold_pairs_of_like_length() -> None:
     lengths = np.random.default_rng(0).integers(20, 1000, size=5000)
-    plan = BatchPlan(lengths, tokens_per_batch=8192)
-    padded = sum(len(r.indices) * int(lengths[r.indices].max()) for r in plan)
+    sampler = PairBatchSampler(lengths, tokens_per_batch=8192)
+    padded = sum(len(r.indices) * int(lengths[r.indices].max()) for r in sampler)
     assert lengths.sum() / padded > 0.9  # 0.55 at random
-    assert lengths.sum() / (len(plan) * 8192) > 0.85
+    assert lengths.sum() / (len(sampler) * 8192) > 0.85
 
 
 def test_fixed_batches_of_an_epoch_by_hand() -> None:
-    plan = OrderedBatchPlan([1] * 5, batch_size=2)
-    assert [record.indices.tolist() for record in plan] == [[0, 1], [2, 3], [4]]
-    first, second = (OrderedBatchPlan([3, 1, 2], batch_size=2, rank=rank, world_size=2) for rank in (0, 1))
+    sampler = OrderedPairBatchSampler([1] * 5, batch_size=2)
+    assert [batch.indices.tolist() for batch in sampler] == [[0, 1], [2, 3], [4]]
+    first, second = (
+        OrderedPairBatchSampler([3, 1, 2], batch_size=2, rank=rank, world_size=2) for rank in (0, 1)
+    )
     assert [r.indices.tolist() for r in first] == [[0, 1]]
     assert [r.indices.tolist() for r in second] == [[2]]
     # The mean over ranks of (sum / 1.5) is the sum of both / 3.
@@ -108,15 +112,15 @@ def test_fixed_batches_of_an_epoch_by_hand() -> None:
 
 
 def test_a_rank_without_pairs_left_gets_a_filler_of_weight_0() -> None:
-    records = [r[0] for r in ranks([5, 1, 9], world_size=3, batch_size=2, shuffle=False)]
-    assert [r.indices.tolist() for r in records] == [[0, 1], [2], [1]]  # the shortest pair
-    assert [r.weights.tolist() for r in records] == [[1, 1], [1], [0]]
-    assert [r.denominator for r in records] == [1.0, 1.0, 1.0]
+    batches = [r[0] for r in ranks([5, 1, 9], world_size=3, batch_size=2, shuffle=False)]
+    assert [r.indices.tolist() for r in batches] == [[0, 1], [2], [1]]  # the shortest pair
+    assert [r.weights.tolist() for r in batches] == [[1, 1], [1], [0]]
+    assert [r.denominator for r in batches] == [1.0, 1.0, 1.0]
 
 
 def test_accumulating_small_batches_takes_the_pairs_of_a_large_one() -> None:
-    small = [r.indices.tolist() for r in BatchPlan([1] * 12, batch_size=2, seed=3, accumulate=3)]
-    large = [r.indices.tolist() for r in BatchPlan([1] * 12, batch_size=6, seed=3)]
+    small = [r.indices.tolist() for r in PairBatchSampler([1] * 12, batch_size=2, seed=3, accumulate=3)]
+    large = [r.indices.tolist() for r in PairBatchSampler([1] * 12, batch_size=6, seed=3)]
     assert [list(itertools.chain(*small[k : k + 3])) for k in (0, 3)] == large
     spread = ranks([1] * 12, world_size=3, batch_size=2, seed=3)
     assert [list(itertools.chain(*(rank[k].indices.tolist() for rank in spread))) for k in (0, 1)] == large
@@ -126,9 +130,9 @@ def test_the_seed_and_the_epoch_decide_everything() -> None:
     lengths = list(range(1, 40))
 
     def order(seed: int, epoch: int) -> list[list[int]]:
-        plan = BatchPlan(lengths, tokens_per_batch=80, seed=seed)
-        plan.set_epoch(epoch)
-        return [r.indices.tolist() for r in plan]
+        sampler = PairBatchSampler(lengths, tokens_per_batch=80, seed=seed)
+        sampler.set_epoch(epoch)
+        return [r.indices.tolist() for r in sampler]
 
     assert order(0, 2) == order(0, 2)
     assert order(0, 2) != order(0, 1)
@@ -136,41 +140,41 @@ def test_the_seed_and_the_epoch_decide_everything() -> None:
 
 
 def test_an_epoch_goes_on_from_any_batch() -> None:
-    plan = BatchPlan(list(range(1, 40)), tokens_per_batch=80)
-    plan.set_epoch(4)
-    whole = [r.indices.tolist() for r in plan]
-    plan.start = 5
-    assert [r.indices.tolist() for r in plan] == whole[5:]
-    assert len(plan) == len(whole)
+    sampler = PairBatchSampler(list(range(1, 40)), tokens_per_batch=80)
+    sampler.set_epoch(4)
+    whole = [r.indices.tolist() for r in sampler]
+    sampler.start = 5
+    assert [r.indices.tolist() for r in sampler] == whole[5:]
+    assert len(sampler) == len(whole)
 
 
 def test_a_new_epoch_does_not_change_an_iteration_that_has_begun() -> None:
-    plan = BatchPlan([1] * 20, batch_size=3)
-    whole = [r.indices.tolist() for r in plan]
-    iterator = iter(plan)
-    plan.set_epoch(1)
+    sampler = PairBatchSampler([1] * 20, batch_size=3)
+    whole = [r.indices.tolist() for r in sampler]
+    iterator = iter(sampler)
+    sampler.set_epoch(1)
     assert [r.indices.tolist() for r in iterator] == whole
 
 
 def test_accumulation_may_change_between_epochs() -> None:
     # 5 pairs in batches of 2, 2 and 1: from epoch 1 on, windows of two batches.
-    plan = OrderedBatchPlan([1] * 5, batch_size=2, accumulate={0: 1, 1: 2})
-    assert [r.denominator for r in plan] == [2.0, 2.0, 1.0]
-    plan.set_epoch(1)
-    assert [r.denominator for r in plan] == [2.0, 2.0, 0.5]  # the trainer still divides by 2
+    sampler = OrderedPairBatchSampler([1] * 5, batch_size=2, accumulate={0: 1, 1: 2})
+    assert [r.denominator for r in sampler] == [2.0, 2.0, 1.0]
+    sampler.set_epoch(1)
+    assert [r.denominator for r in sampler] == [2.0, 2.0, 0.5]  # the trainer still divides by 2
 
 
 @pytest.mark.parametrize(("limit", "denominators"), [(3, [2, 2, 1]), (0.6, [2, 2, 1]), (1.0, [2, 2, 2, 2])])
 def test_a_limit_ends_the_last_window(limit: int | float, denominators: list[float]) -> None:
-    plan = OrderedBatchPlan([1] * 10, batch_size=2, accumulate=2)
-    plan.limit(limit)
-    assert [r.denominator for r in plan][: len(denominators)] == denominators
+    sampler = OrderedPairBatchSampler([1] * 10, batch_size=2, accumulate=2)
+    sampler.limit(limit)
+    assert [r.denominator for r in sampler][: len(denominators)] == denominators
 
 
-def test_a_plan_can_be_sent_to_another_process() -> None:
-    plan = BatchPlan(list(range(1, 40)), tokens_per_batch=80, seed=2)
-    copied = pickle.loads(pickle.dumps(plan))
-    assert [r.indices.tolist() for r in copied] == [r.indices.tolist() for r in plan]
+def test_a_sampler_can_be_sent_to_another_process() -> None:
+    sampler = PairBatchSampler(list(range(1, 40)), tokens_per_batch=80, seed=2)
+    copied = pickle.loads(pickle.dumps(sampler))
+    assert [r.indices.tolist() for r in copied] == [r.indices.tolist() for r in sampler]
 
 
 @pytest.mark.parametrize(
@@ -185,4 +189,4 @@ def test_a_plan_can_be_sent_to_another_process() -> None:
 )
 def test_senseless_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        BatchPlan(options.pop("lengths", [1, 2]), **options)
+        PairBatchSampler(options.pop("lengths", [1, 2]), **options)

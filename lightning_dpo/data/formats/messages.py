@@ -1,117 +1,41 @@
-"""Chat turns as public data sets write them -> messages as chat templates take them."""
+"""Format "messages": `chosen` and `rejected` as chat messages, `prompt` as messages, as text or repeated."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
-from lightning_dpo.data.bad_rows import BadRow, Reason
-from lightning_dpo.types import Message
+from lightning_dpo.data.formats.base import Format, Row, has_text_completions, shared_length
+from lightning_dpo.data.formats.turns import as_messages, conversation
+from lightning_dpo.types import Message, PreferencePair
 
-__all__ = ["as_messages", "as_tools", "with_system"]
-
-_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "observation": "tool",
-    "function": "tool",
-    "function_response": "tool",
-}
-_KNOWN_ROLES = frozenset({"user", "assistant", "system", "developer", "tool"})
+__all__ = ["MESSAGES"]
 
 
-def as_messages(row: Mapping[str, Any], column: str) -> list[Message]:
-    """Read a column of turns: a list of them, a single one, or the text of an answer.
-
-    Raises:
-        BadRow: If it holds something else.
-    """
-    value = row.get(column)
-    if isinstance(value, str):
-        value = [{"role": "assistant", "content": value}]
-    if isinstance(value, Mapping):
-        value = [value]
-    if value is None or (isinstance(value, (list, tuple)) and not value and column != "prompt"):
-        reason = Reason.EMPTY if column in ("chosen", "rejected") else Reason.MALFORMED
-        raise BadRow(reason, f"`{column}` is {'missing' if value is None else 'empty'}")
-    if not isinstance(value, (list, tuple)):
-        raise BadRow(Reason.MALFORMED, f"`{column}` is not a list of messages but {type(value).__name__}")
-    return [_message(turn, column) for turn in value]
+def _fits(row: Row) -> bool:
+    if has_text_completions(row):
+        return isinstance(row.get("prompt"), (list, tuple))
+    completions = (row.get("chosen"), row.get("rejected"))
+    return all(isinstance(value, (list, tuple, Mapping)) and value for value in completions)
 
 
-def as_tools(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """Read the tool schemas of a row, a list or JSON text; None where there are none.
-
-    Raises:
-        BadRow: If they are something else.
-    """
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except ValueError as error:
-            raise BadRow(Reason.MALFORMED, f"`tools` is not JSON: {error}") from None
-    if not tools:
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise BadRow(Reason.MALFORMED, "`tools` is not a list of schemas")
-    return [dict(tool) for tool in tools]
+def _read(row: Row) -> PreferencePair:
+    chosen, rejected = (as_messages(row, name) for name in ("chosen", "rejected"))
+    prompt = row.get("prompt")
+    if isinstance(prompt, str):
+        turns: list[Message] = [{"role": "user", "content": prompt}]
+        repeated = any(_without_system(part)[:1] == turns for part in (chosen, rejected))
+    else:
+        turns = as_messages(row, "prompt") if prompt is not None else []
+        repeated = not turns or (chosen[: len(turns)] == turns and rejected[: len(turns)] == turns)
+    if repeated:
+        shared = min(shared_length(chosen, rejected), max(len(chosen), len(rejected)) - 1)
+        turns, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    return conversation(row, turns, chosen, rejected)
 
 
-def with_system(row: Mapping[str, Any], turns: list[Message]) -> list[Message]:
-    """Put the row's `system` column, where it has one, before its turns."""
-    system = row.get("system")
-    if not isinstance(system, str) or not system or (turns and turns[0]["role"] == "system"):
-        return turns
-    return [{"role": "system", "content": system}, *turns]
+def _without_system(turns: list[Message]) -> list[Message]:
+    return turns[1:] if turns and turns[0]["role"] == "system" else turns
 
 
-def _message(turn: Any, column: str) -> Message:
-    if not isinstance(turn, Mapping):
-        raise BadRow(Reason.MALFORMED, f"a turn of `{column}` is not an object but {type(turn).__name__}")
-    name = turn.get("role", turn.get("from"))
-    if name == "function_call":
-        return _function_call(turn.get("value", turn.get("content")), column)
-    role = _ROLES.get(name, name) if isinstance(name, str) else None
-    if role not in _KNOWN_ROLES:
-        raise BadRow(Reason.MALFORMED, f"a turn of `{column}` has the role {name!r}")
-    rest = {
-        key: value
-        for key, value in turn.items()
-        if key not in ("role", "from", "content", "value", "weight") and value is not None
-    }
-    return {"role": role, "content": _content(turn, column), **rest}
-
-
-def _content(turn: Mapping[str, Any], column: str) -> str:
-    content = turn.get("content", turn.get("value"))
-    if isinstance(content, str):
-        return content
-    if content is None and turn.get("tool_calls"):
-        return ""
-    if isinstance(content, (list, tuple)):
-        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        if len(texts) == len(parts):
-            return "".join(texts)
-    raise BadRow(Reason.MALFORMED, f"a turn of `{column}` has content that is not text")
-
-
-def _function_call(value: Any, column: str) -> Message:
-    """ShareGPT writes a tool call as JSON text in a turn of its own."""
-    try:
-        calls = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise BadRow(Reason.MALFORMED, f"a function_call of `{column}` is not JSON: {error}") from None
-    calls = [calls] if isinstance(calls, Mapping) else calls
-    if not isinstance(calls, list) or not all(isinstance(c, Mapping) and "name" in c for c in calls):
-        raise BadRow(Reason.MALFORMED, f"a function_call of `{column}` does not name a function")
-    return {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"type": "function", "function": dict(call)} for call in calls],
-    }
+MESSAGES = Format(_fits, _read)
+"""Conversations as chat templates take them, such as UltraFeedback."""

@@ -1,0 +1,66 @@
+"""What the formats share: what a format is, and how text is read from a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from lightning_dpo.data.bad_rows import BadRow, Reason
+from lightning_dpo.types import PreferencePair
+
+__all__ = ["Format", "Row", "has_text_completions", "kind_of", "read_text", "shared_length"]
+
+Row: TypeAlias = Mapping[str, Any]
+"""One row of a data file: column names and values."""
+
+
+class Format(NamedTuple):
+    """A way in which public data sets write preference pairs.
+
+    Attributes:
+        fits: Whether a row looks like it; it may assume that no format further down in `FORMATS` fits.
+        read: Row -> pair. It raises `BadRow` where the row does not hold one.
+        is_chat: Whether the pair's parts are messages, for which the tokenizer needs a chat template.
+        as_text: Pair of messages -> pair of text, for tokenizers without a chat template; None if there is
+            no such form.
+    """
+
+    fits: Callable[[Row], bool]
+    read: Callable[[Row], PreferencePair]
+    is_chat: bool = True
+    as_text: Callable[[PreferencePair], PreferencePair] | None = None
+
+
+def has_text_completions(row: Row) -> bool:
+    """Whether `chosen` and `rejected` are both text, and not empty."""
+    completions = (row.get("chosen"), row.get("rejected"))
+    return all(isinstance(completion, str) and completion for completion in completions)
+
+
+def read_text(row: Row, column: str) -> str:
+    """Read a column of text.
+
+    Raises:
+        BadRow: If it is missing or holds something else.
+    """
+    value = row.get(column)
+    if isinstance(value, str):
+        return value
+    if value is None and column != "prompt":
+        raise BadRow(Reason.EMPTY if column in row else Reason.MALFORMED, f"`{column}` is missing")
+    raise BadRow(Reason.MALFORMED, f"`{column}` is not text but {kind_of(value)}")
+
+
+def kind_of(value: Any) -> str:
+    """What a column holds, in the words of an error message."""
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, (list, tuple)):
+        return f"list of {kind_of(value[0])}" if value else "empty list"
+    return "object" if isinstance(value, Mapping) else type(value).__name__
+
+
+def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many characters or turns two sequences have in common at their start."""
+    shorter = min(len(first), len(second))
+    return next((index for index in range(shorter) if first[index] != second[index]), shorter)

@@ -1,0 +1,90 @@
+"""Which format rows have, and record -> PreferencePair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any, NamedTuple
+
+from lightning_dpo.data.bad_rows import BadRow, Reason
+from lightning_dpo.data.formats import FORMATS, Row, detect_format, parse_row
+from lightning_dpo.data.readers import Record, decode
+from lightning_dpo.data.sources import RowSource
+from lightning_dpo.types import PreferencePair
+
+__all__ = ["PROBED_ROWS", "RowParser", "choose_parser"]
+
+PROBED_ROWS = 64
+"""How many rows are looked at before all are read."""
+
+
+class RowParser(NamedTuple):
+    """Record -> PreferencePair.
+
+    Attributes:
+        format: One of `FORMATS`.
+        columns: Our name of a column -> its name in the data.
+    """
+
+    format: str
+    columns: Mapping[str, str]
+
+    def __call__(self, record: Record) -> PreferencePair:
+        """Read a record.
+
+        Raises:
+            BadRow: If it holds no usable pair.
+        """
+        return parse_row(_renamed(decode(record), self.columns), format=self.format)
+
+
+def choose_parser(
+    source: RowSource, *, split: str, format: str | None, columns: Mapping[str, str]
+) -> RowParser:
+    """Check or detect the format, from the first rows.
+
+    Args:
+        source: The rows.
+        split: The argument that named them.
+        format: One of `FORMATS`; None detects it.
+        columns: Our name of a column -> its name in the data.
+
+    Raises:
+        ValueError: If there are no rows, the format is unknown, or the columns fit none.
+    """
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"`format` must be one of {', '.join(FORMATS)}, got {format!r}")
+    first = list(islice(source, PROBED_ROWS))
+    if not first:
+        raise ValueError(f"`{split}` must hold at least one row, got none in {source.name!r}")
+    rows: list[Row] = []
+    malformed: list[str] = []
+    for file, record in first:
+        try:
+            row = decode(record)
+            rows.append(row)
+            if format is not None:
+                parse_row(_renamed(row, columns), format=format)
+        except BadRow as error:
+            if error.reason in (Reason.MALFORMED, Reason.UNICODE):
+                malformed.append(f"{file}:{record.line}: {error.detail}")
+    for ours, theirs in columns.items():
+        if rows and not any(theirs in row for row in rows):
+            raise ValueError(
+                f"`columns` must name columns of `{split}` ({', '.join(map(str, rows[0]))}), "
+                f"got {theirs!r} for {ours!r}"
+            )
+    if len(malformed) == len(first):
+        expected = "rows" if format is None else f"rows of the format {format!r}"
+        raise ValueError(
+            f"`{split}` must hold {expected}, got none among the first {len(first)}; {malformed[0]}"
+        )
+    return RowParser(
+        format or detect_format([_renamed(row, columns) for row in rows], argument=split), columns
+    )
+
+
+def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
+    if not columns:
+        return row
+    return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
