@@ -46,7 +46,7 @@ class LiveTable:
             plan: The sweep.
             samples: Trials that there will be.
             verbose: Show anything.
-            console: Where to; by default the terminal, be it only that of the error output.
+            console: By default the terminal, be it only that of the error output.
         """
         self._plan = plan
         self._samples = samples

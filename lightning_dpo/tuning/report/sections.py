@@ -36,10 +36,10 @@ class Failure:
     """A trial that went wrong.
 
     Attributes:
-        status: How it ended.
+        status: How the trial ended.
         where: Which trial it was, and how far it came.
-        reason: Why, in words.
-        values: The values that it set.
+        reason: What went wrong, in words.
+        values: The values that the trial set.
     """
 
     status: str

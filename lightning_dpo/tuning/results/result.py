@@ -20,12 +20,12 @@ class SweepResult:
 
     Attributes:
         location: The sweep's folder or URL.
-        objective: What was maximised.
-        trials: All of them, best first; those that went wrong last.
+        objective: The goals of the sweep.
+        trials: All trials, best first; those that went wrong last.
         reference_passes: Passes of the reference over the data: one if it was shared.
-        seconds: Wall time.
+        seconds: Wall time of the sweep.
         settings: The sweep's configuration, as plain values.
-        environment: Versions and machines.
+        environment: Versions and machines of the sweep.
         recipe: The best trial's complete configuration for `fit`, YAML.
         model: Where the best trial's model is, or None.
     """
