@@ -9,6 +9,8 @@ from markupsafe import Markup
 
 from lightning_dpo.tuning.report import sections
 from lightning_dpo.tuning.report.charts import draw_charts
+from lightning_dpo.tuning.report.formatting import format_value
+from lightning_dpo.tuning.report.summary import parameter_labels
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.storage import Storage
 
@@ -37,8 +39,9 @@ def render(result: SweepResult) -> str:
             charts=charts,
             figures=[{"data": chart.data, "layout": chart.layout} for chart in charts],
             trials=sections.trials(result),
-            failures=sections.failures(result),
-            environment=sections.environment(result),
+            labels=parameter_labels(result),
+            failures=[trial for trial in result.trials if not trial.is_ranked],
+            environment=[(name, format_value(value)) for name, value in result.environment.items()],
             settings=json.dumps(result.settings, indent=2, default=str, ensure_ascii=False),
             plotly=Markup(get_plotlyjs()),
         )
@@ -54,6 +57,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
+    environment.filters["value_text"] = format_value
     # Charts keep the order of their fields; a value that JSON does not know is shown as text.
     environment.policies["json.dumps_kwargs"] = {"default": str}
     return environment

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -13,39 +12,7 @@ from lightning_dpo.tuning.report.summary import parameter_labels, shown_metrics,
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.trial.record import TrialRecord
 
-__all__ = ["Column", "Failure", "environment", "facts", "failures", "headline", "lead", "trials"]
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """The head of a table's column.
-
-    Attributes:
-        label: The column's name.
-        hint: Shown when the pointer rests on the name.
-        kind: "right" for numbers, "words" for text that may wrap.
-    """
-
-    label: str
-    hint: str = ""
-    kind: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A trial that went wrong.
-
-    Attributes:
-        status: How the trial ended.
-        where: Which trial it was, and how far it came.
-        reason: What went wrong, in words.
-        values: The values that the trial set.
-    """
-
-    status: str
-    where: str
-    reason: str
-    values: str
+__all__ = ["facts", "headline", "lead", "trials"]
 
 
 def headline(result: SweepResult) -> Markup:
@@ -105,11 +72,11 @@ def facts(result: SweepResult) -> dict[str, str]:
     }
 
 
-def trials(result: SweepResult) -> tuple[list[Column], list[list[str]]]:
+def trials(result: SweepResult) -> tuple[list[tuple[str, str, str]], list[list[str]]]:
     """All trials, best first.
 
     Returns:
-        The columns, and the cells of each trial.
+        Label, hint and kind of each column, as the template's table takes them, and the cells of each trial.
     """
     metrics, labels = shown_metrics(result), parameter_labels(result)
     if any("val/logratio/margin" in trial.metrics for trial in result.trials):
@@ -128,38 +95,12 @@ def trials(result: SweepResult) -> tuple[list[Column], list[list[str]]]:
         ]
 
     columns = [
-        *(Column("rank"), Column("trial")),
-        *(Column(metric_label(metric), hint=metric, kind="right") for metric in metrics),
-        *(Column(label, hint=path) for path, label in labels.items()),
-        *(Column("steps"), Column("status")),
+        *(("rank", "", ""), ("trial", "", "")),
+        *((metric_label(metric), metric, "right") for metric in metrics),
+        *((label, path, "") for path, label in labels.items()),
+        *(("steps", "", ""), ("status", "", "")),
     ]
     return columns, [cells(place, trial) for place, trial in enumerate(result.trials, start=1)]
-
-
-def failures(result: SweepResult) -> list[Failure]:
-    """The trials that went wrong, and why."""
-    labels = parameter_labels(result)
-
-    def failure(trial: TrialRecord) -> Failure:
-        reached = f"last report at step {trial.step}" if trial.history else "before its first report"
-        return Failure(
-            status=trial.status,
-            where=f"trial {trial.id}, {reached}",
-            reason=trial.reason or "no reason was recorded",
-            values=", ".join(f"{labels[path]} = {format_value(v)}" for path, v in trial.overrides.items()),
-        )
-
-    return [failure(trial) for trial in result.trials if not trial.is_ranked]
-
-
-def environment(result: SweepResult) -> tuple[list[Column], list[list[str]]]:
-    """Versions and machines.
-
-    Returns:
-        The columns, and the cells of each thing that was recorded.
-    """
-    cells = [[name, format_value(value)] for name, value in result.environment.items()]
-    return [Column("what"), Column("version or value", kind="words")], cells
 
 
 def _saved_steps(result: SweepResult) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from markupsafe import Markup
@@ -13,12 +14,29 @@ from lightning_dpo.tuning.report.summary import parameter_labels, shown_metrics
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.trial.record import TrialRecord
 
-__all__ = ["HOVER", "Chart", "capitalised", "colour_scale", "hover_lines", "hover_text", "trial_points"]
+__all__ = [
+    "HOVER",
+    "Chart",
+    "Colour",
+    "capitalised",
+    "colour_scale",
+    "hover_lines",
+    "hover_text",
+    "trial_points",
+]
 
-# Names of the page's style sheet, so that charts follow light and dark.
-BEST, PARETO, FINISHED, STOPPED, WRONG = (
-    f"var(--{name})" for name in ("best", "pareto", "finished", "stopped", "wrong")
-)
+
+class Colour(StrEnum):
+    """Colours by their names in the page's style sheet, so that charts follow light and dark."""
+
+    BEST = "var(--best)"
+    PARETO = "var(--pareto)"
+    FINISHED = "var(--finished)"
+    STOPPED = "var(--stopped)"
+    WRONG = "var(--wrong)"
+    FAINT = "var(--faint)"
+    PAGE = "var(--page)"
+
 
 HOVER = "%{text}<extra></extra>"
 """Plotly's template that shows a point's text and nothing else."""

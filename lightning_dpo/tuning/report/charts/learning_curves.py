@@ -6,16 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_dpo.tuning.report.charts.axes import axis, layout
-from lightning_dpo.tuning.report.charts.chart import (
-    BEST,
-    FINISHED,
-    HOVER,
-    STOPPED,
-    WRONG,
-    Chart,
-    hover_lines,
-    hover_text,
-)
+from lightning_dpo.tuning.report.charts.chart import HOVER, Chart, Colour, hover_lines, hover_text
 from lightning_dpo.tuning.report.formatting import format_number, metric_label
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.trial.record import TrialRecord
@@ -31,10 +22,10 @@ def learning_curves(result: SweepResult) -> Chart:
     finished = [t for t in rest if t.is_ranked and t.status == "finished"]
     wrong = [t for t in rest if not t.is_ranked]
     traces = (
-        _curves(stopped, result, name="stopped early", colour=STOPPED, symbol="circle-open"),
-        _curves(finished, result, name="finished", colour=FINISHED, symbol="circle"),
-        _curves(wrong, result, name="went wrong", colour=WRONG, symbol="x"),
-        _curves(best, result, name="best", colour=BEST, symbol="star", width=3, opacity=1, size=13),
+        _curves(stopped, result, name="stopped early", colour=Colour.STOPPED, symbol="circle-open"),
+        _curves(finished, result, name="finished", colour=Colour.FINISHED, symbol="circle"),
+        _curves(wrong, result, name="went wrong", colour=Colour.WRONG, symbol="x"),
+        _curves(best, result, name="best", colour=Colour.BEST, symbol="star", width=3, opacity=1, size=13),
     )
     label = metric_label(result.objective.primary.metric)
     note = f"Validation {label} at each report; a curve that ends early was stopped or went wrong there."

@@ -7,15 +7,7 @@ from collections import Counter
 from typing import Any
 
 from lightning_dpo.tuning.report.charts.axes import axis, layout
-from lightning_dpo.tuning.report.charts.chart import (
-    FINISHED,
-    HOVER,
-    STOPPED,
-    WRONG,
-    Chart,
-    hover_lines,
-    hover_text,
-)
+from lightning_dpo.tuning.report.charts.chart import HOVER, Chart, Colour, hover_lines, hover_text
 from lightning_dpo.tuning.results.result import SweepResult
 
 __all__ = ["steps_run"]
@@ -39,14 +31,14 @@ def steps_run(result: SweepResult) -> Chart:
         }
 
     traces = (
-        bars("finished", FINISHED, "", [n for n, t in enumerate(trials) if t.status == "finished"]),
-        bars("stopped early", STOPPED, "", [n for n, t in enumerate(trials) if t.status == "stopped"]),
-        bars("went wrong", WRONG, "x", [n for n, t in enumerate(trials) if not t.is_ranked]),
+        bars("finished", Colour.FINISHED, "", [n for n, t in enumerate(trials) if t.status == "finished"]),
+        bars("stopped early", Colour.STOPPED, "", [n for n, t in enumerate(trials) if t.status == "stopped"]),
+        bars("went wrong", Colour.WRONG, "x", [n for n, t in enumerate(trials) if not t.is_ranked]),
     )
     data = [trace for trace in traces if trace["x"]]
     left = [max(t.total_steps - t.step, 0) if t.status != "finished" else 0 for t in trials]
     if any(left):
-        faint = {"color": "var(--faint)"}
+        faint = {"color": Colour.FAINT}
         data.append(common | {"name": "not run", "x": ids, "y": left, "text": texts, "marker": faint})
     across = {
         **axis("trials, best first", []),

@@ -6,15 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_dpo.tuning.report.charts.axes import axis, layout
-from lightning_dpo.tuning.report.charts.chart import (
-    BEST,
-    FINISHED,
-    PARETO,
-    STOPPED,
-    Chart,
-    capitalised,
-    trial_points,
-)
+from lightning_dpo.tuning.report.charts.chart import Chart, Colour, capitalised, trial_points
 from lightning_dpo.tuning.report.formatting import metric_label
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.trial.record import TrialRecord
@@ -44,12 +36,12 @@ def trade_off(result: SweepResult) -> Chart | None:
         return points(trials, name=status, marker=marker)
 
     # Between two trials nothing better than the left one is known.
-    line = {"color": PARETO, "width": 2, "shape": "hv" if across.mode == "min" else "vh"}
-    diamond = {"color": PARETO, "size": 12, "symbol": "diamond"}
-    star = {"color": BEST, "size": 17, "symbol": "star", "line": {"width": 1, "color": "var(--page)"}}
+    line = {"color": Colour.PARETO, "width": 2, "shape": "hv" if across.mode == "min" else "vh"}
+    diamond = {"color": Colour.PARETO, "size": 12, "symbol": "diamond"}
+    star = {"color": Colour.BEST, "size": 17, "symbol": "star", "line": {"width": 1, "color": Colour.PAGE}}
     traces = (
-        dots("stopped", STOPPED, "circle-open"),
-        dots("finished", FINISHED, "circle"),
+        dots("stopped", Colour.STOPPED, "circle-open"),
+        dots("finished", Colour.FINISHED, "circle"),
         points(pareto, mode="lines+markers", name="Pareto set", marker=diamond, line=line),
         points([trial for trial in shown if trial is result.best], name="best", marker=star),
     )
