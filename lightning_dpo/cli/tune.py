@@ -9,7 +9,7 @@ from jsonargparse import DefaultHelpFormatter
 
 from lightning_dpo.tuning.config import SweepConfig, sweep_parser
 from lightning_dpo.tuning.report.page import write_report
-from lightning_dpo.tuning.results.result import load_result
+from lightning_dpo.tuning.results.folder import load_result
 from lightning_dpo.tuning.run import sweep
 
 __all__ = ["report_command", "tune_command"]

@@ -101,7 +101,7 @@ def sample_review(rng: random.Random, *, prompt: str) -> str:
     """Draw a review from the grammar.
 
     Args:
-        rng: Where chance comes from.
+        rng: The source of chance.
         prompt: One of `PROMPTS`.
 
     Returns:

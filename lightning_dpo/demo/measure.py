@@ -74,10 +74,10 @@ def measure(
     Args:
         policy: The trained model.
         reference: The model it started from.
-        tokenizer: Of both.
+        tokenizer: The tokenizer of both models.
         sample_from: "policy", or "reference" for the state before training; the KL is then 0 by definition.
         samples_per_prompt: Reviews of each of the grammar's prompts.
-        seed: Of the samples.
+        seed: Seeds the samples.
 
     Raises:
         ValueError: If `sample_from` is neither.
@@ -119,7 +119,7 @@ def agreement(
     Args:
         policy: The trained model.
         reference: The model it started from.
-        tokenizer: Of both.
+        tokenizer: The tokenizer of both models.
         pairs: Pairs that were not trained on.
     """
     samples = [

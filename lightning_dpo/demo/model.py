@@ -52,10 +52,10 @@ def build_model(
     """A Llama-style decoder with random weights, in float32.
 
     Args:
-        tokenizer: Whose vocabulary and special tokens it takes.
-        hidden_size: Width, a multiple of 8.
-        layers: Depth.
-        seed: Of the weights.
+        tokenizer: Gives the vocabulary and the special tokens.
+        hidden_size: Width of the decoder, a multiple of 8.
+        layers: Depth of the decoder.
+        seed: Seeds the weights.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -90,11 +90,11 @@ def fit_model(
 
     Args:
         model: Fitted in place; left on the CPU in eval mode.
-        tokenizer: Its tokenizer.
+        tokenizer: The model's tokenizer.
         steps: Optimizer steps.
         batch_size: Reviews a step.
         lr: Highest learning rate, after a linear warm-up and before a cosine decay to 0.
-        seed: Of the reviews.
+        seed: Seeds the reviews.
         progress: Show a progress bar.
 
     Returns:

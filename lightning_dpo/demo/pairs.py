@@ -52,9 +52,9 @@ def sample_reviews(
 
     Args:
         model: The fitted model or a policy trained from it.
-        tokenizer: Its tokenizer.
+        tokenizer: The model's tokenizer.
         prompts: Any of the grammar's prompts; repeat one for several reviews.
-        seed: See `lightning_dpo.evaluation.sample_completions`.
+        seed: Seeds the samples, as in `lightning_dpo.evaluation.sample_completions`.
         batch_size: Reviews sampled at once.
     """
     special: Any = tokenizer
@@ -80,8 +80,8 @@ def label(rng: random.Random, *, prompt: str, reviews: tuple[str, str], scale: f
     Bradley-Terry, Eq. 1 of https://arxiv.org/abs/2305.18290, with the reward scale * score.
 
     Args:
-        rng: Where chance comes from.
-        prompt: What both answer.
+        rng: The source of chance.
+        prompt: The prompt that both reviews answer.
         reviews: Two texts.
         scale: Reward per star; the higher, the less noise.
     """
@@ -107,10 +107,10 @@ def sample_pairs(
 
     Args:
         model: The model that will be the reference: DPO assumes that pairs come from it.
-        tokenizer: Its tokenizer.
+        tokenizer: The model's tokenizer.
         count: Pairs to make.
-        scale: See `label`.
-        seed: Of samples and labels.
+        scale: Reward per star in the labels, as in `label`.
+        seed: Seeds samples and labels.
 
     Raises:
         RuntimeError: If the model hardly ever ends a review.
@@ -143,7 +143,7 @@ def bayes_accuracy(pairs: Sequence[LabelledPair], *, scale: float) -> float:
 
     Args:
         pairs: Labelled pairs; which of the two was chosen does not matter.
-        scale: The one they were labelled with.
+        scale: Reward per star that the pairs were labelled with.
     """
     gaps = torch.tensor([pair.score_gap for pair in pairs], dtype=torch.float64)
     return float(torch.sigmoid(scale * gaps.abs()).mean())

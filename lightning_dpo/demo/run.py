@@ -2,71 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
 from lightning_dpo.data.datamodule import PreferenceDataModule
 from lightning_dpo.demo.context import quiet, single_thread
-from lightning_dpo.demo.measure import Agreement, Measurement, agreement, best_reachable, measure
-from lightning_dpo.demo.report import show
+from lightning_dpo.demo.measure import agreement, best_reachable, measure
+from lightning_dpo.demo.result import DemoResult
+from lightning_dpo.demo.tables import print_result
 from lightning_dpo.demo.task import Task, TaskConfig, load_pairs, prepare_task
-from lightning_dpo.evaluation.frontier import FrontierPoint
+from lightning_dpo.files import discard
 from lightning_dpo.losses import DPOLoss
 from lightning_dpo.models.load import load_model, load_tokenizer
 from lightning_dpo.training.dpo import DPOModule
 
-__all__ = ["Clock", "DemoResult", "evaluate", "run_demo"]
+__all__ = ["Clock", "default_lr", "evaluate", "run_demo"]
 
 _MAX_LENGTH = 128
 
 
-@dataclass(frozen=True, slots=True)
-class DemoResult:
-    """What the demonstration found.
+def default_lr(beta: float) -> float:
+    """The learning rate of the demonstration: 0.02, and above beta 0.1 less in proportion.
 
-    Attributes:
-        task: The prepared task.
-        policy: Folder of the aligned model and its tokenizer, for `from_pretrained`.
-        before: Reviews of the reference.
-        after: Reviews of the policy.
-        agreement: Of the policy's implied rewards with held-out labels and true scores.
-        validation_accuracy: The accuracy that the trainer logged; it equals `agreement.accuracy`.
-        best: The best mean score that any policy has at this KL; its reward is in stars.
-        seconds: Wall time of each stage.
+    The gradient of the sigmoid loss is proportional to beta, and so is a step of SGD. At one rate for all
+    betas a large beta would take large steps, and move further from the reference rather than less far,
+    until nothing grammatical is left. Divided by beta, the first step is the same for all, and beta alone
+    makes the difference. Below 0.1 the rate stays as it is: plain SGD becomes unstable on this task at
+    higher ones.
+
+    Args:
+        beta: Strength of the pull towards the reference.
     """
-
-    task: Task
-    policy: Path
-    before: Measurement
-    after: Measurement
-    agreement: Agreement
-    validation_accuracy: float
-    best: FrontierPoint
-    seconds: dict[str, float]
-
-    def summary(self) -> dict[str, Any]:
-        """The figures as plain values, for JSON."""
-        return {
-            "score": {"before": self.before.score._asdict(), "after": self.after.score._asdict()},
-            "kl": self.after.kl._asdict(),
-            "accuracy": self.agreement.accuracy,
-            "bayes_accuracy": self.task.bayes_accuracy,
-            "reward_correlation": self.agreement.correlation,
-            "grammatical": {"before": self.before.grammatical, "after": self.after.grammatical},
-            "best_at_kl": asdict(self.best),
-            "seconds": self.seconds,
-        }
+    return 0.02 * min(1.0, 0.1 / beta)
 
 
 @quiet()
@@ -75,7 +47,7 @@ def run_demo(
     *,
     output: str | Path = Path("outputs/demo"),
     beta: float = 0.1,
-    lr: float = 0.02,
+    lr: float | None = None,
     epochs: int = 2,
     batch_size: int = 64,
     samples_per_prompt: int = 256,
@@ -91,26 +63,35 @@ def run_demo(
     Args:
         output: Folder for the task, the aligned model (`policy`) and the figures (`result.json`).
         beta: Strength of the pull towards the reference.
-        lr: Learning rate.
+        lr: Learning rate; that of `default_lr` if None.
         epochs: Passes over the training pairs.
         batch_size: Pairs of a step.
         samples_per_prompt: Reviews of each prompt that the evaluation samples from each model.
-        seed: Of everything, unless `task` brings its own.
+        seed: Seeds task, training and samples; a `task` that is given has a seed of its own.
         task: Parameters of the task.
         verbose: Show progress bars and print the table.
+
+    Raises:
+        ValueError: If `beta` is not greater than 0.
     """
+    loss = DPOLoss(beta=beta)
+    rate = default_lr(beta) if lr is None else lr
     root = Path(output).expanduser()
     clock = Clock()
-    say: Callable[[str], None] = print if verbose else _silent
     progress = verbose and sys.stdout.isatty()
+
+    def say(text: str) -> None:
+        if verbose:
+            print(text)
+
     say("fitting a small decoder to the grammar and sampling pairs from it, unless that was done before ...")
     made = prepare_task(root / "task", config=task or TaskConfig(seed=seed), progress=progress)
     clock.lap("prepare")
     say("training with DPO ...")
     module = DPOModule(
         str(made.model),
-        loss=DPOLoss(beta=beta),
-        optimizer=lambda params: torch.optim.SGD(params, lr=lr, momentum=0.9),
+        loss=loss,
+        optimizer=lambda params: torch.optim.SGD(params, lr=rate, momentum=0.9),
     )
     data = PreferenceDataModule(
         str(made.train),
@@ -130,7 +111,7 @@ def run_demo(
         made, policy_folder, accuracy=accuracy, samples_per_prompt=samples_per_prompt, seed=seed, clock=clock
     )
     if verbose:
-        show(result, beta=beta)
+        print_result(result, beta=beta)
     return result
 
 
@@ -149,9 +130,9 @@ def evaluate(
     Args:
         made: The task.
         policy_folder: The aligned model.
-        accuracy: What the trainer logged at the end.
+        accuracy: Validation accuracy that the trainer logged at the end.
         samples_per_prompt: Reviews of each prompt from each model.
-        seed: Of the samples.
+        seed: Seeds the samples.
         clock: Has measured the stages before.
     """
     clock = clock or Clock()
@@ -171,7 +152,7 @@ def evaluate(
     best = best_reachable(before, after)
     clock.lap("evaluate")
     result = DemoResult(made, policy_folder, before, after, agreed, accuracy, best, clock.laps)
-    _write(made.folder.parent / "result.json", result)
+    result.save()
     return result
 
 
@@ -190,28 +171,18 @@ def _fit(module: DPOModule, data: PreferenceDataModule, *, epochs: int, progress
     return float(trainer.callback_metrics["val/rewards/accuracy"])
 
 
-def _silent(_: str) -> None:
-    pass
-
-
 def _export(module: DPOModule, folder: Path) -> Path:
     """Write the aligned model where an earlier run's may lie."""
     if (folder / "config.json").is_file():
-        shutil.rmtree(folder)
+        discard(folder)
     return module.export(folder)
 
 
-def _write(path: Path, result: DemoResult) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(result.summary(), indent=2) + "\n", encoding="utf-8")
-    scratch.replace(path)
-
-
 class Clock:
-    """Wall time of stages.
+    """A stopwatch for the stages of the demonstration.
 
     Attributes:
-        laps: Seconds by the stage's name.
+        laps: Seconds of each stage, by its name.
     """
 
     def __init__(self) -> None:
@@ -220,7 +191,7 @@ class Clock:
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """A stage has ended."""
+        """End a stage, and begin the next one."""
         now = time.perf_counter()
         self.laps[name] = round(now - self._last, 2)
         self._last = now

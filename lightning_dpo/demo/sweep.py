@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
 from lightning_dpo.demo.context import quiet
-from lightning_dpo.demo.report import show
 from lightning_dpo.demo.run import Clock, evaluate
+from lightning_dpo.demo.tables import print_result
 from lightning_dpo.demo.task import TaskConfig, prepare_task
+from lightning_dpo.files import discard
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.run import sweep
@@ -72,7 +72,7 @@ def run_demo_sweep(
     made = prepare_task(root / "task", config=task, progress=verbose and sys.stdout.isatty())
     clock.lap("prepare")
     if (root / "sweep" / "trials").is_dir():
-        shutil.rmtree(root / "sweep")
+        discard(root / "sweep")
     result = sweep(demo_sweep_config(root), verbose=verbose)
     clock.lap("sweep")
     assert result.model is not None  # trials of one process leave checkpoints of one file
@@ -82,7 +82,7 @@ def run_demo_sweep(
         made, Path(result.model), accuracy=accuracy, samples_per_prompt=samples_per_prompt, clock=clock
     )
     if verbose:
-        show(winner, beta=float(best.overrides["model.loss.beta"]))
+        print_result(winner, beta=float(best.overrides["model.loss.beta"]))
         print(f"reference passes: {result.reference_passes} for {len(result.trials)} trials")
         print(f"open in a browser: {result.report_path}")
     return result

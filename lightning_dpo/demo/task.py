@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lightning_dpo.demo.context import single_thread
 from lightning_dpo.demo.model import build_model, build_tokenizer, fit_model
 from lightning_dpo.demo.pairs import LabelledPair, bayes_accuracy, sample_pairs
+from lightning_dpo.files import discard, put_in_place, scratch_name
 
 __all__ = ["Task", "TaskConfig", "load_pairs", "prepare_task"]
 
 _FORMAT = 1
-"""Raised when the same parameters come to give another task."""
+"""Version of the folder, raised when the same parameters come to give another task."""
 
 _RECORD = "task.json"
 
@@ -28,14 +26,14 @@ class TaskConfig:
 
     Attributes:
         hidden_size: Width of the decoder, a multiple of 8.
-        layers: Its depth.
+        layers: Depth of the decoder.
         fit_steps: Steps of maximum likelihood on the grammar.
-        fit_batch_size: Reviews of each.
-        fit_lr: Their highest learning rate.
+        fit_batch_size: Reviews of a fitting step.
+        fit_lr: Highest learning rate of the fit.
         train_pairs: Pairs to train on.
         validation_pairs: Pairs held out.
         label_scale: Reward per star in the Bradley-Terry labels; the higher, the less noise.
-        seed: Of everything.
+        seed: Seeds weights, reviews and pairs.
     """
 
     hidden_size: int = 96
@@ -69,8 +67,8 @@ class Task:
     """A prepared task.
 
     Attributes:
-        folder: Where it is.
-        config: What it was made from.
+        folder: Where the task lies.
+        config: What the task was made from.
         fit_loss: Loss of the fitted model at the end, nats per token.
         bayes_accuracy: The most accuracy that can be expected on the validation pairs, given their noise.
     """
@@ -92,7 +90,7 @@ class Task:
 
     @property
     def validation(self) -> Path:
-        """Held-out pairs, in the same form."""
+        """Held-out pairs: JSON lines with prompt, chosen and rejected."""
         return self.folder / "validation.jsonl"
 
 
@@ -103,8 +101,8 @@ def prepare_task(folder: str | Path, *, config: TaskConfig | None = None, progre
     several processes prepare it at once.
 
     Args:
-        folder: Where to; missing, empty, or an earlier task.
-        config: What to make; the defaults take about 20 s on two cores.
+        folder: The task's place: missing, empty, or an earlier task.
+        config: What decides the task; the defaults take about 20 s on two cores.
         progress: Show a progress bar.
 
     Raises:
@@ -112,21 +110,24 @@ def prepare_task(folder: str | Path, *, config: TaskConfig | None = None, progre
     """
     target = Path(folder).expanduser()
     wanted = config or TaskConfig()
-    found = _load(target)
-    if found is not None and found.config == wanted:
+    found = _find(target, wanted)
+    if found is not None:
         return found
     if not _is_replaceable(target):
         raise ValueError(f"`folder` must be missing, empty or an earlier task, got {str(folder)!r}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    scratch = target.with_name(scratch_name(target.name))
     try:
-        made = scratch / "task"
         with single_thread():
-            _make(made, wanted, progress)
-        _move_into_place(made, target, scratch / "old", wanted)
+            _make(scratch, wanted, progress=progress)
+        if _find(target, wanted) is None:
+            put_in_place(scratch, target)
+    except OSError:
+        # Another process was first with the same task, which is then as good as this one.
+        if _find(target, wanted) is None:
+            raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    task = _load(target)
+        discard(scratch)
+    task = _find(target, wanted)
     assert task is not None
     return task
 
@@ -137,7 +138,8 @@ def load_pairs(path: str | Path) -> list[LabelledPair]:
     return [LabelledPair(**json.loads(line)) for line in lines]
 
 
-def _make(folder: Path, config: TaskConfig, progress: bool) -> None:  # noqa: FBT001
+def _make(folder: Path, config: TaskConfig, *, progress: bool) -> None:
+    """Fit the model, sample the pairs and write both into a folder."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, hidden_size=config.hidden_size, layers=config.layers, seed=config.seed)
     fit_loss = fit_model(
@@ -165,15 +167,15 @@ def _make(folder: Path, config: TaskConfig, progress: bool) -> None:  # noqa: FB
     (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _load(folder: Path) -> Task | None:
-    """The task in a folder, or None where there is none that this version made."""
+def _find(folder: Path, config: TaskConfig) -> Task | None:
+    """The task in a folder, or None where there is none that this version made from these parameters."""
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if record.get("format") != _FORMAT:
+    if record.get("format") != _FORMAT or record["config"] != asdict(config):
         return None
-    return Task(folder, TaskConfig(**record["config"]), record["fit_loss"], record["bayes_accuracy"])
+    return Task(folder, config, record["fit_loss"], record["bayes_accuracy"])
 
 
 def _is_replaceable(folder: Path) -> bool:
@@ -181,21 +183,6 @@ def _is_replaceable(folder: Path) -> bool:
     if not folder.exists():
         return True
     return folder.is_dir() and ((folder / _RECORD).is_file() or not any(folder.iterdir()))
-
-
-def _move_into_place(made: Path, target: Path, aside: Path, config: TaskConfig) -> None:
-    """Rename a finished folder to its place, unless another process was first with the same task."""
-    found = _load(target)
-    if found is not None and found.config == config:
-        return
-    with suppress(FileNotFoundError):
-        target.replace(aside)
-    try:
-        made.replace(target)
-    except OSError:
-        found = _load(target)
-        if found is None or found.config != config:
-            raise
 
 
 def _write_pairs(path: Path, pairs: Sequence[LabelledPair]) -> None:

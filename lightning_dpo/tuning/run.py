@@ -23,9 +23,12 @@ from lightning_dpo.tuning.cluster.prepare import Preparation, prepare
 from lightning_dpo.tuning.cluster.retry import fit_all
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.objective import check_goals, known_metrics
-from lightning_dpo.tuning.report.live_table import LiveTable, print_summary
+from lightning_dpo.tuning.report.live_table import LiveTable
+from lightning_dpo.tuning.report.summary import print_summary
 from lightning_dpo.tuning.results.export import export_best
-from lightning_dpo.tuning.results.result import SweepResult, rank, save_result
+from lightning_dpo.tuning.results.folder import save_result
+from lightning_dpo.tuning.results.ranking import rank
+from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.search.algorithms import make_scheduler, make_searcher
 from lightning_dpo.tuning.search.pbt_checkpoints import KeepNewest
 from lightning_dpo.tuning.storage import Storage

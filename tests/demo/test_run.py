@@ -6,8 +6,8 @@ import torch
 
 from lightning_dpo.demo.measure import agreement, measure
 from lightning_dpo.demo.pairs import LabelledPair
-from lightning_dpo.demo.report import show
-from lightning_dpo.demo.run import run_demo
+from lightning_dpo.demo.run import default_lr, run_demo
+from lightning_dpo.demo.tables import print_result
 from lightning_dpo.demo.task import load_pairs
 
 
@@ -86,7 +86,7 @@ def test_the_figures_are_written_and_shown(result, output):
     written = json.loads((output / "result.json").read_text())
     assert written == result.summary()
     console = Console(record=True, width=120)
-    show(result, beta=0.1, console=console)
+    print_result(result, beta=0.1, console=console)
     text = console.export_text()
     for expected in ("reference", "after DPO", "best possible", f"{result.after.kl.mean:.2f} ±", "before"):
         assert expected in text
@@ -116,12 +116,54 @@ def test_options_of_the_command_line_reach_the_run(monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr("lightning_dpo.demo.run.run_demo", lambda **options: seen.update(options))
     main(["--output", str(tmp_path), "--beta", "0.3", "--seed", "7"])
-    assert seen == {"output": tmp_path, "beta": 0.3, "lr": 0.02, "epochs": 2, "seed": 7}
+    assert seen == {"output": tmp_path, "beta": 0.3, "lr": None, "epochs": 2, "seed": 7}
+    main(["--lr", "0.01"])
+    assert seen["lr"] == 0.01
+
+
+def test_the_default_rate_takes_the_same_first_step_at_any_large_beta():
+    assert default_lr(0.1) == 0.02
+    assert [beta * default_lr(beta) for beta in (0.2, 0.4, 0.8)] == pytest.approx([0.002] * 3)
+    # Higher rates are unstable, whatever beta is.
+    assert default_lr(0.03) == 0.02
+
+
+def test_the_kl_falls_as_beta_rises(tmp_path, tiny_task, tiny_config):
+    (tmp_path / "task").symlink_to(tiny_task.folder)
+    options = {
+        "output": tmp_path,
+        "task": tiny_config,
+        "epochs": 3,
+        "batch_size": 16,
+        "samples_per_prompt": 16,
+    }
+    small, large = (run_demo(beta=beta, **options, verbose=False).after.kl for beta in (0.2, 0.8))
+    assert large.mean < small.mean - 4 * math.hypot(small.standard_error, large.standard_error)
+
+
+def test_a_beta_out_of_range_is_named_before_anything_is_made(tmp_path):
+    with pytest.raises(ValueError, match="`beta`"):
+        run_demo(output=tmp_path, beta=0.0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """A folder for the task as shipped, which is prepared once."""
+    return tmp_path_factory.mktemp("shipped")
 
 
 @pytest.mark.slow
-def test_the_task_as_shipped_is_learned(tmp_path):
-    result = run_demo(output=tmp_path, samples_per_prompt=64, verbose=False)
+def test_a_large_beta_leaves_the_task_as_shipped_grammatical(shipped):
+    result = run_demo(output=shipped, beta=0.8, samples_per_prompt=16, verbose=False)
+    assert result.after.score.mean > result.before.score.mean + 3
+    assert result.after.grammatical > 0.85
+    assert result.after.kl.mean < 4
+
+
+@pytest.mark.slow
+def test_the_task_as_shipped_is_learned(shipped):
+    result = run_demo(output=shipped, samples_per_prompt=64, verbose=False)
     assert abs(result.before.score.mean) < 1
     assert result.before.grammatical > 0.9
     assert result.after.score.mean > 8

@@ -13,7 +13,8 @@ from lightning_dpo.cli.main import DPOCLI, main
 
 pytest.importorskip("ray", reason="ray is not installed")
 
-from lightning_dpo.tuning.results.result import SweepResult, load_result
+from lightning_dpo.tuning.results.folder import load_result
+from lightning_dpo.tuning.results.result import SweepResult
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smollm2_dpo.yaml"
 

@@ -7,7 +7,8 @@ import random
 from typing import Any
 
 from lightning_dpo.tuning.objective import Goal, Objective
-from lightning_dpo.tuning.results.result import SweepResult, rank
+from lightning_dpo.tuning.results.ranking import rank
+from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.trial.record import TrialRecord
 
 ACCURACY, KL = "val/rewards/accuracy", "val/kl"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_dpo.tuning import SweepConfig, sweep
-from lightning_dpo.tuning.results.result import load_result
+from lightning_dpo.tuning.results.folder import load_result
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_project"
 

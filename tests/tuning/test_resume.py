@@ -12,7 +12,7 @@ import pytest
 import yaml
 from sweep_project import settings
 
-from lightning_dpo.tuning.results.result import load_result
+from lightning_dpo.tuning.results.folder import load_result
 
 TESTS = Path(__file__).parents[1] / "support"
 

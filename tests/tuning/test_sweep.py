@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from lightning_dpo.cli.main import DPOCLI, main
 from lightning_dpo.tuning import SweepConfig, SweepResult, sweep
-from lightning_dpo.tuning.results.result import load_result
+from lightning_dpo.tuning.results.folder import load_result
 
 SPACE = {"model.loss.beta": {"loguniform": [0.01, 0.5]}, "model.optimizer.lr": {"loguniform": [1e-4, 1e-2]}}
 

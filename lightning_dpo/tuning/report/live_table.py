@@ -13,19 +13,17 @@ from ray.tune import Callback
 from rich.console import Console
 from rich.live import Live
 
-from lightning_dpo.tuning.report.labels import metric_name, number, path_names, value_text
-from lightning_dpo.tuning.report.table_rows import Row, plain_line, progress, table_of
+from lightning_dpo.tuning.report.trial_table import TrialLine, end_notice, progress_notice, trial_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lightning_dpo.tuning.results.result import SweepResult
     from lightning_dpo.tuning.trial.fit import TrialPlan
 
-__all__ = ["LiveTable", "print_summary"]
+__all__ = ["LiveTable"]
 
-_LAST_ROWS = 40
-"""Rows of the table that stays; the report holds all of them."""
+_LAST_LINES = 40
+"""Lines of the table that stays; the report holds all of them."""
 
 _QUIET_SECONDS = 60.0
 """Where there is no terminal, a line tells at least as often that the sweep goes on."""
@@ -48,14 +46,14 @@ class LiveTable:
             plan: The sweep.
             samples: Trials that there will be.
             verbose: Show anything.
-            console: Where to; by default the terminal, be it only that of the error output.
+            console: By default the terminal, be it only that of the error output.
         """
         self._plan = plan
         self._samples = samples
-        self._rows: dict[str, Row] = {}
+        self._lines: dict[str, TrialLine] = {}
         self._console = console or Console(stderr=not sys.stdout.isatty())
         self._verbose = verbose
-        self._began = self._told = time.time()
+        self._began = self._printed_at = time.time()
         self._ended = False
         # The screen is drawn by another thread, so that the time left counts down between reports.
         self._lock = threading.Lock()
@@ -85,47 +83,47 @@ class LiveTable:
         """Take over what Tune says of a trial."""
         overrides = self._plan.space.overrides(trial.config)
         with self._lock:
-            row = self._rows.setdefault(trial.trial_id, Row(trial.trial_id, overrides))
-            row.overrides = overrides
+            line = self._lines.setdefault(trial.trial_id, TrialLine(trial.trial_id, overrides))
+            line.overrides = overrides
             told = metrics.get("status") if metrics else None
             # Of a trial that went wrong Tune hears the worst value that there is, which is no measurement.
             if metrics and "step" in metrics and (told is None or told in _WENT_WELL):
-                row.heard(metrics)
+                line.report(metrics)
             if told is not None:
-                row.status = told
-            elif status is not None and (row.status == "running" or status == "failed"):
-                row.status = row.ended() if status == "ended" else status
+                line.status = told
+            elif status is not None and (line.status == "running" or status == "failed"):
+                line.status = line.status_at_end() if status == "ended" else status
         if self._verbose and not self._console.is_terminal:
-            self._tell(row, is_over=status in ("ended", "failed"))
+            self._tell(line, is_over=status in ("ended", "failed"))
 
     def render(self) -> Table:
         """The table as it is now; where the terminal has too few lines, running trials and the newest."""
         with self._lock:
-            rows = list(self._rows.values())
+            lines = list(self._lines.values())
             goals = self._plan.objective.goals
             size = self._console.size
             # Title, heads, lines, and what is left out take six lines.
-            count = _LAST_ROWS if self._ended else max(size.height - 6, 3)
-            return table_of(
-                rows,
+            count = _LAST_LINES if self._ended else max(size.height - 6, 3)
+            return trial_table(
+                lines,
                 goals=goals,
-                title=progress(rows, samples=self._samples, began=self._began, is_over=self._ended),
+                title=progress_notice(lines, samples=self._samples, began=self._began, is_over=self._ended),
                 count=count,
                 width=size.width,
                 best_first=self._ended,
             )
 
-    def _tell(self, row: Row, *, is_over: bool) -> None:
+    def _tell(self, line: TrialLine, *, is_over: bool) -> None:
         now = time.time()
         if is_over:
-            self._print(plain_line(row, self._plan.objective.goals))
-        elif now - self._told >= _QUIET_SECONDS:
-            rows = list(self._rows.values())
-            self._print(progress(rows, samples=self._samples, began=self._began))
+            self._print(end_notice(line, self._plan.objective.goals))
+        elif now - self._printed_at >= _QUIET_SECONDS:
+            lines = list(self._lines.values())
+            self._print(progress_notice(lines, samples=self._samples, began=self._began))
 
-    def _print(self, line: str) -> None:
-        self._told = time.time()
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+    def _print(self, text: str) -> None:
+        self._printed_at = time.time()
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class _TableCallback(Callback):
@@ -148,27 +146,3 @@ class _TableCallback(Callback):
     def _tell(self, trial: Any, **changes: Any) -> None:
         if _active is not None:
             _active.update(trial, **changes)
-
-
-def print_summary(result: SweepResult) -> None:
-    """The last lines of a sweep."""
-    console = Console()
-    best = result.best
-    names = path_names(best.overrides)
-    values = ", ".join(f"{names[path]} {value_text(value)}" for path, value in best.overrides.items())
-    goals = [goal.metric for goal in result.frontier_goals if goal.metric in best.metrics]
-    measured = ", ".join(f"{metric_name(metric)} {number(best.metrics[metric], 4)}" for metric in goals)
-    counts: dict[str, int] = {}
-    for trial in result.trials:
-        counts[trial.status] = counts.get(trial.status, 0) + 1
-    trials = ", ".join(f"{count} {status}" for status, count in counts.items())
-    lines = [
-        f"best: {measured} with {values}",
-        f"trials: {len(result.trials)} ({trials}) in {result.seconds:.0f} s",
-        f"reference passes: {result.reference_passes}",
-        f"recipe: {result.location}/best/config.yaml",
-        *([f"model: {result.model}"] if result.model else []),
-        f"report: {result.report_path}",
-    ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from lightning_dpo.tuning.cluster.connect import trials_at_once
 from lightning_dpo.tuning.cluster.prepare import filling_group
 from lightning_dpo.tuning.objective import Objective
 from lightning_dpo.tuning.recipe import Recipe
-from lightning_dpo.tuning.results.result import load_result
+from lightning_dpo.tuning.results.folder import load_result
 from lightning_dpo.tuning.search.space import SearchSpace
 from lightning_dpo.tuning.trial.fit import TrialPlan
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sweep_results import RECIPE, made_up
 
-from lightning_dpo.tuning.report.labels import number
+from lightning_dpo.tuning.report.formatting import format_number
 from lightning_dpo.tuning.report.page import write_report
 from lightning_dpo.tuning.results.result import SweepResult
 
@@ -120,10 +120,10 @@ def test_pointing_at_a_trial_shows_all_of_it(browser: Browser, wide: SweepResult
     text = page.locator("#chart0 .hoverlayer .hovertext").text_content()
     best = wide.best
     assert f"trial {best.id}" in text
-    assert f"β = {number(best.overrides['model.loss.beta'])}" in text
-    assert f"lr = {number(best.overrides['model.optimizer.lr'])}" in text
-    assert f"accuracy {number(best.metrics['val/rewards/accuracy'])}" in text
-    assert f"KL {number(best.metrics['val/kl'])} ±" in text
+    assert f"β = {format_number(best.overrides['model.loss.beta'])}" in text
+    assert f"lr = {format_number(best.overrides['model.optimizer.lr'])}" in text
+    assert f"accuracy {format_number(best.metrics['val/rewards/accuracy'])}" in text
+    assert f"KL {format_number(best.metrics['val/kl'])} ±" in text
     assert f"step {best.step} of {best.total_steps}, finished" in text
 
 

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import io
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +11,7 @@ from sweep_results import ACCURACY, made_up
 
 from lightning_dpo.tuning.objective import Goal, Objective
 from lightning_dpo.tuning.report import live_table as table_module
-from lightning_dpo.tuning.report.live_table import LiveTable, print_summary
-from lightning_dpo.tuning.report.table_rows import Row
+from lightning_dpo.tuning.report.live_table import LiveTable
 
 
 @dataclass
@@ -115,33 +113,3 @@ def test_without_a_terminal_each_trial_is_one_line(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(table_module, "_QUIET_SECONDS", 0.0)
         table.update(trial, metrics={"step": 2})
         assert "58 of 60 trials have ended, 2 running" in console.file.getvalue().splitlines()[-1]
-
-
-class TestTimeLeft:
-    def test_it_counts_down_from_the_last_report(self) -> None:
-        row = Row("1", {})
-        row.heard({"step": 10, "total_steps": 30, "seconds": 5.0})
-        assert row.seconds_left() == pytest.approx(10, abs=0.5)
-        row.heard_at = time.time() - 4
-        assert row.seconds_left() == pytest.approx(6, abs=0.5)
-
-    def test_a_trial_that_was_taken_up_in_the_middle(self) -> None:
-        row = Row("1", {})
-        row.heard({"step": 100, "total_steps": 300, "seconds": 1.0})
-        row.heard({"step": 110, "total_steps": 300, "seconds": 11.0})
-        assert row.seconds_left() == pytest.approx(190, abs=1)
-
-    def test_none_is_told_where_none_is_known(self) -> None:
-        row = Row("1", {})
-        assert row.seconds_left() is None
-        row.heard({"step": 10, "total_steps": 0, "seconds": 5.0})
-        assert row.seconds_left() is None
-
-
-def test_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
-    result = replace(made_up("/sweeps/x", trials=8, wide=False), model="/sweeps/x/best/model")
-    print_summary(result)
-    text = capsys.readouterr().out
-    assert text.startswith("best: accuracy 0.7")
-    assert "KL" in text.splitlines()[0]
-    assert text.endswith("report: /sweeps/x/report.html\n")

@@ -12,19 +12,21 @@ from lightning_dpo.demo.grammar import PROMPTS, is_grammatical
 
 if TYPE_CHECKING:
     from lightning_dpo.demo.measure import Measurement
-    from lightning_dpo.demo.run import DemoResult
+    from lightning_dpo.demo.result import DemoResult
     from lightning_dpo.evaluation.kl import Estimate
 
-__all__ = ["show"]
+__all__ = ["print_result"]
 
 
-def show(result: DemoResult, *, beta: float, console: Console | None = None, samples: int = 3) -> None:
+def print_result(
+    result: DemoResult, *, beta: float, console: Console | None = None, samples: int = 3
+) -> None:
     """Print the figures, and some reviews before and after.
 
     Args:
-        result: What to show.
-        beta: What the policy was trained with.
-        console: Where to print; standard output by default.
+        result: The demonstration's result.
+        beta: Beta that the policy was trained with.
+        console: Standard output by default.
         samples: Prompts to show a review of.
     """
     out = console or Console()

@@ -1,4 +1,4 @@
-"""How paths, metrics and values are written for people, in the report and in the terminal."""
+"""How config paths, metrics, values and times are written for people, in the report and in the terminal."""
 
 from __future__ import annotations
 
@@ -7,43 +7,42 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["duration", "metric_name", "number", "path_names", "value_text"]
+__all__ = ["format_duration", "format_number", "format_value", "metric_label", "path_labels"]
 
 _GREEK = {"beta": "β"}
 _METRICS = {"kl": "KL", "margin": "margin", "tokens_per_second": "tokens/s"}
 _CLASS_PATH = re.compile(r"(?:[A-Za-z_]\w*\.)+(_*[A-Z]\w*)")
 
 
-def path_names(paths: Iterable[str]) -> dict[str, str]:
-    """A short name for each config path: its last part, or the whole path where two would be the same."""
-    unique = list(dict.fromkeys(paths))
-    short = {path: _last_part(path) for path in unique}
-    names = list(short.values())
-    return {path: name if names.count(name) == 1 else path for path, name in short.items()}
+def path_labels(paths: Iterable[str]) -> dict[str, str]:
+    """A short label for each config path: its last part, or the whole path where two would be the same."""
+    short = {path: _last_part(path) for path in paths}
+    labels = list(short.values())
+    return {path: label if labels.count(label) == 1 else path for path, label in short.items()}
 
 
-def metric_name(metric: str) -> str:
-    """A metric's last part: "accuracy" for "val/rewards/accuracy"."""
+def metric_label(metric: str) -> str:
+    """The last part of a metric's name: "accuracy" for "val/rewards/accuracy"."""
     last = metric.rpartition("/")[2]
     return _METRICS.get(last, last.replace("_", " "))
 
 
-def value_text(value: Any) -> str:
-    """A parameter's value; classes without their package."""
+def format_value(value: Any) -> str:
+    """A parameter's value as text; classes stand without their package."""
     if isinstance(value, float):
-        return number(value)
+        return format_number(value)
     if isinstance(value, str):
         found = _CLASS_PATH.fullmatch(value)
         return found[1] if found else value
     return json.dumps(value, default=str) if isinstance(value, Mapping | list | tuple) else str(value)
 
 
-def number(value: float, digits: int = 3, *, pad: bool = False) -> str:
+def format_number(value: float, digits: int = 3, *, pad: bool = False) -> str:
     """A number to some significant digits: 0.0406, 1240, 3e-6 rather than 0.000003.
 
     Args:
-        value: The number.
-        digits: Significant ones.
+        value: What is written.
+        digits: Significant digits.
         pad: Keep zeros at the end, for columns.
     """
     if value and not 1e-3 <= abs(value) < 1e5:
@@ -56,7 +55,7 @@ def number(value: float, digits: int = 3, *, pad: bool = False) -> str:
     return f"{value:#.{digits}g}" if pad else f"{value:.{digits}g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time as 46 s, 12 min or 3 h 05 min."""
     whole = round(seconds)
     if whole < 100:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_dpo.tuning.report.labels import number
+from lightning_dpo.tuning.report.formatting import format_number
 
 __all__ = ["axis", "is_logarithmic", "layout", "ticks"]
 
@@ -32,12 +32,12 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def axis(title: str, values: Sequence[float], *, margin: float = 0.06) -> dict[str, Any]:
-    """An axis that holds the values.
+    """An axis for plotly, logarithmic where the values span about a decade or more.
 
     Args:
-        title: What it shows.
-        values: What must lie on it.
-        margin: Share of the axis left free at each end.
+        title: What the axis shows.
+        values: What must lie on a logarithmic axis; plotly finds the ends of a linear one.
+        margin: Share of a logarithmic axis left free at each end.
     """
     common = {"title": {"text": title, "standoff": 8}, "automargin": True, "zeroline": False}
     if not is_logarithmic(values):
@@ -51,7 +51,7 @@ def axis(title: str, values: Sequence[float], *, margin: float = 0.06) -> dict[s
         "range": [low - free, high + free],
         "tickmode": "array",
         "tickvals": places,
-        "ticktext": [number(place, 1) for place in places],
+        "ticktext": [format_number(place, 1) for place in places],
         "tickangle": 0,
     }
 

@@ -1,0 +1,58 @@
+"""The chart of two goals against each other, such as accuracy against KL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_dpo.tuning.report.charts.axes import axis, layout
+from lightning_dpo.tuning.report.charts.chart import Chart, Colour, capitalised, trial_points
+from lightning_dpo.tuning.report.formatting import metric_label
+from lightning_dpo.tuning.results.result import SweepResult
+from lightning_dpo.tuning.trial.record import TrialRecord
+
+__all__ = ["trade_off"]
+
+
+def trade_off(result: SweepResult) -> Chart | None:
+    """The first two goals of the frontier against each other, the Pareto set joined and marked."""
+    if len(result.frontier_goals) < 2:
+        return None
+    up, across = result.frontier_goals[:2]
+    shown = [
+        t for t in result.trials if t.is_ranked and up.metric in t.metrics and across.metric in t.metrics
+    ]
+    if not shown:
+        return None
+    pareto = sorted((t for t in result.frontier if t in shown), key=lambda t: t.metrics[across.metric])
+
+    def points(trials: Sequence[TrialRecord], **style: Any) -> dict[str, Any]:
+        x, y = ([t.metrics[goal.metric] for t in trials] for goal in (across, up))
+        return trial_points(trials, result, x=x, y=y, **style)
+
+    def dots(status: str, colour: str, symbol: str) -> dict[str, Any]:
+        trials = [t for t in shown if t not in pareto and t.status == status]
+        marker = {"color": colour, "size": 9, "symbol": symbol, "line": {"width": 1.5, "color": colour}}
+        return points(trials, name=status, marker=marker)
+
+    # Between two trials nothing better than the left one is known.
+    line = {"color": Colour.PARETO, "width": 2, "shape": "hv" if across.mode == "min" else "vh"}
+    diamond = {"color": Colour.PARETO, "size": 12, "symbol": "diamond"}
+    star = {"color": Colour.BEST, "size": 17, "symbol": "star", "line": {"width": 1, "color": Colour.PAGE}}
+    traces = (
+        dots("stopped", Colour.STOPPED, "circle-open"),
+        dots("finished", Colour.FINISHED, "circle"),
+        points(pareto, mode="lines+markers", name="Pareto set", marker=diamond, line=line),
+        points([trial for trial in shown if trial is result.best], name="best", marker=star),
+    )
+    labels = metric_label(up.metric), metric_label(across.metric)
+    better = f"{'up' if up.mode == 'max' else 'down'} and {'left' if across.mode == 'min' else 'right'}"
+    note = (
+        f"Better is {better}. The line joins the Pareto set: trials that no other one beats in both at once."
+    )
+    left_out = len(result.trials) - len(shown)
+    if left_out:
+        note += f" {left_out} that went wrong {'is' if left_out == 1 else 'are'} not shown."
+    places = layout(axis(labels[1], [t.metrics[across.metric] for t in shown]), axis(labels[0], []))
+    title = f"{capitalised(labels[0])} against {labels[1]}"
+    return Chart(title, note, [trace for trace in traces if trace["x"]], places)

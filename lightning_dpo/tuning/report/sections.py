@@ -1,0 +1,114 @@
+"""What the sections of the report say, as texts that its templates escape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from lightning_dpo.tuning.report.formatting import format_duration, format_number, format_value, metric_label
+from lightning_dpo.tuning.report.summary import parameter_labels, shown_metrics, status_counts
+from lightning_dpo.tuning.results.result import SweepResult
+from lightning_dpo.tuning.trial.record import TrialRecord
+
+__all__ = ["facts", "headline", "lead", "trials"]
+
+
+def headline(result: SweepResult) -> Markup:
+    """What won, in one sentence."""
+    best, goal = result.best, result.objective.primary
+    if not best.is_ranked or goal.metric not in best.metrics:
+        return Markup("Every trial went wrong")
+    labels = parameter_labels(result)
+    # No line ends within "β = 0.1".
+    values = Markup(", ").join(
+        Markup("<b>{}\u00a0=\u00a0{}</b>").format(labels[path], format_value(value))
+        for path, value in best.overrides.items()
+    )
+    measured = [
+        f"{metric_label(metric)}\u00a0{format_number(best.metrics[metric])}"
+        for metric in shown_metrics(result)
+        if metric in best.metrics
+    ]
+    return Markup("{} reached {}").format(values, " at ".join(measured[:2]))
+
+
+def lead(result: SweepResult) -> str:
+    """How the sweep went, in a sentence or two."""
+    counts, count = status_counts(result), len(result.trials)
+    stopped, finished = counts["stopped"], counts["finished"]
+    wrong = count - stopped - finished
+    text = (
+        f"{count} trial{'s' if count != 1 else ''} in {format_duration(result.seconds)}: {finished} finished"
+    )
+    if stopped or not wrong:
+        text += f", {stopped} stopped early by {_scheduler(result)}" if stopped else ", none stopped early"
+    text += f", {wrong} went wrong. " if wrong else ". "
+    saved, planned = _saved_steps(result)
+    if saved:
+        text += f"Stopping saved {saved:,} of {planned:,} steps ({saved / planned:.0%}). "
+    text += f"Passes of the reference over the data: {result.reference_passes}."
+    starts = [t.startup_seconds for t in result.trials if t.startup_seconds is not None]
+    if starts:
+        low, high = f"{min(starts):.1f}", f"{max(starts):.1f}"
+        text += f" Start-up of a trial: {low if low == high else f'{low} to {high}'} s."
+    return text
+
+
+def facts(result: SweepResult) -> dict[str, str]:
+    """The numbers that people look for first, by name."""
+    best, (saved, planned) = result.best, _saved_steps(result)
+    measured = {
+        f"{'best' if place == 0 else 'its'} {metric_label(metric)}": format_number(best.metrics[metric])
+        for place, metric in enumerate(shown_metrics(result))
+        if best.is_ranked and metric in best.metrics
+    }
+    return measured | {
+        "trials": str(len(result.trials)),
+        "steps saved": f"{saved / planned:.0%}" if planned else "0%",
+        "reference passes": str(result.reference_passes),
+        "wall time": format_duration(result.seconds),
+    }
+
+
+def trials(result: SweepResult) -> tuple[list[tuple[str, str, str]], list[list[str]]]:
+    """All trials, best first.
+
+    Returns:
+        Label, hint and kind of each column, as the template's table takes them, and the cells of each trial.
+    """
+    metrics, labels = shown_metrics(result), parameter_labels(result)
+    if any("val/logratio/margin" in trial.metrics for trial in result.trials):
+        metrics = list(dict.fromkeys([*metrics, "val/logratio/margin"]))
+    pareto = {trial.id for trial in result.frontier} if len(result.frontier_goals) > 1 else set()
+
+    def cells(place: int, trial: TrialRecord) -> list[str]:
+        measured = [trial.metrics.get(metric) for metric in metrics]
+        return [
+            str(place) if trial.is_ranked else "–",
+            trial.id + (" ◆" if trial.id in pareto else ""),
+            *("" if value is None else format_number(value, 4, pad=True) for value in measured),
+            *(format_value(trial.overrides[path]) if path in trial.overrides else "" for path in labels),
+            f"{trial.step:,} of {trial.total_steps:,}" if trial.total_steps else "0",
+            trial.status + (f", {trial.starts} starts" if trial.starts > 1 else ""),
+        ]
+
+    columns = [
+        *(("rank", "", ""), ("trial", "", "")),
+        *((metric_label(metric), metric, "right") for metric in metrics),
+        *((label, path, "") for path, label in labels.items()),
+        *(("steps", "", ""), ("status", "", "")),
+    ]
+    return columns, [cells(place, trial) for place, trial in enumerate(result.trials, start=1)]
+
+
+def _saved_steps(result: SweepResult) -> tuple[int, int]:
+    """Steps that stopping saved, and those that all trials would have taken."""
+    planned = sum(max(t.total_steps, t.step) for t in result.trials)
+    return sum(max(t.total_steps - t.step, 0) for t in result.trials if t.status == "stopped"), planned
+
+
+def _scheduler(result: SweepResult) -> str:
+    given: Any = result.settings.get("scheduler", "the scheduler")
+    return format_value(given.get("class_path", "the scheduler") if isinstance(given, Mapping) else given)

@@ -1,0 +1,107 @@
+"""The files of a sweep that has ended: what was found, the best recipe, and the table of all reports."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning_dpo.tuning.objective import Goal, Objective
+from lightning_dpo.tuning.results.ranking import rank
+from lightning_dpo.tuning.results.result import SweepResult
+from lightning_dpo.tuning.storage import Storage
+from lightning_dpo.tuning.trial.record import TrialRecord, load_records
+
+__all__ = ["load_result", "save_result"]
+
+_SUMMARY = "sweep.json"
+_RECIPE = "best/config.yaml"
+_TABLE = "results.parquet"
+
+
+def save_result(result: SweepResult) -> None:
+    """Write what was found into the sweep's folder, where the trials' own records lie already."""
+    storage = Storage(result.location)
+    summary = {
+        "objective": [{"metric": g.metric, "mode": g.mode} for g in result.objective.goals],
+        "statuses": {t.id: [t.status, t.reason, t.checkpoint] for t in result.trials},
+        "reference_passes": result.reference_passes,
+        "seconds": result.seconds,
+        "settings": result.settings,
+        "environment": result.environment,
+        "model": result.model,
+    }
+    storage.write(_SUMMARY, json.dumps(summary, indent=1, default=str))
+    if result.recipe:
+        storage.write(_RECIPE, result.recipe)
+    storage.write(_TABLE, _parquet(result.trials))
+
+
+def load_result(location: str) -> SweepResult:
+    """Read the folder of a sweep that has ended.
+
+    Args:
+        location: The folder, or its URL.
+
+    Raises:
+        ValueError: If there is no sweep in it.
+    """
+    storage = Storage(location)
+    text = storage.read(_SUMMARY)
+    if text is None:
+        raise ValueError(f"`folder` must be that of a sweep, with {_SUMMARY} in it, got {location!r}")
+    summary = json.loads(text)
+    records = []
+    for record in load_records(storage / "trials"):
+        status, reason, checkpoint = summary["statuses"].get(record.id, [record.status, record.reason, None])
+        records.append(replace(record, status=status, reason=reason, checkpoint=checkpoint))
+    objective = Objective(tuple(Goal(**goal) for goal in summary["objective"]))
+    return SweepResult(
+        location=storage.location,
+        objective=objective,
+        trials=rank(records, objective),
+        reference_passes=summary["reference_passes"],
+        seconds=summary["seconds"],
+        settings=summary["settings"],
+        environment=summary["environment"],
+        recipe=storage.read(_RECIPE) or "",
+        model=summary["model"],
+    )
+
+
+def _parquet(trials: Sequence[TrialRecord]) -> bytes:
+    """The content of `results.parquet`: in each row a trial's values, one report and how the trial ended."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {
+            "trial": trial.id,
+            "status": trial.status,
+            "reason": trial.reason,
+            **{f"config/{path}": _plain(value) for path, value in trial.overrides.items()},
+            **entry,
+        }
+        for trial in trials
+        for entry in (trial.history or ({},))
+    ]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    data = {name: _uniform([row.get(name) for row in rows]) for name in columns}
+    file = io.BytesIO()
+    pq.write_table(pa.table(data), file)
+    return file.getvalue()
+
+
+def _uniform(values: list[Any]) -> list[Any]:
+    """Values of one type, since a choice may mix numbers and texts."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} or len(kinds) < 2:
+        return [float(v) if v is not None and float in kinds else v for v in values]
+    return [None if value is None else str(value) for value in values]
+
+
+def _plain(value: Any) -> Any:
+    """A value that a column can hold; lists and mappings become JSON."""
+    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
