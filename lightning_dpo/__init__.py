@@ -6,15 +6,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_dpo.data.datamodule import PreferenceDataModule
+    from lightning_dpo.models.lora import LoraSettings
+    from lightning_dpo.training.base import PolicyModule
     from lightning_dpo.training.dpo import DPOModule
     from lightning_dpo.types import PairBatch, PairLogps, PreferencePair, TokenPair
 
-__all__ = ["DPOModule", "PairBatch", "PairLogps", "PreferenceDataModule", "PreferencePair", "TokenPair"]
+__all__ = [
+    "DPOModule",
+    "LoraSettings",
+    "PairBatch",
+    "PairLogps",
+    "PolicyModule",
+    "PreferenceDataModule",
+    "PreferencePair",
+    "TokenPair",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "DPOModule": "lightning_dpo.training.dpo",
+    "LoraSettings": "lightning_dpo.models.lora",
+    "PolicyModule": "lightning_dpo.training.base",
     "PreferenceDataModule": "lightning_dpo.data.datamodule",
     "PairBatch": "lightning_dpo.types",
     "PairLogps": "lightning_dpo.types",
