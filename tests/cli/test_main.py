@@ -15,8 +15,9 @@ from tiny_tokenizers import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_dpo import DPOModule, PreferenceDataModule
-from lightning_dpo.cli.main import DPOCLI, main
+from lightning_dpo.cli.main import main
 from lightning_dpo.losses import IPOLoss
+from lightning_dpo.training.cli import DPOCLI
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
 COLOURS = ("red", "green", "grey", "white", "pink", "brown", "black", "gold")
