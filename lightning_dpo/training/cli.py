@@ -20,6 +20,12 @@ from lightning_dpo.training.dpo import DPOModule
 
 __all__ = ["DPOCLI", "class_arguments", "data_class_in", "model_class_in"]
 
+_BASES: dict[str, tuple[type[Any], str]] = {
+    "model": (pl.LightningModule, "the model that is trained is `--model.policy`"),
+    "data": (pl.LightningDataModule, "the pairs are `--data.train`"),
+}
+"""The base class of what each argument names, and what else a user may have meant by it."""
+
 
 class DPOCLI(LightningCLI):
     """LightningCLI with the defaults of preference optimisation.
@@ -46,11 +52,20 @@ class DPOCLI(LightningCLI):
                 `PreferenceDataModule`.
             args: Command line without the program's name; by default the process's.
             kwargs: For LightningCLI.
+
+        Raises:
+            ValueError: If a class that is named cannot be imported.
         """
         arguments = list(sys.argv[1:] if args is None else args)
         texts = list(_config_texts(arguments))
         self._named_model = None if model_class else model_class_in(texts, arguments)
         self._named_data = None if datamodule_class else data_class_in(texts, arguments)
+        model = _import("model", self._named_model) or model_class or DPOModule
+        _import("data", self._named_data)
+        self._model_defaults = _cli_defaults(model)
+        needs_data = not _brings_data(model) or _is_mentioned("data", texts, arguments)
+        if datamodule_class is None and needs_data:
+            datamodule_class = PreferenceDataModule
         # "omegaconf+" and not "omegaconf": interpolations then see values given on the command line.
         parser_kwargs = {
             "prog": "lightning-dpo",
@@ -58,8 +73,8 @@ class DPOCLI(LightningCLI):
             **kwargs.pop("parser_kwargs", {}),
         }
         super().__init__(
-            pl.LightningModule if self._named_model else model_class or DPOModule,
-            pl.LightningDataModule if self._named_data else datamodule_class or PreferenceDataModule,
+            pl.LightningModule if self._named_model else model,
+            pl.LightningDataModule if self._named_data else datamodule_class,
             args=arguments,
             subclass_mode_model=kwargs.pop("subclass_mode_model", self._named_model is not None),
             subclass_mode_data=kwargs.pop("subclass_mode_data", self._named_data is not None),
@@ -81,10 +96,10 @@ class DPOCLI(LightningCLI):
         """Set the defaults that the module's class names, so that ``--model.loss.beta`` alone works."""
         if self._named_model:
             # As a default, so that a recipe for DPOModule may be laid over it: its values are arguments.
-            defaults = _cli_defaults(pydoc.locate(self._named_model))
-            parser.set_defaults({"model": {"class_path": self._named_model, "init_args": defaults}})
+            value = {"class_path": self._named_model, "init_args": self._model_defaults}
+            parser.set_defaults({"model": value})
         else:
-            for name, value in _cli_defaults(self.model_class).items():
+            for name, value in self._model_defaults.items():
                 parser.set_defaults({f"model.{name}": value})
         if self._named_data:
             parser.set_defaults({"data": {"class_path": self._named_data}})
@@ -162,13 +177,44 @@ def _class_in(key: str, texts: Iterable[str], arguments: Sequence[str]) -> str |
         config = _mapping(text).get(key)
         found = (config.get("class_path") if isinstance(config, dict) else None) or found
     for name, value in _options(arguments):
-        if name == f"--{key}.class_path":
+        if name in (f"--{key}.class_path", f"--{key}.help"):
             found = value
         elif name == f"--{key}":
             # A class, a mapping, or a file that holds one.
             mapping = _mapping(value) or _mapping(_read(value) or "")
             found = mapping.get("class_path", found) if mapping else value
     return found
+
+
+def _is_mentioned(key: str, texts: Iterable[str], arguments: Sequence[str]) -> bool:
+    names = (argument.partition("=")[0] for argument in arguments)
+    named = any(name == f"--{key}" or name.startswith(f"--{key}.") for name in names)
+    return named or any(key in _mapping(text) for text in texts)
+
+
+def _import(key: str, name: str | None) -> Any:
+    """The class with that import path; a class that is imported already is found by its name alone."""
+    if name is None:
+        return None
+    base, hint = _BASES[key]
+    known = (each for each in _subclasses(base) if each.__name__ == name)
+    found = pydoc.locate(name) if "." in name else next(known, None)
+    if not callable(found):
+        raise ValueError(
+            f"`{key}` must be the import path of a {base.__name__}, got {name!r}, which is none; {hint}"
+        )
+    return found
+
+
+def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
+    for each in base.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+def _brings_data(model_class: Any) -> bool:
+    own = getattr(model_class, "train_dataloader", None)
+    return own is not None and own is not pl.LightningModule.train_dataloader
 
 
 def _config_texts(arguments: Sequence[str]) -> Iterator[str]:

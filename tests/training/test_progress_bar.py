@@ -77,11 +77,7 @@ class Logging(pl.LightningModule):
         return torch.optim.SGD(self.parameters())
 
 
-@pytest.mark.parametrize("batches", [9, 1234])
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_one_line_of_80_columns_holds_every_value(
-    epochs: int, batches: int, terminal: dict[str, Any]
-) -> None:
+def lines_of_a_run(terminal: dict[str, Any], *, epochs: int, batches: int) -> list[str]:
     data = DataLoader(torch.ones(batches, 1), batch_size=1)
     trainer = pl.Trainer(
         max_epochs=epochs,
@@ -95,7 +91,15 @@ def test_one_line_of_80_columns_holds_every_value(
         enable_model_summary=False,
     )
     trainer.fit(Logging(), data, data)
-    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal["file"].getvalue()))
+    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal["file"].getvalue()))
+
+
+@pytest.mark.parametrize("batches", [9, 1234])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_one_line_of_80_columns_holds_every_value(
+    epochs: int, batches: int, terminal: dict[str, Any]
+) -> None:
+    lines = lines_of_a_run(terminal, epochs=epochs, batches=batches)
     assert max(map(len, lines)) <= 80
     last = lines[-2]
     assert all(f"{name} " in last for name in ("loss", "margin", "acc", "KL"))
@@ -103,3 +107,10 @@ def test_one_line_of_80_columns_holds_every_value(
     assert last.startswith("fit " if epochs == 1 else "epoch ")
     # Three decimals and the time are there until the KL and validation's values need their place.
     assert any(re.search(r"\d\d:\d\d loss 0.691 margin 0.005 acc 0.75 tok/s 81k", line) for line in lines)
+
+
+def test_a_wide_terminal_has_room_for_a_bar(terminal: dict[str, Any]) -> None:
+    lines = lines_of_a_run({**terminal, "width": 120}, epochs=1, batches=9)
+    assert max(map(len, lines)) <= 120
+    line = r"fit ━{20} 9/9 \d\d:\d\d loss 0.691/0.693 margin 0.005 acc 0.75/0.50 KL 0.02 tok/s 81k"
+    assert re.fullmatch(line, lines[-2].strip())
