@@ -52,7 +52,7 @@ def plain(text: str) -> list[str]:
     ]
 
 
-def test_only_warnings_that_concern_the_user_are_shown(folder: Path) -> None:
+def test_only_what_concerns_the_user_is_shown(folder: Path) -> None:
     (folder / "lightning_logs" / "version_0" / "checkpoints").mkdir(parents=True)
     (folder / "own.py").write_text(
         "import warnings, lightning.pytorch as pl\n"
