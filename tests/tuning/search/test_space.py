@@ -162,7 +162,7 @@ def test_overrides_come_before_interpolations(recipe: Recipe) -> None:
 
 
 def test_the_resolved_recipe_is_one_for_fit(recipe: Recipe, tmp_path: Path) -> None:
-    from lightning_dpo.cli.main import DPOCLI
+    from lightning_dpo.training.cli import DPOCLI
 
     (tmp_path / "best.yaml").write_text(
         recipe.resolved({"model.loss.class_path": IPO, "model.loss.beta": 0.7})
