@@ -30,7 +30,8 @@ def quiet_libraries() -> Iterator[None]:
     """Hide deprecation warnings and tips of libraries; ``python -W`` and PYTHONWARNINGS win over it."""
     log = logging.getLogger("lightning.pytorch")
     tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    redirected = [h for h in log.handlers if getattr(h, "stream", None) is sys.stderr]
+    streams = [h for h in log.handlers if isinstance(h, logging.StreamHandler) and h.stream is sys.stderr]
+    before = sys.stderr
     with warnings.catch_warnings():
         if not sys.warnoptions:
             for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
@@ -38,14 +39,14 @@ def quiet_libraries() -> Iterator[None]:
             for message in _ADVICE:
                 warnings.filterwarnings("ignore", message=message, module=r"lightning\.")
         tips.addFilter(_is_no_tip)
-        for handler in redirected:
-            handler.setStream(_CurrentStderr())  # type: ignore[attr-defined]
+        for handler in streams:
+            handler.setStream(_CurrentStderr())
         try:
             yield
         finally:
             tips.removeFilter(_is_no_tip)
-            for handler in redirected:
-                handler.setStream(sys.stderr)  # type: ignore[attr-defined]
+            for handler in streams:
+                handler.setStream(before)
 
 
 class _CurrentStderr:

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_dpo.data.datamodule import PreferenceDataModule
 from lightning_dpo.training.callbacks.progress_bar import ShortProgressBar
+from lightning_dpo.training.cli_parser import LossAwareParser
 from lightning_dpo.training.dpo import DPOModule
 
 __all__ = ["DPOCLI", "class_arguments", "data_class_in", "model_class_in"]
@@ -83,6 +84,7 @@ class DPOCLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults={"max_epochs": 1, "log_every_n_steps": 1, "callbacks": [ShortProgressBar()]},
             parser_kwargs=parser_kwargs,
+            parser_class=LossAwareParser,
             **kwargs,
         )
 

@@ -155,3 +155,14 @@ def test_a_class_that_is_not_there(folder: Path, capsys: Any, option: str, meant
     error = error_of(capsys, option)
     assert "must be the import path of a Lightning" in error
     assert meant in error
+
+
+@pytest.mark.parametrize("loss", ["IPOLoss", "lightning_dpo.losses.IPOLoss"])
+def test_an_argument_that_the_loss_does_not_have_names_those_that_do(
+    folder: Path, capsys: Any, loss: str
+) -> None:
+    with pytest.raises(SystemExit):
+        fit(f"--model.loss={loss}", "--model.loss.label_smoothing=0.1")
+    error = capsys.readouterr().err
+    assert "`label_smoothing` is not an argument of IPOLoss, which takes beta, length_normalized" in error
+    assert "losses that have it: AOTLoss, DPOLoss" in error
