@@ -14,6 +14,7 @@ from pathlib import Path
 
 __all__ = [
     "cache_folder",
+    "current_name",
     "discard",
     "partial_name",
     "previous_name",
@@ -125,19 +126,19 @@ def previous_name(target: Path) -> Path:
     return target.with_name(f"{target.stem}{PREVIOUS}{target.suffix}")
 
 
-def put_back(folder: Path, *, kept: Path | None = None) -> None:
-    """Return folders to their names that a process was replacing as it died.
+def current_name(path: Path) -> Path:
+    """Where a folder is now: under its own name, if it was put back from where it stood aside."""
+    stem, aside, suffix = path.name.rpartition(PREVIOUS)
+    return path.with_name(stem + suffix) if aside and not path.exists() else path
 
-    Args:
-        folder: Where they are.
-        kept: One to leave alone, such as a checkpoint that is about to be read.
-    """
+
+def put_back(folder: Path) -> None:
+    """Return folders to their names that a process was replacing as it died."""
     for previous in folder.glob(f"*{PREVIOUS}*"):
         stem, _, suffix = previous.name.rpartition(PREVIOUS)
         target = folder / (stem + suffix).removeprefix(".")
-        if previous != kept and target != previous:
-            with contextlib.suppress(OSError):
-                discard(previous) if target.exists() else previous.rename(target)
+        with contextlib.suppress(OSError):
+            discard(previous) if target.exists() else previous.rename(target)
 
 
 def discard(path: Path) -> None:

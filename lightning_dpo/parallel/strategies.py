@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
+from lightning_dpo.files import current_name
 from lightning_dpo.parallel.checkpoint_folders import WholeFolders
 from lightning_dpo.parallel.checkpoints import load_full, load_full_optimizer
 from lightning_dpo.parallel.sharding import Sharding, block_classes
@@ -95,7 +96,7 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
         weights_only: bool | None = None,  # noqa: FBT001
     ) -> dict[str, Any]:
         """Load a folder or a file, saved on any number of ranks, under this or another strategy."""
-        path = Path(self.broadcast(checkpoint_path))
+        path = current_name(Path(self.broadcast(checkpoint_path)))
         if path.is_dir():
             return super().load_checkpoint(path, weights_only=weights_only)
         content: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
