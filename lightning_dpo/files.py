@@ -25,8 +25,8 @@ __all__ = [
     "write_file",
 ]
 
-PARTIAL, PREVIOUS = ".partial", ".previous"
-"""In the names of what is not whole yet, and of what is just being replaced."""
+PARTIAL, REPLACED, OLDER_REPLACED = ".partial", ".being-replaced", ".previous"
+"""In the names of what is not whole yet, and of what is just being replaced, now and in an older version."""
 
 _EXCHANGE, _HERE = 2, -100
 """Linux's RENAME_EXCHANGE and AT_FDCWD."""
@@ -123,22 +123,22 @@ def put_in_place(scratch: Path, target: Path) -> None:
 
 def previous_name(target: Path) -> Path:
     """Where an older folder stands while `put_in_place` replaces it; begins and ends like its own name."""
-    return target.with_name(f"{target.stem}{PREVIOUS}{target.suffix}")
+    return target.with_name(f"{target.stem}{REPLACED}{target.suffix}")
 
 
 def current_name(path: Path) -> Path:
     """Where a folder is now: under its own name, if it was put back from where it stood aside."""
-    stem, aside, suffix = path.name.rpartition(PREVIOUS)
-    return path.with_name(stem + suffix) if aside and not path.exists() else path
+    return path if path.exists() else path.with_name(path.name.replace(REPLACED, ""))
 
 
 def put_back(folder: Path) -> None:
     """Return folders to their names that a process was replacing as it died."""
-    for previous in folder.glob(f"*{PREVIOUS}*"):
-        stem, _, suffix = previous.name.rpartition(PREVIOUS)
-        target = folder / (stem + suffix).removeprefix(".")
+    aside = {path: path.name.replace(REPLACED, "") for path in folder.glob(f"*{REPLACED}*")}
+    for path in folder.glob(f".*{OLDER_REPLACED}"):
+        aside[path] = path.name.removeprefix(".").removesuffix(OLDER_REPLACED)
+    for path, name in aside.items():
         with contextlib.suppress(OSError):
-            discard(previous) if target.exists() else previous.rename(target)
+            discard(path) if (folder / name).exists() else path.rename(folder / name)
 
 
 def discard(path: Path) -> None:

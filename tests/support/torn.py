@@ -70,7 +70,7 @@ def tear_folder(*, moment: str, **options: Any) -> None:
             die()
 
     def one_rename(path: Path, target: Path) -> Path:
-        if path.name.endswith(".partial") and list(path.parent.glob("*.previous*")):
+        if path.name.endswith(".partial") and list(path.parent.glob("*.being-replaced*")):
             die()
         return rename(path, target)
 
