@@ -191,6 +191,22 @@ class DPOModule(pl.LightningModule):
         """The reference's own weights; None where it has none, as with an adapter."""
         return self._reference.model
 
+    def start_reference(self) -> nn.Module | None:
+        """A frozen model of the reference whose log-probabilities are kept; None for any other reference.
+
+        Call it before training or a checkpoint changes the policy. The KL of sampled completions needs it:
+        no cache can hold their log-probabilities.
+
+        Raises:
+            ValueError: If the model that `reference` names cannot be loaded or does not go with the policy.
+        """
+        if self._cached_source is None:
+            return None
+        self.configure_model()
+        # With an adapter there is no such model either: the policy with it switched off is the reference.
+        source = self._cached_source or "frozen"
+        return build_reference(source, policy=self.policy, settings=self._settings).model
+
     @property
     def tokenizer_source(self) -> str | None:
         """Where the policy's tokenizer is loaded from, if the data module is given none."""

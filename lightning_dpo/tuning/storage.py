@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import posixpath
 from pathlib import Path
 from typing import Any
 
 import fsspec
+
+from lightning_dpo.files import write_file
 
 __all__ = ["Storage"]
 
@@ -50,13 +51,11 @@ class Storage:
     def write(self, name: str, text: str) -> None:
         """Write a file; on a local file system a reader never sees half of it."""
         target = self._at(name)
-        self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
-        if not self.is_local:
-            self._fs.write_text(target, text, encoding="utf-8")
+        if self.is_local:
+            write_file(Path(target), text)
             return
-        scratch = Path(f"{target}.{os.getpid()}.tmp")
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(target)
+        self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
+        self._fs.write_text(target, text, encoding="utf-8")
 
     def names(self, suffix: str) -> list[str]:
         """Names of the files in the folder that end so, sorted."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lightning_dpo.tuning.results.result import SweepResult
-    from lightning_dpo.tuning.trial.fit import TrialPlan
+    from lightning_dpo.tuning.trial.spec import TrialSpec
 
 __all__ = ["LiveTable", "print_summary"]
 
@@ -40,7 +40,7 @@ class LiveTable:
     """Trials with their values, steps, metrics and the time that is left; on a terminal it stays in place."""
 
     def __init__(
-        self, plan: TrialPlan, *, samples: int, verbose: bool = True, console: Console | None = None
+        self, plan: TrialSpec, *, samples: int, verbose: bool = True, console: Console | None = None
     ) -> None:
         """Begin with no trials.
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import lightning.pytorch as pl
 from torch import nn
 
 from lightning_dpo.evaluation import CompletionMonitor
-from lightning_dpo.models.build import build_reference
-from lightning_dpo.training.dpo import DPOModule
 
 __all__ = ["KLMonitor"]
 
@@ -22,33 +19,25 @@ class KLMonitor(CompletionMonitor):
     """
 
     def __init__(self, num_prompts: int, **kwargs: Any) -> None:
-        """See `CompletionMonitor`."""
+        """Say how much to sample.
+
+        Args:
+            num_prompts: Validation prompts, of each rank.
+            kwargs: For `CompletionMonitor`.
+        """
         super().__init__(num_prompts, **kwargs)
         self._own: nn.Module | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Copy the policy before a checkpoint or a step changes it, or load the other model that is meant."""
-        source = getattr(pl_module, "_reference_source", None)
-        if stage != "fit" or not isinstance(pl_module, DPOModule) or not isinstance(source, str):
-            return
-        if source.partition(":")[0] != "cached":
-            return
-        pl_module.configure_model()
-        if hasattr(pl_module.policy, "disable_adapter"):
-            return  # the policy with its adapter off is the reference
-        other = source.partition(":")[2]
-        if other:
-            built = build_reference(other, policy=pl_module.policy, settings=pl_module._settings)
-            self._own = built.model
-        else:
-            self._own = copy.deepcopy(pl_module.policy).eval().requires_grad_(False)
+        """Ask the module for its reference's model, before a checkpoint or a step changes the policy."""
+        start: Any = getattr(pl_module, "start_reference", None)
+        if stage == "fit" and start is not None:
+            self._own = start()
 
-    def reference(self, module: DPOModule) -> nn.Module | None:
-        """See `CompletionMonitor`."""
-        if self._own is None:
-            return super().reference(module)
-        return self._own.to(module.device)
+    def reference(self, module: Any) -> nn.Module | None:
+        """The model that the KL is measured to."""
+        return super().reference(module) if self._own is None else self._own.to(module.device)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let the copy go."""
+        """Let the model go."""
         self._own = None

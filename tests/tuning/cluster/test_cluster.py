@@ -15,12 +15,9 @@ import yaml
 from sweep_project import settings
 
 from lightning_dpo.tuning.cluster.connect import trials_at_once
-from lightning_dpo.tuning.cluster.prepare import filling_group
-from lightning_dpo.tuning.objective import Objective
-from lightning_dpo.tuning.recipe import Recipe
+from lightning_dpo.tuning.cluster.prepare import reference_pass_resources
+from lightning_dpo.tuning.resources import Resources
 from lightning_dpo.tuning.results.result import load_result
-from lightning_dpo.tuning.search.space import SearchSpace
-from lightning_dpo.tuning.trial.fit import TrialPlan
 
 MANIFESTS = Path(__file__).parents[3] / "tuning" / "cluster"
 TESTS = Path(__file__).parents[2] / "support"
@@ -51,11 +48,12 @@ def machines(count: int, **resources: float) -> list[dict[str, float]]:
 def test_trials_at_once(
     nodes: list[dict[str, float]], workers: int, cpus: float, gpus: float, expected: int
 ) -> None:
+    resources = Resources(workers, cpus, gpus)
     if expected == 0:
         with pytest.raises(ValueError, match="must fit the cluster"):
-            trials_at_once(nodes, workers=workers, cpus=cpus, gpus=gpus)
+            trials_at_once(nodes, resources)
     else:
-        assert trials_at_once(nodes, workers=workers, cpus=cpus, gpus=gpus) == expected
+        assert trials_at_once(nodes, resources) == expected
 
 
 @pytest.mark.parametrize(
@@ -74,8 +72,7 @@ def test_trials_at_once(
 def test_the_references_pass_takes_the_whole_cluster(
     nodes: list[dict[str, float]], trial: dict[str, Any], expected: tuple[int, float] | None
 ) -> None:
-    plan = TrialPlan(Recipe(), SearchSpace(()), Objective(()), "", "", **trial)
-    group = filling_group(plan, nodes)
+    group = reference_pass_resources(Resources(**trial), nodes)
     assert (None if group is None else (group.workers, group.gpus)) == expected
 
 
@@ -89,7 +86,7 @@ def test_the_autoscalers_cluster_has_its_schema() -> None:
     assert cluster["head_node_type"] in kinds
     sweep = yaml.safe_load((MANIFESTS.parent / "cluster.yaml").read_text())
     nodes = [kinds["gpu"]["resources"]] * kinds["gpu"]["max_workers"]
-    assert trials_at_once(nodes, workers=sweep["workers"], cpus=sweep["cpus"], gpus=sweep["gpus"]) == 16
+    assert trials_at_once(nodes, Resources(sweep["workers"], sweep["cpus"], sweep["gpus"])) == 16
 
 
 def test_the_kubernetes_cluster_has_what_kuberay_asks_for() -> None:
