@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 __all__ = ["ModuleTraits"]
@@ -37,21 +37,8 @@ class ModuleTraits:
     @classmethod
     def of(cls, module: Any) -> ModuleTraits:
         """Ask a class; a function that makes modules has no traits."""
-
-        def answer(name: str, default: Any) -> Any:
-            found = getattr(module, name, None)
-            return default if found is None else found()
-
-        metrics = answer("logged_metrics", None)
-        return cls(
-            logged_metrics=None if metrics is None else tuple(metrics),
-            incomparable_metrics=tuple(answer("incomparable_metrics", ())),
-            cli_defaults=dict(answer("cli_defaults", {})),
-            **{
-                name: bool(getattr(module, name, False))
-                for name in ("shares_reference", "exports", "samples_completions")
-            },
-        )
+        told = {each.name: getattr(module, each.name) for each in fields(cls) if hasattr(module, each.name)}
+        return cls(**{name: member() if callable(member) else member for name, member in told.items()})
 
     def metrics(self, *, kl: bool) -> tuple[str, ...] | None:
         """Names that a trial's validation logs; None where only a run can tell.

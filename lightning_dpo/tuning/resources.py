@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DRIVER_CPUS", "Resources"]
+__all__ = ["Resources"]
 
-DRIVER_CPUS = 0.01
+_DRIVER_CPUS = 0.01
 """What a trial of several workers reserves besides them; Ray refuses 0."""
 
 _STRATEGIES = ("ddp", "fsdp1", "fsdp2")
@@ -46,7 +46,7 @@ class Resources:
     @property
     def driver_cpus(self) -> float:
         """CPUs of the process that drives a trial's workers; a single worker drives itself."""
-        return DRIVER_CPUS if self.workers > 1 else 0.0
+        return _DRIVER_CPUS if self.workers > 1 else 0.0
 
     @property
     def per_worker(self) -> dict[str, float]:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
+import torch
 from sweep_project import RECIPE
 
 from lightning_dpo.tuning.recipe import Recipe
@@ -56,3 +58,42 @@ def test_the_resolved_recipe_is_one_for_fit(recipe: Recipe, tmp_path: Path) -> N
     cli = DPOCLI(args=[f"--config={tmp_path / 'best.yaml'}"], run=False)
     assert type(cli.model.loss).__name__ == "IPOLoss"
     assert cli.model.loss.beta == 0.7
+
+
+class Plain(pl.LightningModule):
+    """A module that says nothing of itself to sweeps."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.width = width
+
+
+class Named(Plain):
+    """One whose class names the default of an argument."""
+
+    @classmethod
+    def cli_defaults(cls) -> dict[str, int]:
+        return {"width": 5}
+
+
+@pytest.mark.parametrize(("module", "width"), [(Plain, 3), (Named, 5)])
+def test_a_module_that_knows_nothing_of_preferences(module: type[Plain], width: int) -> None:
+    recipe = Recipe(module=module, data=pl.LightningDataModule)
+    assert recipe.parse().get("model.width") == width
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    recipe.parse({"model.width": 4})
+    assert torch.equal(torch.random.get_rng_state(), before)
+    made = recipe.instantiate({"model.width": 4}, trainer_options={"max_epochs": 2, "logger": False})
+    assert made.model.width == 4
+    assert made.trainer.max_epochs == 2
+
+
+def test_a_preference_data_module_under_a_module_without_a_policy() -> None:
+    recipe = Recipe(module=Plain, overrides={"data.train": "x.jsonl"})
+    assert recipe.parse().get("data.tokenizer") is None
+
+
+def test_the_tokenizer_is_the_policys_unless_another_is_named(recipe: Recipe) -> None:
+    assert recipe.parse({"model.policy": "a/b"}).get("data.tokenizer") == "a/b"
+    assert recipe.parse({"model.policy": "a/b", "data.tokenizer": "c"}).get("data.tokenizer") == "c"

@@ -17,7 +17,6 @@ import torch
 from lightning_dpo.tuning.resources import Resources
 from lightning_dpo.tuning.trial.ending import Outcome
 from lightning_dpo.tuning.trial.kl import KLMonitor
-from lightning_dpo.tuning.trial.learning_rate import UseOwnLearningRate
 from lightning_dpo.tuning.trial.report_callback import CHECKPOINT, DivergedError, TrialReport
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
@@ -124,7 +123,7 @@ def _fit(
     if spec.kl_prompts and spec.recipe.traits.samples_completions:
         callbacks.insert(0, KLMonitor(spec.kl_prompts, max_new_tokens=spec.kl_tokens))
     if checkpoint is not None:
-        callbacks.append(UseOwnLearningRate())
+        callbacks.append(_UseOwnLearningRate())
     cli = spec.recipe.instantiate(
         {**overrides, **spec.prepared}, callbacks=callbacks, trainer_options=trainer_options
     )
@@ -134,6 +133,35 @@ def _fit(
         ckpt_path=None if checkpoint is None else str(checkpoint / CHECKPOINT),
         weights_only=False,
     )
+
+
+class _UseOwnLearningRate(pl.Callback):
+    """Gives a resumed optimizer the trial's own learning rate: with PBT the checkpoint is another trial's."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Scale the rates of optimizer and scheduler to what the trial's own configuration gives."""
+        fresh = _optimizers(pl_module.configure_optimizers())
+        for optimizer, own in zip(trainer.optimizers, fresh, strict=False):
+            for group, wanted in zip(optimizer.param_groups, own.param_groups, strict=False):
+                rate = wanted.get("initial_lr", wanted["lr"])
+                known = group.get("initial_lr", group["lr"])
+                if known and rate != known:
+                    group["lr"] *= rate / known
+                    group["initial_lr"] = rate
+        for entry in trainer.lr_scheduler_configs:
+            scheduler = entry.scheduler
+            if hasattr(scheduler, "base_lrs"):
+                scheduler.base_lrs = [g.get("initial_lr", g["lr"]) for g in scheduler.optimizer.param_groups]
+
+
+def _optimizers(result: Any) -> list[torch.optim.Optimizer]:
+    """The optimizers among the forms that `configure_optimizers` may return."""
+    if isinstance(result, torch.optim.Optimizer):
+        return [result]
+    if isinstance(result, Mapping):
+        return [result["optimizer"]]
+    found = result[0] if isinstance(result, tuple) and isinstance(result[0], list) else result or []
+    return [entry["optimizer"] if isinstance(entry, Mapping) else entry for entry in found]
 
 
 @contextlib.contextmanager
