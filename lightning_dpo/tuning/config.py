@@ -34,14 +34,16 @@ class SweepConfig:
         scheduler: "none", "asha", "hyperband", "median", "pbt", or ``{class_path: ..., init_args: {...}}``
             with such a name or any Ray scheduler.
         workers: Processes of one trial.
-        cpus: CPUs of each worker; with several leave a few hundredths of a machine's for driving trials.
+        cpus: CPUs of each worker; with several workers leave a few hundredths of a machine's CPUs for the
+            processes that drive trials.
         gpus: GPUs of each worker; a fraction lets trials share one.
         strategy: How several workers share a model: "ddp", "fsdp2" or "fsdp1".
         concurrency: Trials at once; None takes what the cluster holds.
         retries: How often a trial starts again from its checkpoint after one of its processes died.
         reuse_processes: Let trials follow each other in warm processes; those of several workers too.
         share_reference: Compute the reference's log-probabilities once for all trials.
-        reference_cache: Folder or URL where they are kept from sweep to sweep; None is one within the sweep.
+        reference_cache: Folder or URL that keeps the reference's log-probabilities from sweep to sweep; None
+            keeps them in the sweep's own folder.
         kl_prompts: Validation prompts that completions are sampled for, to measure the KL; 0 measures none.
         kl_tokens: Longest completion that is sampled for the KL.
         storage: Folder or fsspec URL for sweeps; on a cluster all machines must see it.

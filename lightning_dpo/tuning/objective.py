@@ -74,7 +74,7 @@ def check_goals(
     """Refuse what is never logged, and what cannot be compared between trials.
 
     Args:
-        objective: Of the sweep.
+        objective: The sweep's goals.
         metrics: Names that the module logs.
         incomparable: Names of metrics whose unit depends on the loss and its beta.
         varied: Config paths of the search space.

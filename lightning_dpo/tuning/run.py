@@ -27,6 +27,8 @@ from lightning_dpo.tuning.tuner import has_begun, new_tuner, restored_tuner
 
 __all__ = ["sweep"]
 
+_HANDED_ON = "Weights and values were handed on between trials; these are the values of its end."
+
 
 def sweep(
     config: SweepConfig, *, module: Any = None, data: Any = None, resume: bool = False, verbose: bool = True
@@ -56,7 +58,8 @@ def sweep(
         fits = trials_at_once(node_resources(), spec.resources)
         prepared = prepare(spec, config)
         spec = dataclasses.replace(spec, prepared=prepared.overrides)
-        with LiveTable(spec, samples=_trial_count(config, spec), verbose=verbose) as table:
+        trials = config.samples * (1 if draws_by_itself(config.search) else spec.space.grid_size)
+        with LiveTable(spec, samples=trials, verbose=verbose) as table:
             if resume and has_begun(spec):
                 tuner = restored_tuner(spec)
             else:
@@ -73,6 +76,7 @@ def sweep(
             spec,
             outcome,
             settings=dataclasses.asdict(config),
+            machines=node_resources(),
             reference_passes=prepared.reference_passes,
             seconds=time.time() - began,
             note=_HANDED_ON if copies_checkpoints(type(scheduler)) else "",
@@ -84,9 +88,6 @@ def sweep(
     if verbose:
         print_summary(result)
     return result
-
-
-_HANDED_ON = "Weights and values were handed on between trials; these are the values of its end."
 
 
 def _checked_spec(config: SweepConfig, *, module: Any, data: Any) -> TrialSpec:
@@ -118,12 +119,6 @@ def _first_work(traits: ModuleTraits) -> str:
     if traits.logged_metrics is None:
         return "a few batches to see what is logged"
     return "the trials"
-
-
-def _trial_count(config: SweepConfig, spec: TrialSpec) -> int:
-    points = spec.space.ray_config().get("grid")
-    grid = len(points["grid_search"]) if points else 1
-    return config.samples * (1 if draws_by_itself(config.search) else grid)
 
 
 def _check_folder(spec: TrialSpec, *, resume: bool) -> None:

@@ -22,7 +22,7 @@ def run_trial(config: Mapping[str, Any], *, spec: TrialSpec) -> None:
 
     Args:
         config: What the searcher chose.
-        spec: Of the sweep's trials.
+        spec: What the sweep's trials have in common.
     """
     trial = tune.get_context().get_trial_id()
     overrides = spec.space.overrides(config)

@@ -34,7 +34,7 @@ def new_tuner(
     """The tuner of a sweep that has not begun.
 
     Args:
-        spec: Of the sweep's trials.
+        spec: What the sweep's trials have in common.
         config: The sweep.
         searcher: Chooses values.
         scheduler: Stops trials early.
@@ -83,7 +83,7 @@ def restored_tuner(spec: TrialSpec) -> Tuner:
     """The tuner that goes on with what another one left, trials with errors included.
 
     Args:
-        spec: Of the sweep's trials.
+        spec: What the sweep's trials have in common.
     """
     folder = Storage(spec.location) / _RAY_FOLDER
     return Tuner.restore(

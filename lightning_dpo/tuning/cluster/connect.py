@@ -33,7 +33,7 @@ def connected(address: str | None, *, urls: Iterable[str | None] = ()) -> Iterat
     A connection that is already there is used and left as it was.
 
     Args:
-        address: Of the cluster.
+        address: The cluster's address; None starts one.
         urls: Object stores that trials use; they get the variables of this process that their clients read.
     """
     if ray.is_initialized():
@@ -74,7 +74,7 @@ def trials_at_once(nodes: Sequence[dict[str, float]], resources: Resources) -> i
 
     Args:
         nodes: CPUs and GPUs of each machine, as Ray names them.
-        resources: Of a trial.
+        resources: What a trial takes of the cluster.
 
     Raises:
         ValueError: If not one trial fits.

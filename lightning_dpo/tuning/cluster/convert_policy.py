@@ -22,7 +22,7 @@ def convert_policy(spec: TrialSpec, recipe: ParsedRecipe) -> Mapping[str, Any]:
     The best trial's recipe still names what the user named.
 
     Args:
-        spec: Of the sweep's trials.
+        spec: What the sweep's trials have in common.
         recipe: What they have in common, parsed.
 
     Returns:

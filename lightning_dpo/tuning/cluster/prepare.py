@@ -20,7 +20,7 @@ from lightning_dpo.tuning.resources import Resources
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.fit import fit_recipe, tokenise
 from lightning_dpo.tuning.trial.spec import TrialSpec
-from lightning_dpo.tuning.workers.group import spread
+from lightning_dpo.tuning.workers.group import cluster_placement
 from lightning_dpo.tuning.workers.single_run import run_on_workers
 
 __all__ = ["Preparation", "prepare", "reference_pass_resources"]
@@ -48,7 +48,7 @@ def prepare(spec: TrialSpec, config: SweepConfig) -> Preparation:
     """Do what the module's class lets trials share; try out what it logs where the class does not say.
 
     Args:
-        spec: Of the sweep's trials.
+        spec: What the sweep's trials have in common.
         config: The sweep.
 
     Raises:
@@ -80,7 +80,7 @@ def reference_pass_resources(resources: Resources, nodes: Sequence[Mapping[str, 
     One on each GPU, or on each machine where there are none; None for one worker, which needs no group.
 
     Args:
-        resources: Of a trial.
+        resources: What a trial takes of the cluster.
         nodes: CPUs and GPUs of each machine, as Ray names them.
     """
     gpus = max(resources.gpus, 1.0) if resources.gpus else 0.0
@@ -107,7 +107,7 @@ def _fill_reference_cache(spec: TrialSpec) -> None:
 
 def _has_room(resources: Resources) -> bool:
     """Whether all these workers can run now: others may be at work on the cluster too."""
-    group = placement_group([resources.per_worker] * resources.workers, strategy=spread(resources))
+    group = placement_group([resources.per_worker] * resources.workers, strategy=cluster_placement(resources))
     try:
         return bool(group.wait(_PLACEMENT_SECONDS))
     finally:

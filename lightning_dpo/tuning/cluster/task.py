@@ -15,7 +15,7 @@ def run_as_task(spec: TrialSpec, function: Any, *arguments: Any) -> Any:
     """Run a function with the resources of one worker of a trial.
 
     Args:
-        spec: Of the sweep's trials; the function's first argument.
+        spec: What the sweep's trials have in common; the function's first argument.
         function: What to run.
         arguments: Its other arguments.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
 from ray.tune import Result, ResultGrid
 
-from lightning_dpo.tuning.cluster.connect import node_resources
 from lightning_dpo.tuning.results.result import SweepResult, rank, save_result
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.ending import outcome_of_dead_process
@@ -28,6 +27,7 @@ def gather(
     outcome: ResultGrid,
     *,
     settings: Mapping[str, Any],
+    machines: Sequence[Mapping[str, float]],
     reference_passes: int,
     seconds: float,
     note: str = "",
@@ -35,9 +35,10 @@ def gather(
     """Put together what became of all trials.
 
     Args:
-        spec: Of the sweep's trials.
-        outcome: Ray's.
+        spec: What the sweep's trials have in common.
+        outcome: What Ray knows of the trials.
         settings: The sweep's configuration, as plain values.
+        machines: CPUs and GPUs of each machine, as Ray names them.
         reference_passes: Passes of the reference over the data before the first trial.
         seconds: Wall time of the sweep.
         note: A line for the head of the best recipe.
@@ -58,7 +59,7 @@ def gather(
         reference_passes=reference_passes + sum(trial.reference_passes > 0 for trial in trials),
         seconds=round(seconds, 1),
         settings=dict(settings),
-        environment=_environment(),
+        environment=_environment(machines),
     )
     if not trials or not result.best.is_ranked:
         save_result(result)
@@ -95,17 +96,16 @@ def _best_recipe(spec: TrialSpec, result: SweepResult, note: str) -> str:
     return header + spec.recipe.parse(best.overrides).to_yaml()
 
 
-def _environment() -> dict[str, Any]:
+def _environment(machines: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     versions = {}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    machines = [{"CPU": node.get("CPU", 0), "GPU": node.get("GPU", 0)} for node in node_resources()]
     return {
         **versions,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "machines": machines,
+        "machines": [{name: machine.get(name, 0) for name in ("CPU", "GPU")} for machine in machines],
     }

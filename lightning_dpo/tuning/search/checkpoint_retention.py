@@ -40,7 +40,7 @@ def retention(scheduler: TrialScheduler) -> tuple[CheckpointConfig, list[Callbac
     """How a sweep keeps checkpoints: Tune's own settings, and callbacks beside them.
 
     Args:
-        scheduler: Of the sweep.
+        scheduler: The sweep's scheduler.
     """
     if not isinstance(scheduler, PopulationBasedTraining):
         return CheckpointConfig(num_to_keep=1), []

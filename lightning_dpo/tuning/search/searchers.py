@@ -27,7 +27,7 @@ def make_searcher(
         choice: "random", "grid", "optuna", or ``{class_path: ..., init_args: ...}``.
         space: What varies.
         objective: One goal or several.
-        seed: Of the search.
+        seed: Seed of the search.
 
     Raises:
         ValueError: If the searcher does not take the space or several goals.

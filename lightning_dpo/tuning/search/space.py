@@ -124,6 +124,11 @@ class SearchSpace:
         """The parameters of the grid."""
         return tuple(p for p in self.parameters if p.kind == "grid")
 
+    @property
+    def grid_size(self) -> int:
+        """Points of the grid; 1 where there is none."""
+        return len(list(self._grid_points())) if self.grid else 1
+
     def ray_config(self) -> dict[str, Any]:
         """The space as Ray's `param_space`; the grid is one parameter, so that conditions thin it out."""
         config: dict[str, Any] = {p.key: p.domain for p in self.parameters if p.domain is not None}

@@ -20,7 +20,7 @@ class Outcome(NamedTuple):
     Attributes:
         status: Finished, or what went wrong.
         reason: In words, where something went wrong.
-        traceback: Of the error, where there was one.
+        traceback: Traceback of the error, where there was one.
     """
 
     status: TrialStatus
@@ -32,7 +32,7 @@ def end_trial(spec: TrialSpec, record: TrialRecord, outcome: Outcome) -> None:
     """Record how a trial ended, and tell Tune of one that went wrong: it counts as the worst there is.
 
     Args:
-        spec: Of the sweep's trials.
+        spec: What the sweep's trials have in common.
         record: What is known of the trial.
         outcome: How it ended.
     """
@@ -46,7 +46,7 @@ def report_again(objective: Objective, record: TrialRecord) -> None:
     """Tell Tune of a trial that has ended: its last report, or the worst values where it went wrong.
 
     Args:
-        objective: Of the sweep.
+        objective: The sweep's goals.
         record: The trial.
     """
     worst: dict[str, Any] = {goal.metric: goal.worst for goal in objective.goals}
@@ -57,7 +57,7 @@ def outcome_of_dead_process(error: str) -> Outcome:
     """What became of a trial whose process Ray saw die.
 
     Args:
-        error: Ray's.
+        error: Text of Ray's error.
     """
     if "OutOfMemory" in error or "out of memory" in error:
         reason = "the machine ran out of memory and Ray ended the process"

@@ -51,7 +51,7 @@ def fit_trial(
     wrong again. The end of the process is for Ray to see.
 
     Args:
-        spec: Of the sweep's trials.
+        spec: What the sweep's trials have in common.
         overrides: The trial's values by config path.
         report: Takes the metrics of each validation, and the folder of its checkpoint.
         checkpoint: Folder that an earlier process of this trial reported, or another trial with PBT.
@@ -86,7 +86,7 @@ def fit_recipe(
     """Run the recipe as it is, apart from some trainer arguments, outside of any trial.
 
     Args:
-        spec: Of the sweep's trials.
+        spec: What the sweep's trials have in common.
         trainer_options: Take the place of the recipe's trainer arguments.
         callbacks: Added to the trainer's.
 

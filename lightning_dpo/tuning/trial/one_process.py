@@ -23,7 +23,7 @@ def run_in_one_process(spec: TrialSpec, record: TrialRecord) -> None:
     """Run a trial, from the checkpoint that Tune has for it, if any.
 
     Args:
-        spec: Of the sweep's trials.
+        spec: What the sweep's trials have in common.
         record: What is known of the trial.
     """
     record = replace(record, extra={"node": ray.get_runtime_context().get_node_id()})

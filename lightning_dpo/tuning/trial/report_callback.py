@@ -146,7 +146,7 @@ def saved_report(folder: Path) -> dict[str, Any]:
     """What was reported with a checkpoint.
 
     Args:
-        folder: Of the checkpoint.
+        folder: Folder of the checkpoint.
     """
     report: dict[str, Any] = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
     return report

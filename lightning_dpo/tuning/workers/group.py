@@ -19,7 +19,7 @@ from lightning_dpo.tuning.workers.loop import worker_loop
 from lightning_dpo.tuning.workers.mailbox import Event, Mailbox, ReportWorkerFailures
 from lightning_dpo.tuning.workers.placement_release import PlacementReleaser
 
-__all__ = ["Group", "make_trainer", "spread"]
+__all__ = ["Group", "cluster_placement", "make_trainer"]
 
 _FOLDER = "workers"
 
@@ -35,7 +35,7 @@ class Group:
         """Start the workers; they are there when the first job is begun or later.
 
         Args:
-            spec: Of the trials that they will train.
+            spec: What the trials that they will train have in common.
         """
         self._spec = spec
         self._error: BaseException | None = None
@@ -118,13 +118,13 @@ def make_trainer(
     """A trainer whose workers run a function of these arguments.
 
     Args:
-        spec: Of the sweep's trials; says how many workers, and what each one gets.
+        spec: What the trials have in common; says how many workers, and what each one gets.
         function: What they run.
         arguments: Large values; they travel through the object store, once for each machine.
-        name: Of the folder for its checkpoints.
+        name: Name of the folder for its checkpoints.
         retries: How often a group of which a worker died starts again.
         extra: Small arguments.
-        callbacks: Ray's.
+        callbacks: Callbacks of Ray Train.
         placement: Ray's name of how workers are placed: on as few machines as will do, unless told otherwise.
     """
     # Reports wait for the next look at the workers: two seconds by default.
@@ -154,8 +154,8 @@ def make_trainer(
     )
 
 
-def spread(resources: Resources) -> str:
-    """How Ray places workers that are to use the whole cluster: on CPUs, each on a machine of its own."""
+def cluster_placement(resources: Resources) -> str:
+    """Ray's name of how workers are placed that are to use the whole cluster: without GPUs, one a machine."""
     return "PACK" if resources.gpus else "SPREAD"
 
 

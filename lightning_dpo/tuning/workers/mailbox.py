@@ -34,8 +34,8 @@ class Event(NamedTuple):
     Attributes:
         kind: "report" asks whether to go on; "done" comes when all workers have left the job; "failed" when
             one of them failed, and Ray starts them all again.
-        metrics: Of a report.
-        error: Of a failure.
+        metrics: Values of a report.
+        error: Text of a failure.
         counts: Whether the failure is one of those that `retries` bounds: that of a spot machine is not.
     """
 
@@ -140,10 +140,10 @@ class ReportWorkerFailures(UserCallback):
     """Tells the mailbox, from Ray's controller, which workers failed and why."""
 
     def __init__(self, mailbox: Any) -> None:
-        """Say where to.
+        """Say where failures go.
 
         Args:
-            mailbox: Ray's handle of the actor.
+            mailbox: Ray's handle of the group's mailbox.
         """
         self._mailbox = mailbox
 

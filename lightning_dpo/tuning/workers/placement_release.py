@@ -24,7 +24,7 @@ class PlacementReleaser:
         """Start watching.
 
         Args:
-            mailbox: The group's, as Ray's handle of the actor.
+            mailbox: Ray's handle of the group's mailbox.
         """
         self._mailbox = mailbox
         self._is_over = threading.Event()

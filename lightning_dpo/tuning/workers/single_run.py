@@ -15,7 +15,7 @@ from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.fit import fit_recipe
 from lightning_dpo.tuning.trial.report_callback import reference_passes
 from lightning_dpo.tuning.trial.spec import TrialSpec
-from lightning_dpo.tuning.workers.group import make_trainer, spread
+from lightning_dpo.tuning.workers.group import cluster_placement, make_trainer
 from lightning_dpo.tuning.workers.strategies import worker_trainer_options
 
 __all__ = ["run_on_workers"]
@@ -25,7 +25,7 @@ def run_on_workers(spec: TrialSpec, trainer_options: Mapping[str, Any]) -> None:
     """Run the recipe on a group of workers, on as many machines as there are.
 
     Args:
-        spec: Of the sweep's trials; its resources are the group's.
+        spec: What the sweep's trials have in common; its resources are the group's.
         trainer_options: Take the place of the recipe's trainer arguments.
     """
     trainer = make_trainer(
@@ -34,7 +34,7 @@ def run_on_workers(spec: TrialSpec, trainer_options: Mapping[str, Any]) -> None:
         {"spec": spec, "options": dict(trainer_options)},
         name="prepare",
         retries=spec.retries,
-        placement=spread(spec.resources),
+        placement=cluster_placement(spec.resources),
     )
     interrupt = signal.getsignal(signal.SIGINT)
     try:

@@ -62,7 +62,7 @@ def worker_trainer_options(resources: Resources) -> dict[str, Any]:
     """Trainer arguments of each worker of a group.
 
     Args:
-        resources: Of the group.
+        resources: What the group takes of the cluster.
     """
     return {
         "devices": "auto" if resources.gpus else 1,

@@ -19,7 +19,7 @@ def run_with_workers(spec: TrialSpec, record: TrialRecord) -> None:
     """Run a trial on a group of workers; where one dies the group starts again from the checkpoint.
 
     Args:
-        spec: Of the sweep's trials.
+        spec: What the sweep's trials have in common.
         record: What is known of the trial.
     """
     global _group
