@@ -20,7 +20,7 @@ class Goal:
 
     @property
     def worst(self) -> float:
-        """Told to searchers for a trial that gave no value; finite, since not all of them take infinity."""
+        """Value that searchers are told for a trial that went wrong; finite, since not all take infinity."""
         return 0.0 if self.mode == "max" else 1e6
 
     def score(self, value: float) -> float:

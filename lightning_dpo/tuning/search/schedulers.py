@@ -44,7 +44,14 @@ def scheduler_class(choice: str | Mapping[str, Any]) -> Any:
         ValueError: If it cannot be imported.
     """
     name, _ = class_and_arguments(choice)
-    return _SCHEDULERS[name][0] if name in _SCHEDULERS else import_object(name)
+    if name in _SCHEDULERS:
+        return _SCHEDULERS[name][0]
+    if "." not in name:
+        known = ", ".join(_SCHEDULERS)
+        raise ValueError(
+            f"`scheduler` must be one of {known} or importable as package.module.Class, got {name!r}"
+        )
+    return import_object(name)
 
 
 def copies_checkpoints(scheduler: Any) -> bool:

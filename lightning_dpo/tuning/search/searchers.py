@@ -42,6 +42,11 @@ def make_searcher(
         return tune.search.BasicVariantGenerator(random_state=seed, **arguments)
     if name == "optuna":
         return _optuna(space, objective, {"seed": seed, **arguments})
+    if "." not in name:
+        raise ValueError(
+            "`search` must be one of random, grid, optuna or importable as package.module.Class, got "
+            f"{name!r}"
+        )
     if space.grid:
         raise ValueError(f"`search` {name} takes no grid, got {space.grid[0].path}; use choice in its place")
     cls = import_object(name)

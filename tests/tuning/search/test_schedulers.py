@@ -24,8 +24,10 @@ def test_schedulers_by_class_path() -> None:
     path = "ray.tune.schedulers.AsyncHyperBandScheduler"
     own = make_scheduler({"class_path": path, "init_args": {"max_t": 7}}, space=SPACE, objective=ONE)
     assert own._max_t == 7
-    with pytest.raises(ValueError, match="importable"):
+    with pytest.raises(ValueError, match=r"`scheduler` must be one of none, asha.* importable .* got 'ahsa'"):
         make_scheduler("ahsa", space=SPACE, objective=ONE)
+    with pytest.raises(ValueError, match="importable"):
+        make_scheduler("ray.tune.schedulers.Ahsa", space=SPACE, objective=ONE)
     with pytest.raises(ValueError, match="does not take"):
         make_scheduler({"class_path": "asha", "init_args": {"nonsense": 1}}, space=SPACE, objective=ONE)
 

@@ -15,6 +15,13 @@ def test_searchers_by_name_and_by_class_path() -> None:
     assert make_searcher("optuna", space=SPACE, objective=TWO, seed=0) is not None
 
 
+def test_a_searcher_that_is_not_known() -> None:
+    with pytest.raises(ValueError, match=r"`search` must be one of random, grid, optuna .* got 'optna'"):
+        make_searcher("optna", space=SPACE, objective=ONE, seed=0)
+    with pytest.raises(ValueError, match="importable"):
+        make_searcher("ray.tune.search.Optna", space=SPACE, objective=ONE, seed=0)
+
+
 def test_a_space_that_a_searcher_does_not_take() -> None:
     with pytest.raises(ValueError, match="drawn"):
         make_searcher("grid", space=SPACE, objective=ONE, seed=0)
