@@ -62,10 +62,12 @@ def test_a_killed_driver_goes_on_and_runs_no_finished_trial_again(project: Path,
             break
         assert driver.poll() is None, (tmp_path / "log0").read_text()[-3000:]
         time.sleep(0.1)
-    of_ray = psutil.Process(driver.pid).children(recursive=True)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    of_trials = [process for process in children if "ImplicitFunc" in process.name()]
+    assert of_trials
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    _, alive = psutil.wait_procs(of_ray, timeout=60)
+    _, alive = psutil.wait_procs(of_trials, timeout=60)
     assert not alive
     before = _records(tmp_path)
     finished = {name for name, record in before.items() if record["status"] == "finished"}
