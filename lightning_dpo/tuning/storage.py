@@ -48,14 +48,14 @@ class Storage:
         except FileNotFoundError:
             return None
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
         """Write a file; on a local file system a reader never sees half of it."""
         target = self._at(name)
         if self.is_local:
-            write_file(Path(target), text)
+            write_file(Path(target), content)
             return
         self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
-        self._fs.write_text(target, text, encoding="utf-8")
+        self._fs.pipe_file(target, content.encode() if isinstance(content, str) else content)
 
     def names(self, suffix: str) -> list[str]:
         """Sorted names of the files in the folder that end in `suffix`."""
