@@ -18,7 +18,7 @@ from lightning_dpo.tuning.report.trial_table import TrialLine, end_notice, progr
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lightning_dpo.tuning.trial.fit import TrialPlan
+    from lightning_dpo.tuning.trial.spec import TrialSpec
 
 __all__ = ["LiveTable"]
 
@@ -38,7 +38,7 @@ class LiveTable:
     """Trials with their values, steps, metrics and the time that is left; on a terminal it stays in place."""
 
     def __init__(
-        self, plan: TrialPlan, *, samples: int, verbose: bool = True, console: Console | None = None
+        self, plan: TrialSpec, *, samples: int, verbose: bool = True, console: Console | None = None
     ) -> None:
         """Begin with no trials.
 
