@@ -82,7 +82,8 @@ def measure(trials: int, workers: int) -> list[dict[str, float]]:
     from ray import tune
     from sweep_project import make_project, settings
 
-    from lightning_dpo.tuning import SweepConfig, sweep, tuner
+    from lightning_dpo.tuning import SweepConfig, sweep
+    from lightning_dpo.tuning.cluster import tuner
 
     class Clock(tune.Callback):
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:

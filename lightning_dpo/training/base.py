@@ -61,7 +61,8 @@ class PolicyModule(pl.LightningModule):
         policy: The model that is trained, after `configure_model`.
         latest: What the last step left, without gradient, for callbacks.
         metric_names: Names of the numbers that `step` gives for each example; logged under train/ and val/.
-        in_progress_bar: Those of them that the progress bar shows.
+        in_progress_bar: Those of them that the progress bar shows in training.
+        shown_after_validation: Those of them that it shows of a validation.
         shares_reference: Whether trials of a sweep can read the reference's log-probabilities from one cache.
         exports: Whether a checkpoint becomes a Hugging Face folder.
         samples_completions: Whether completions can be sampled from its policy, which gives their KL.
@@ -70,6 +71,7 @@ class PolicyModule(pl.LightningModule):
     policy: nn.Module
     metric_names: ClassVar[tuple[str, ...]] = ("loss",)
     in_progress_bar: ClassVar[tuple[str, ...]] = ("loss",)
+    shown_after_validation: ClassVar[tuple[str, ...]] = ("loss",)
     shares_reference: ClassVar[bool] = False
     exports: ClassVar[bool] = True
     samples_completions: ClassVar[bool] = False
@@ -255,7 +257,7 @@ class PolicyModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log means over all examples of all ranks."""
         for name, value in self.val_metrics.compute().items():
-            self.log(name, value, prog_bar=name.removeprefix("val/") in self.in_progress_bar)
+            self.log(name, value, prog_bar=name.removeprefix("val/") in self.shown_after_validation)
         self.val_metrics.reset()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -29,6 +29,7 @@ class DPOModule(ReferencedModule):
 
     metric_names = tuple(METRIC_NAMES.values())
     in_progress_bar = ("loss", "rewards/margin", "rewards/accuracy")
+    shown_after_validation = ("loss", "rewards/accuracy")
 
     def __init__(
         self,

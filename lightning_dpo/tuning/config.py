@@ -9,10 +9,10 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from lightning_dpo.tuning.cluster.resources import Resources
 from lightning_dpo.tuning.config_paths import parse_arguments
 from lightning_dpo.tuning.objective import Objective
-from lightning_dpo.tuning.recipe import Recipe
-from lightning_dpo.tuning.resources import Resources
+from lightning_dpo.tuning.recipe.recipe import Recipe
 from lightning_dpo.tuning.search.schedulers import check_workers, scheduler_class
 from lightning_dpo.tuning.search.space import SearchSpace
 

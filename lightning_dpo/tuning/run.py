@@ -11,9 +11,10 @@ from typing import Any
 from lightning_dpo.tuning.cluster.connect import connected, node_resources, trials_at_once
 from lightning_dpo.tuning.cluster.prepare import prepare
 from lightning_dpo.tuning.cluster.retry import fit_with_retries
+from lightning_dpo.tuning.cluster.tuner import has_begun, new_tuner, restored_tuner
 from lightning_dpo.tuning.config import SweepConfig
-from lightning_dpo.tuning.module_traits import ModuleTraits
 from lightning_dpo.tuning.objective import check_goals
+from lightning_dpo.tuning.recipe.module_traits import ModuleTraits
 from lightning_dpo.tuning.report.live_table import LiveTable
 from lightning_dpo.tuning.report.page import write_report
 from lightning_dpo.tuning.report.summary import print_summary
@@ -25,7 +26,6 @@ from lightning_dpo.tuning.search.schedulers import check_workers, copies_checkpo
 from lightning_dpo.tuning.search.searchers import draws_by_itself, make_searcher
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
-from lightning_dpo.tuning.tuner import has_begun, new_tuner, restored_tuner
 
 __all__ = ["sweep"]
 

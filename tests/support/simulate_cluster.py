@@ -21,8 +21,8 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from lightning_dpo.tuning.cluster.connect import node_resources, trials_at_once
+from lightning_dpo.tuning.cluster.resources import Resources
 from lightning_dpo.tuning.cluster.retry import fit_with_retries
-from lightning_dpo.tuning.resources import Resources
 
 NODES, GPUS, WORKERS, TRIALS = 8, 8, 4, 64
 

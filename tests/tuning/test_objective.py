@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from lightning_dpo import DPOModule
-from lightning_dpo.tuning.module_traits import ModuleTraits
 from lightning_dpo.tuning.objective import Objective, check_goals, pareto_front
+from lightning_dpo.tuning.recipe.module_traits import ModuleTraits
 
 TRAITS = ModuleTraits.of(DPOModule)
 LOGGED: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from lightning_dpo.tuning.resources import Resources
+from lightning_dpo.tuning.cluster.resources import Resources
 
 __all__ = ["connected", "node_resources", "trials_at_once"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning_dpo.files import scratch_folder
 from lightning_dpo.models.load import load_model, load_tokenizer
 from lightning_dpo.tuning.cluster.task import run_as_task
-from lightning_dpo.tuning.recipe_cli import ParsedRecipe
+from lightning_dpo.tuning.recipe.command_line import ParsedRecipe
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
 

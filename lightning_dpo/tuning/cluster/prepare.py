@@ -12,11 +12,11 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from lightning_dpo.reference.spec import ReferenceSpec
 from lightning_dpo.tuning.cluster.connect import node_resources
 from lightning_dpo.tuning.cluster.convert_policy import convert_policy
+from lightning_dpo.tuning.cluster.resources import Resources
 from lightning_dpo.tuning.cluster.task import run_as_task
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.objective import check_goals
-from lightning_dpo.tuning.recipe_cli import ParsedRecipe
-from lightning_dpo.tuning.resources import Resources
+from lightning_dpo.tuning.recipe.command_line import ParsedRecipe
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.fit import fit_recipe, tokenise
 from lightning_dpo.tuning.trial.spec import TrialSpec

@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from lightning_dpo.tuning.resources import Resources
+from lightning_dpo.tuning.cluster.resources import Resources
 from lightning_dpo.tuning.trial.ending import Outcome
 from lightning_dpo.tuning.trial.kl import KLMonitor
 from lightning_dpo.tuning.trial.report_callback import CHECKPOINT, DivergedError, TrialReport

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_dpo.tuning.cluster.resources import Resources
 from lightning_dpo.tuning.objective import Objective
-from lightning_dpo.tuning.recipe import Recipe
-from lightning_dpo.tuning.resources import Resources
+from lightning_dpo.tuning.recipe.recipe import Recipe
 from lightning_dpo.tuning.search.space import SearchSpace
 from lightning_dpo.tuning.storage import Storage
 

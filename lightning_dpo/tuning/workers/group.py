@@ -12,7 +12,7 @@ import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
-from lightning_dpo.tuning.resources import Resources
+from lightning_dpo.tuning.cluster.resources import Resources
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.workers.loop import worker_loop

@@ -11,7 +11,7 @@ from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 from ray.train.torch import get_device
 
 from lightning_dpo.parallel import FSDP1Strategy, FSDP2Strategy
-from lightning_dpo.tuning.resources import Resources
+from lightning_dpo.tuning.cluster.resources import Resources
 
 __all__ = ["RayFSDP1Strategy", "RayFSDP2Strategy", "make_strategy", "worker_trainer_options"]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lightning_dpo.tuning.cluster.connect import trials_at_once
-from lightning_dpo.tuning.resources import Resources
+from lightning_dpo.tuning.cluster.resources import Resources
 
 
 def machines(count: int, **resources: float) -> list[dict[str, float]]:

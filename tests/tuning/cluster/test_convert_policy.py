@@ -6,7 +6,7 @@ import pytest
 
 from lightning_dpo.tuning import Objective, SearchSpace
 from lightning_dpo.tuning.cluster.convert_policy import convert_policy
-from lightning_dpo.tuning.recipe import Recipe
+from lightning_dpo.tuning.recipe.recipe import Recipe
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
 

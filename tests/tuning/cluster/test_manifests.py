@@ -12,7 +12,7 @@ import ray
 import yaml
 
 from lightning_dpo.tuning.cluster.connect import trials_at_once
-from lightning_dpo.tuning.resources import Resources
+from lightning_dpo.tuning.cluster.resources import Resources
 
 MANIFESTS = Path(__file__).parents[3] / "tuning" / "cluster"
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lightning_dpo.tuning.cluster.prepare import reference_pass_resources
-from lightning_dpo.tuning.resources import Resources
+from lightning_dpo.tuning.cluster.resources import Resources
 
 
 def machines(count: int, **resources: float) -> list[dict[str, float]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_dpo.tuning import Objective, SearchSpace, SweepResult
-from lightning_dpo.tuning.recipe import Recipe
+from lightning_dpo.tuning.recipe.recipe import Recipe
 from lightning_dpo.tuning.results.gather import gather
 from lightning_dpo.tuning.trial.record import TrialRecord
 from lightning_dpo.tuning.trial.spec import TrialSpec

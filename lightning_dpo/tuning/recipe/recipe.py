@@ -16,8 +16,8 @@ from jsonargparse import ArgumentError
 from lightning_dpo.training.cli import model_class_in
 from lightning_dpo.training.dpo import DPOModule
 from lightning_dpo.tuning.config_paths import as_arguments, import_object, nearest
-from lightning_dpo.tuning.module_traits import ModuleTraits
-from lightning_dpo.tuning.recipe_cli import KnownPaths, ParsedRecipe, TrialCLI
+from lightning_dpo.tuning.recipe.command_line import KnownPaths, ParsedRecipe, TrialCLI
+from lightning_dpo.tuning.recipe.module_traits import ModuleTraits
 
 __all__ = ["Recipe"]
 

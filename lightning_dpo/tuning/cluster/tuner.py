@@ -14,8 +14,8 @@ from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.search.checkpoint_retention import retention
 from lightning_dpo.tuning.search.searchers import draws_by_itself
 from lightning_dpo.tuning.storage import Storage
-from lightning_dpo.tuning.trainable import run_trial
 from lightning_dpo.tuning.trial.spec import TrialSpec
+from lightning_dpo.tuning.trial.trainable import run_trial
 
 __all__ = ["has_begun", "new_tuner", "restored_tuner"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sweep_project import RECIPE
 
-from lightning_dpo.tuning.recipe import Recipe
+from lightning_dpo.tuning.recipe.recipe import Recipe
 
 IPO = "lightning_dpo.losses.IPOLoss"
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 
 from lightning_dpo import DPOModule
-from lightning_dpo.tuning.module_traits import ModuleTraits
+from lightning_dpo.tuning.recipe.module_traits import ModuleTraits
 
 
 class Half(pl.LightningModule):
