@@ -92,3 +92,23 @@ def test_every_loss_is_in_the_table() -> None:
     listed = set(re.findall(r"`(\w+)`", " ".join(named)))
     concrete = set(losses.__all__) - {"PreferenceLoss", "MarginLoss"}
     assert concrete <= listed
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/rooms.md"])
+def test_every_file_that_is_named_is_there(document: str) -> None:
+    text = (ROOT / document).read_text()
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", text)
+    assert all(((ROOT / document).parent / link).exists() for link in links), links
+    named = re.findall(r"`((?:tests|configs|tuning|examples|benchmarks|docs)/[\w./-]+)`", text)
+    missing = [
+        name for name in named if not any((root / name).exists() for root in (ROOT, ROOT / "lightning_dpo"))
+    ]
+    assert not missing
+
+
+def test_every_room_is_described() -> None:
+    described = set(
+        re.findall(r"^\| `(\w+)(?:/|\.py)` \|", (ROOT / "docs/rooms.md").read_text(), flags=re.MULTILINE)
+    )
+    entries = [path for path in (ROOT / "lightning_dpo").iterdir() if path.suffix == ".py" or path.is_dir()]
+    assert described == {path.stem for path in entries if path.stem[0] != "_"} - {"reference_sync"}
