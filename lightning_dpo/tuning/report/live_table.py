@@ -25,7 +25,7 @@ __all__ = ["LiveTable"]
 _LAST_LINES = 40
 """Lines of the table that stays; the report holds all of them."""
 
-_QUIET_SECONDS = 60.0
+QUIET_SECONDS = 60.0
 """Where there is no terminal, a line tells at least as often that the sweep goes on."""
 
 _WENT_WELL = ("finished", "stopped")
@@ -117,7 +117,7 @@ class LiveTable:
         now = time.time()
         if is_over:
             self._print(end_notice(line, self._plan.objective.goals))
-        elif now - self._printed_at >= _QUIET_SECONDS:
+        elif now - self._printed_at >= QUIET_SECONDS:
             lines = list(self._lines.values())
             self._print(progress_notice(lines, samples=self._samples, began=self._began))
 
