@@ -227,7 +227,7 @@ class PairBatch:
         Args:
             pairs: At least one pair; no part of a pair may be empty.
             weights: Weight of each pair; 1 where not given.
-            denominator: See the attribute of this name.
+            denominator: What the weighted sum of losses is divided by; None means the sum of the weights.
 
         Raises:
             ValueError: If `pairs` is empty, or a pair has an empty part.
@@ -346,7 +346,7 @@ class PairLogps(NamedTuple):
         return cls(*fields)
 
     def detach(self) -> PairLogps:
-        """The same numbers without gradient."""
+        """The pairs' numbers without gradient."""
         return self._replace(**{k: v.detach() for k, v in self._asdict().items() if v is not None})
 
     def select(self, pairs: Tensor) -> PairLogps:

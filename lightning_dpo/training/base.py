@@ -102,9 +102,9 @@ class PolicyModule(pl.LightningModule):
             warmup_ratio: Share of the steps that the default warm-up takes.
             lora: Train adapters of this shape in place of all weights.
             layout: "shared" computes prompts once per pair, "concatenated" once per completion; "auto" takes
-                shared where it is proved exact for the model.
+                shared where it is found to be exact for the model.
             dtype: Type the weights are loaded in. Keep float32 with mixed precision.
-            attn_implementation: Passed to transformers. None takes what is fastest here and proved exact.
+            attn_implementation: Passed to transformers. None takes what is fastest and exact here.
             gradient_checkpointing: Recompute activations in the backward pass.
             compile_model: Compile the policy's backbone with torch.compile.
             disable_dropout: Set all dropout of the policy to 0.

@@ -87,7 +87,7 @@ class TrialReport(pl.Callback):
         self._check_loss(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report.
+        """Send the validation's metrics, with a checkpoint.
 
         Raises:
             DivergedError: If a required metric is not finite.
