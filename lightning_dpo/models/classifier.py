@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +34,15 @@ def as_classifier(model: nn.Module, head: Tensor) -> PreTrainedModel:
         A model with one label, whose logit is the reward of the last token that is not padding.
 
     Raises:
-        ValueError: If it is no such model, or transformers has no sequence classification like it.
+        ValueError: If transformers has no sequence classification for its architecture.
     """
     lm: Any = causal_lm(model)
-    if not isinstance(lm, PreTrainedModel):
-        raise ValueError(
-            "a reward model is exported as a Hugging Face folder, so its `policy` must be a Hugging Face "
-            f"model, got {type(lm).__name__}; save the module's state_dict yourself"
-        )
+    missing = (
+        "a reward model is exported for AutoModelForSequenceClassification, but transformers has none for "
+        f"{type(lm).__name__}; save the module's state_dict yourself, or train another `policy`"
+    )
     if not has_classifier(lm):
-        _no_classifier(lm)
+        raise ValueError(missing)
     config = copy.deepcopy(lm.config)
     config.num_labels = 1
     auto: Any = AutoModelForSequenceClassification
@@ -55,7 +54,7 @@ def as_classifier(model: nn.Module, head: Tensor) -> PreTrainedModel:
     with torch.no_grad():
         classifier.score.weight.copy_(head)
     if not known or any(parameter.is_meta for parameter in classifier.parameters()):
-        _no_classifier(lm)
+        raise ValueError(missing)
     result: PreTrainedModel = classifier.train(lm.training)
     return result
 
@@ -77,10 +76,11 @@ def separate_padding(classifier: PreTrainedModel, tokenizer: Any = None) -> None
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         ends.add(tokenizer.eos_token_id)
         names = [tokenizer.pad_token, tokenizer.unk_token, *tokenizer.all_special_tokens]
-        free = [name for name in names if name and tokenizer.convert_tokens_to_ids(name) not in ends]
+        known = tokenizer.get_vocab()
+        free = [name for name in names if name in known and known[name] not in ends]
         if free:
             tokenizer.pad_token = free[0]
-            padding = tokenizer.pad_token_id
+            padding = known[free[0]]
     if padding in ends:
         padding = None
     if padding is None:
@@ -90,10 +90,3 @@ def separate_padding(classifier: PreTrainedModel, tokenizer: Any = None) -> None
         )
     for part in {id(part): part for part in (classifier.config, config)}.values():
         part.pad_token_id = padding
-
-
-def _no_classifier(lm: PreTrainedModel) -> NoReturn:
-    raise ValueError(
-        "a reward model is exported for AutoModelForSequenceClassification, but transformers has none for "
-        f"{type(lm).__name__}; save the module's state_dict yourself, or train another `policy`"
-    )

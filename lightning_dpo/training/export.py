@@ -59,7 +59,7 @@ def export_model(
     if isinstance(tokenizer, str):
         tokenizer = _tokenizer_or_none(tokenizer)
     if reward_head is not None:
-        plain, tokenizer = as_classifier(plain, reward_head), copy.copy(tokenizer)
+        plain, tokenizer = as_classifier(plain, reward_head), copy.deepcopy(tokenizer)
         separate_padding(plain, tokenizer)
     with scratch_folder(target) as scratch:
         plain.save_pretrained(scratch)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from lightning_dpo.evaluation.calibration import Calibration, RewardCalibration
 from lightning_dpo.files import write_file
 from lightning_dpo.functional import bradley_terry_loss
+from lightning_dpo.models.classifier import has_classifier
 from lightning_dpo.models.scalar_head import ScalarHead, freeze_head
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.parallel import Sharding, shard_head
@@ -79,6 +81,11 @@ class RewardModule(PolicyModule):
     def on_policy_built(self, policy: nn.Module, sharding: Sharding | None) -> None:
         """Put the reward's head beside the policy; the policy's own is not trained, since nothing uses it."""
         output_head = _output_head(policy)
+        if isinstance(causal_lm(policy), PreTrainedModel) and not has_classifier(policy):
+            rank_zero_warn(
+                "the reward model can be trained but not exported: transformers has no sequence "
+                f"classification for {type(causal_lm(policy)).__name__}"
+            )
         freeze_head(policy, output_head=output_head)
         self.reward_head = ScalarHead.of(policy, output_head=output_head)
         if sharding is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,17 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from resume_jobs import source, train
 from tiny_models import FALLEN_BACK, SHARED, OwnNetwork, random_batch, random_pairs, tiny_model
 from tiny_tokenizers import byte_level
 from torch import Tensor, nn
 from torch.optim import SGD
-from training import loader, trainer
+from training import PairsWithMargins, loader, trainer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.models.scalar_head import ScalarHead
-from lightning_dpo.training.export import RECORD_KEY, export_checkpoint
+from lightning_dpo.training.export import RECORD_KEY, export_checkpoint, export_model
 from lightning_dpo.training.model_record import ModelRecord
 from lightning_dpo.training.reward_model import RewardModule
 from lightning_dpo.types import CompletionBatch, PairBatch, TokenPair
@@ -28,10 +28,6 @@ from lightning_dpo.types import CompletionBatch, PairBatch, TokenPair
 
 def sgd(params: Any) -> SGD:
     return SGD(params, lr=0.05)
-
-
-def constant(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
 def built(model: nn.Module, **options: Any) -> RewardModule:
@@ -97,17 +93,6 @@ def test_more_completions_than_two() -> None:
     torch.testing.assert_close(module.rewards(batch), expected, atol=1e-5, rtol=1e-5)
 
 
-@dataclass(slots=True)
-class WithMargins(PairBatch):
-    margins: Tensor | None = None
-
-
-def with_margins(pairs: list[TokenPair], margins: list[float]) -> WithMargins:
-    batch = WithMargins.from_pairs(pairs)
-    batch.margins = torch.tensor(margins)
-    return batch
-
-
 def test_the_loss_is_bradley_terry_s() -> None:
     module, pairs = built(tiny_model()), random_pairs(4)
     plain = module.step(PairBatch.from_pairs(pairs))
@@ -116,12 +101,12 @@ def test_the_loss_is_bradley_terry_s() -> None:
     torch.testing.assert_close(plain.losses, expected)
     torch.testing.assert_close(plain.loss, expected.mean())
     margins = [0.0, 0.5, 1.0, 2.0]
-    output = module.step(with_margins(pairs, margins))
+    output = module.step(PairsWithMargins.of(pairs, margins))
     expected = torch.log1p(torch.exp(rejected - chosen + torch.tensor(margins)))
     torch.testing.assert_close(output.losses, expected)
     torch.testing.assert_close(output.statistics["rewards/margin"], (chosen - rejected).detach())
     with pytest.raises(ValueError, match=r"`margins` must be at least 0, .* got -1.0"):
-        module.step(with_margins(pairs, [0.0, -1.0, 0.0, 0.0]))
+        module.step(PairsWithMargins.of(pairs, [0.0, -1.0, 0.0, 0.0]))
 
 
 def test_accuracy_counts_a_tie_as_half() -> None:
@@ -162,24 +147,17 @@ def fit(module: RewardModule, folder: Path, **options: Any) -> Path:
     return folder / "step=4.ckpt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LoraSettings(r=4)])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, lora: LoraSettings | None) -> None:
-    tiny_model().save_pretrained(tmp_path / "base")
-
-    def new() -> RewardModule:
-        torch.manual_seed(1)
-        return RewardModule(str(tmp_path / "base"), optimizer=sgd, lr_scheduler=constant, lora=lora)
-
-    whole = new()
-    fit(whole, tmp_path / "run")
-    content = torch.load(tmp_path / "run" / "step=2.ckpt", weights_only=True)["state_dict"]
-    kept = [name for name in content if "lora_" not in name]
-    assert kept == ["reward_head.weight"] or lora is None
-    resumed = new()
-    torch.manual_seed(2)  # another head, other adapters, to begin with
-    resumed.configure_model()
-    trainer().fit(resumed, loader(), ckpt_path=tmp_path / "run" / "step=2.ckpt")
-    assert resumed.trainer.global_step == 4
+    options = {"method": RewardModule, "lora": lora}
+    model = source(tmp_path / "model")
+    whole = train(model, folder=tmp_path, **options)
+    assert whole.trainer.global_step > 8
+    content = torch.load(tmp_path / "step=5.ckpt", weights_only=True)["state_dict"]
+    assert lora is None or [name for name in content if "lora_" not in name] == ["reward_head.weight"]
+    resumed = train(model, ckpt_path=tmp_path / "step=5.ckpt", **options)
+    assert resumed.trainer.global_step == whole.trainer.global_step
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
@@ -210,8 +188,8 @@ def test_the_exported_folder_gives_the_same_rewards(
         pytest.skip("adapters are exported alike for all")
     model = tiny_model(name)
     model.config.pad_token_id = 0
-    model.save_pretrained(tmp_path / "base")
-    module = RewardModule(str(tmp_path / "base"), optimizer=sgd, lora=lora)
+    model.save_pretrained(tmp_path / "base")  # an adapter alone is put on what it names
+    module = RewardModule(model if lora is None else str(tmp_path / "base"), optimizer=sgd, lora=lora)
     checkpoint = fit(module, tmp_path)
     if by == "module":
         folder = module.export(tmp_path / "out")
@@ -235,8 +213,6 @@ def test_rewards_are_read_at_the_end_although_padding_ends_sequences_too(tmp_pat
     model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = model.config.eos_token_id = eos
     module = built(model)
-    from lightning_dpo.training.export import export_model
-
     folder = export_model(
         module.policy, tmp_path / "out", tokenizer=tokenizer, reward_head=module.reward_head_weight()
     )
@@ -282,7 +258,7 @@ def test_a_network_of_one_s_own_may_offer_its_hidden_states(tmp_path: Path) -> N
         "policy.head.weight",
         "policy.head.bias",
     ]
-    with pytest.raises(ValueError, match="its `policy` must be a Hugging Face model, got Offering"):
+    with pytest.raises(ValueError, match="export writes Hugging Face models, got Offering"):
         module.export(tmp_path / "out")
 
 
