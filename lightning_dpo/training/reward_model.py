@@ -158,15 +158,17 @@ class RewardModule(PolicyModule):
     def on_validation_epoch_end(self) -> None:
         """Log means over all examples of all ranks, and how far the rewards can be trusted.
 
-        The reliability curve is written to reliability/step-N.json in the logger's folder.
+        The reliability curve is written to reliability/step-N.json in the logger's folder, if there is one.
         """
         super().on_validation_epoch_end()
         self.calibration = self.val_calibration.compute()
         self.val_calibration.reset()
         for field, name in _CALIBRATION.items():
             self.log(name, getattr(self.calibration, field))
+        if self.trainer.logger is None or self.trainer.sanity_checking:
+            return
         log_dir = self.trainer.log_dir  # rank 0 tells the others, so all must ask
-        if self.trainer.is_global_zero and not self.trainer.sanity_checking and log_dir is not None:
+        if self.trainer.is_global_zero and log_dir is not None:
             path = Path(log_dir) / "reliability" / f"step-{self.trainer.global_step}.json"
             write_file(path, json.dumps(self.calibration.curve()))
 

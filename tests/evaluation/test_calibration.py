@@ -51,8 +51,9 @@ def test_batches_and_weights_do_not_matter_beyond_their_sums() -> None:
     weights = torch.ones(20)
     weights[15:] = 0
     at_once, in_parts = RewardCalibration(), RewardCalibration()
+    first = slice(0, 15)
     at_once.update(
-        chosen[:15], rejected[:15], lengths=(lengths[0, :15], lengths[1, :15]), weights=weights[:15]
+        chosen[first], rejected[first], lengths=(lengths[0, first], lengths[1, first]), weights=weights[first]
     )
     for part in (slice(0, 3), slice(3, 18), slice(18, 20)):
         pair = (lengths[0, part], lengths[1, part])
