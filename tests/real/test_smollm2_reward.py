@@ -1,4 +1,4 @@
-"""A reward model on a real model and real preferences, by its recipe, into a folder that transformers reads."""
+"""A reward model on a real model and real preferences, by its recipe, and the folder that it is exported to."""
 
 from __future__ import annotations
 
