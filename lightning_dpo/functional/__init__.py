@@ -4,6 +4,7 @@ Tensors in, tensors out; nothing here holds state or knows of models. `lightning
 per loss over these functions.
 """
 
+from lightning_dpo.functional.bradley_terry import bradley_terry_loss
 from lightning_dpo.functional.logratio import (
     aot_margin,
     apo_down_loss,
@@ -44,6 +45,7 @@ __all__ = [
     "apo_down_loss",
     "apo_zero_loss",
     "bco_loss",
+    "bradley_terry_loss",
     "cpo_loss",
     "discopop_loss",
     "divergence_score",

@@ -199,9 +199,14 @@ class PolicyModule(pl.LightningModule):
         """The callbacks of every run: whole checkpoints, exact resumption, the token rate."""
         return [WholeCheckpoints(), ExactResume(), Throughput()]
 
+    def trained_modules(self) -> list[nn.Module]:
+        """What the optimizer trains: the policy. Override it for a method that has a head of its own."""
+        return [self.policy]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over trainable parameters, its scheduler stepped every optimizer step."""
-        optimizer = self._optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        parameters = (p for module in self.trained_modules() for p in module.parameters())
+        optimizer = self._optimizer([p for p in parameters if p.requires_grad])
         if self._lr_scheduler is not None:
             scheduler = self._lr_scheduler(optimizer)
         else:
@@ -288,7 +293,15 @@ class PolicyModule(pl.LightningModule):
         """Keep only the adapter's weights, where there is one; record what rebuilds the model."""
         if self.settings.lora is not None:
             checkpoint["state_dict"] = adapter_state(checkpoint["state_dict"])
-        checkpoint[RECORD_KEY] = ModelRecord.of(self.policy, self.settings)._asdict()
+        checkpoint[RECORD_KEY] = self.model_record()._asdict()
+
+    def model_record(self) -> ModelRecord:
+        """What checkpoints say about the model."""
+        return ModelRecord.of(self.policy, self.settings)
+
+    def reward_head_weight(self) -> Tensor | None:
+        """The whole map from last hidden states to rewards, for a reward model; every rank must call this."""
+        return None
 
     def export(self, folder: str | Path, *, merge: bool = True) -> Path:
         """Write the policy as a plain Hugging Face folder, with its tokenizer where one is known.
@@ -305,15 +318,18 @@ class PolicyModule(pl.LightningModule):
         self.configure_model()
         data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
         tokenizer = getattr(data, "tokenizer", None) or self.tokenizer_source
+        options: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "merge": merge,
+            "reward_head": self.reward_head_weight(),
+        }
         if not is_sharded(self.policy):
-            return export_model(self.policy, folder, tokenizer=tokenizer, merge=merge)
+            return export_model(self.policy, folder, **options)
         weights = full_state(self.policy)
-
-        def write() -> Path:
-            policy = rebuild(ModelRecord.of(self.policy, self.settings), weights)
-            return export_model(policy, folder, tokenizer=tokenizer, merge=merge)
-
-        return on_rank_zero(self.trainer.strategy, write)
+        return on_rank_zero(
+            self.trainer.strategy,
+            lambda: export_model(rebuild(self.model_record(), weights), folder, **options),
+        )
 
     def _remember(self, **arguments: Any) -> None:
         """Let `load_from_checkpoint` pass arguments again: texts, since it takes no modules or callables."""
