@@ -20,8 +20,12 @@ PAIRS = [
 ]
 
 
+MARGINS = [0.25, 4.0, 1.0, 0.0, 12.5, 0.5]
+
+
 def policy_and_reference(pairs=PAIRS, dtype=torch.float64):
     pc, pr, rc, rr, lc, lr = zip(*pairs, strict=True)
+    margins = torch.tensor([MARGINS[index % len(MARGINS)] for index in range(len(pairs))], dtype=dtype)
     chosen_lengths, rejected_lengths = torch.tensor(lc), torch.tensor(lr)
     policy, reference = (
         PairLogps(
@@ -29,6 +33,7 @@ def policy_and_reference(pairs=PAIRS, dtype=torch.float64):
             torch.tensor(rejected, dtype=dtype, requires_grad=True),
             chosen_lengths,
             rejected_lengths,
+            margins=margins,
         )
         for chosen, rejected in ((pc, pr), (rc, rr))
     )
@@ -65,6 +70,7 @@ SCORES = {
     "forward_kl": lambda r: 1 - (-r).exp(),
     "js_divergence": lambda r: D(2).ln() + log_sigma(r),
     "alpha_divergence": lambda r: (((D(0.25) - 1) * r).exp() - 1) / (D(0.25) - 1),
+    "chi_squared_kl": lambda r: r.exp() - 1 + r,
 }
 CASES = {
     "DPO": (L.DPOLoss(0.3), on_ratios(lambda c, r, m, n: -log_sigma(B * (c - r)))),
@@ -107,6 +113,18 @@ CASES = {
                 + sigma(B * (c - r) / D(0.1)) * (-B * (c - r)).exp()
             )
         ),
+    ),
+    "R-DPO": (
+        L.RDPOLoss(0.3, length_penalty=0.02),
+        on_ratios(lambda c, r, m, n: -log_sigma(B * (c - r) + D(0.02) * (m - n))),
+    ),
+    "DPO, clipped": (
+        L.DPOLoss(0.3, max_reward=0.5),
+        on_ratios(lambda c, r, m, n: -log_sigma(max(D(-1), min(D(1), B * (c - r))))),
+    ),
+    "chi-PO": (
+        L.DPOLoss(0.3, divergence="chi_squared_kl", max_reward=5.0),
+        on_ratios(lambda c, r, m, n: -log_sigma(max(D(-10), min(D(10), B * (c.exp() + c - r.exp() - r))))),
     ),
     "DPOP": (
         L.DPOPLoss(0.3, anchor=5.0),
@@ -188,6 +206,54 @@ def test_divergences_go_with_every_loss_on_the_margin(divergence):
         torch.testing.assert_close(measured, expected(on_ratios(formula)), rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("scale", "offset"),
+    [("log", lambda margin: D(0.5) * D(margin).ln()), ("linear", lambda margin: D(0.5) * D(margin))],
+)
+def test_odpo_asks_for_an_offset_of_each_pair(scale, offset):
+    measured = L.ODPOLoss(0.3, offset_weight=0.5, offset_scale=scale)(*policy_and_reference())
+    formulas = []
+    for (pc, pr, rc, rr, *_), margin in zip(PAIRS, MARGINS, strict=True):
+        delta = (D(pc) - D(rc)) - (D(pr) - D(rr))
+        nothing_asked = scale == "log" and margin == 0
+        formulas.append(0.0 if nothing_asked else float(-log_sigma(B * delta - offset(margin))))
+    expected_losses = torch.tensor(formulas, dtype=torch.float64)
+    torch.testing.assert_close(measured, expected_losses, rtol=1e-12, atol=1e-12)
+
+
+def test_a_margin_of_0_takes_a_pair_out_of_odpo_and_leaves_plain_dpo():
+    policy, reference = policy_and_reference(PAIRS[3:4], dtype=torch.float32)
+    policy = policy._replace(margins=torch.zeros(1))
+    loss = L.ODPOLoss(0.3, offset_weight=0.01)(policy, reference)
+    loss.sum().backward()
+    assert (loss.item(), policy.chosen.grad.item()) == (0.0, 0.0)
+    plain = L.ODPOLoss(0.3, offset_weight=0.0)(policy, reference)
+    torch.testing.assert_close(plain, L.DPOLoss(0.3)(policy, reference), rtol=0, atol=0)
+
+
+def test_odpo_says_what_it_misses():
+    policy, reference = policy_and_reference()
+    with pytest.raises(ValueError, match=r"`policy` must hold `margins` for ODPOLoss, got None; .*`margin`"):
+        L.ODPOLoss()(policy._replace(margins=None), reference)
+
+
+def test_r_dpo_puts_a_preference_down_to_length_first():
+    ratios = torch.zeros(3)
+    lengths = torch.tensor([30, 10, 10]), torch.tensor([10, 10, 30])
+    policy = PairLogps(ratios.clone().requires_grad_(), ratios, *lengths)
+    L.RDPOLoss(0.3, length_penalty=0.1)(policy, PairLogps(ratios, ratios, *lengths)).sum().backward()
+    assert policy.chosen.grad[0] > policy.chosen.grad[1] > policy.chosen.grad[2]
+
+
+def test_a_clipped_pair_teaches_nothing_further():
+    policy, reference = policy_and_reference()
+    L.DPOLoss(0.3, max_reward=0.5)(policy, reference).sum().backward()
+    delta = policy.chosen - reference.chosen - policy.rejected + reference.rejected
+    beyond = 0.3 * delta.detach().abs() > 1.0
+    assert 0 < beyond.sum() < len(PAIRS)
+    assert torch.equal(policy.chosen.grad == 0, beyond)
+
+
 def aot_formula(pairs, *, unpaired, e):
     if unpaired:
         first = sorted(D(pc) - D(rc) for pc, _, rc, *_ in pairs)
@@ -215,6 +281,10 @@ def test_aot_of_one_pair_is_dpo():
 ALL = (
     {name: loss for name, (loss, _) in CASES.items()}
     | {
+        "ODPO": L.ODPOLoss(0.3),
+        "ODPO, linear": L.ODPOLoss(0.3, offset_scale="linear"),
+        "ODPO without its offset": L.ODPOLoss(0.3, offset_weight=0.0),
+        "R-DPO without its penalty": L.RDPOLoss(0.3, length_penalty=0.0),
         "AOT": L.AOTLoss(0.3),
         "AOT, unpaired": L.AOTLoss(0.3, unpaired=True),
         "BCO, tracking": L.BCOLoss(0.3),
@@ -222,6 +292,7 @@ ALL = (
         "combined with SFT": L.CombinedLoss([L.DPOLoss(0.3), L.SFTLoss()]),
     }
     | {f"DPO, {divergence}": L.DPOLoss(0.3, divergence=divergence) for divergence in SCORES}
+    | {f"IPO, {divergence}": L.IPOLoss(0.3, divergence=divergence) for divergence in SCORES}
 )
 
 
