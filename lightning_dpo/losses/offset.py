@@ -115,7 +115,8 @@ class ODPOLoss(MarginLoss):
         if self.offset_scale == "linear":
             return self.offset_weight * margins
         # 0 where the weight is 0, also at a margin of 0, where a product would be NaN.
-        return torch.special.xlogy(self.offset_weight, margins)
+        offsets: Tensor = torch.special.xlogy(self.offset_weight, margins)
+        return offsets
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,).

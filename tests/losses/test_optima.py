@@ -142,7 +142,7 @@ def test_ipo_tends_to_the_reference_as_tau_grows():
 
 
 def masses_on_the_way(loss, reference, *, steps):
-    """Probabilities after each small step of gradient descent, while completion 0 always beats completion 1."""
+    """Probabilities after each small step of descent, where completion 0 always beats completion 1."""
     theta = reference.log().clone().requires_grad_()
     ones = torch.ones(1)
     reference_logps = PairLogps(*reference.log()[:2].split(1), ones, ones)
