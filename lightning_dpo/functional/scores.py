@@ -103,9 +103,9 @@ def chi_squared_kl_score(logratio: Tensor) -> Tensor:
     """Score of the chi-squared divergence plus the reverse KL, s(r) = exp(r) - 1 + r: chi-PO.
 
     It is the link function phi(z) = z + log z of https://arxiv.org/abs/2407.13399 at z = exp(r), less phi(1),
-    which the margin of whole completions cancels and which would be left over per token. A policy that puts z
-    times the reference's probability on a completion must claim a reward that grows with z and not with
-    log z, so little mass goes to where the data say little. exp goes on as its tangent from `EXPONENT_LIMIT`.
+    which the margin of whole completions cancels and which would be left over per token. To give a completion
+    z times the reference's probability takes a reward that grows like z where DPO's grows like log z. exp
+    goes on as its tangent from `EXPONENT_LIMIT`.
 
     Args:
         logratio: r = log pi(y|x) - log pi_ref(y|x), (batch,), nats.

@@ -145,7 +145,7 @@ def test_a_row_without_a_weight_counts_1(tmp_path: Path, tokenizer) -> None:
 
 
 def test_a_row_of_weight_0_is_left_out_and_no_fault(tmp_path: Path, tokenizer) -> None:
-    rows = [{**row, "weight": n % 2} for n, row in enumerate(GOOD)]
+    rows = [{**row, "weight": n % 2 or n * 1e-50} for n, row in enumerate(GOOD)]
     data = ready(
         jsonl(tmp_path / "a.jsonl", rows), tokenizer=tokenizer, on_bad_row="raise", max_bad_fraction=0.0
     )

@@ -12,8 +12,8 @@ from lightning_dpo.types import PreferencePair
 
 __all__ = ["Format", "Row", "has_text_completions", "kind_of", "read_number", "read_text", "shared_length"]
 
-_LARGEST = 3.4e38
-"""About the largest float32."""
+_SMALLEST, _LARGEST = 1.2e-38, 3.4e38
+"""About the smallest float32 above 0, with all its digits, and the largest."""
 
 Row: TypeAlias = Mapping[str, Any]
 """One row of a data file: column names and values."""
@@ -60,7 +60,7 @@ def read_number(row: Row, column: str) -> float | None:
     """Read an optional column of numbers that are at least 0; in CSV files they are text.
 
     Returns:
-        The number, which float32 can hold; None where the row has none.
+        The number, as 0 where it is too small for float32; None where the row has none.
 
     Raises:
         BadRow: If it holds something else.
@@ -76,7 +76,7 @@ def read_number(row: Row, column: str) -> float | None:
     if not 0 <= number <= _LARGEST:
         shown = repr(value) if is_number else kind_of(value)
         raise BadRow(Reason.MALFORMED, f"`{column}` is not a finite number of at least 0 but {shown:.40}")
-    return number
+    return number if number >= _SMALLEST else 0.0
 
 
 def kind_of(value: Any) -> str:
