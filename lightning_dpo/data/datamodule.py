@@ -187,6 +187,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             tokens_per_batch=self.tokens_per_batch,
             seed=self.seed,
             accumulate=_accumulation(trainer) if trainer else 1,
+            weights=self.train_pairs.weights(),
             **self._place(),
         )
         if trainer is None:
@@ -202,6 +203,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             self.validation_pairs.lengths(),
             batch_size=self.batch_size if own is None else own,
             tokens_per_batch=self.tokens_per_batch if own is None else None,
+            weights=self.validation_pairs.weights(),
             **self._place(),
         )
         return self._loader(self.validation_pairs, sampler)

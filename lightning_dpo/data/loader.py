@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ from lightning_dpo.data.token_store import TokenStore
 from lightning_dpo.types import PairBatch, TokenPair
 
 __all__ = ["PairDataset", "PairLoader"]
+
+_Number = TypeVar("_Number", np.int64, np.float32)
 
 
 class PairDataset(Dataset[PairBatch]):
@@ -36,7 +38,14 @@ class PairDataset(Dataset[PairBatch]):
     def __getitem__(self, batch: BatchIndices) -> PairBatch:
         """Collate the pairs of a batch."""
         pairs = [self.pair(int(index)) for index in batch.indices]
-        return PairBatch.from_pairs(pairs, weights=batch.weights.tolist(), denominator=batch.denominator)
+        places = batch.indices if self.indices is None else self.indices[batch.indices]
+        margins = self.store.margins
+        return PairBatch.from_pairs(
+            pairs,
+            weights=batch.weights.tolist(),
+            denominator=batch.denominator,
+            margins=None if margins is None else margins[places].tolist(),
+        )
 
     def pair(self, index: int) -> TokenPair:
         """One pair, by its number in this data set; its ids are arrays."""
@@ -51,7 +60,15 @@ class PairDataset(Dataset[PairBatch]):
         """Tokens of each pair, prompt and both completions, (pairs,)."""
         store = self.store
         lengths = store.prompt_lengths.astype(np.int64) + store.chosen_lengths + store.rejected_lengths
-        return lengths if self.indices is None else lengths[self.indices]
+        return self._of(lengths)
+
+    def weights(self) -> npt.NDArray[np.float32] | None:
+        """What each pair counts, (pairs,); None where the data do not say, so that all count 1."""
+        return None if self.store.weights is None else self._of(self.store.weights)
+
+    def _of(self, values: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+        """Those of the store's values that are of this data set's pairs."""
+        return values if self.indices is None else values[self.indices]
 
 
 class PairLoader(DataLoader[PairBatch]):

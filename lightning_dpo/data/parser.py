@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
-from lightning_dpo.data.formats import FORMATS, Row, detect_format, parse_row
+from lightning_dpo.data.formats import FORMATS, NUMBER_COLUMNS, Row, detect_format, parse_row
 from lightning_dpo.data.readers import Record, decode
 from lightning_dpo.data.sources import RowSource
 from lightning_dpo.types import PreferencePair
@@ -24,10 +24,12 @@ class RowParser(NamedTuple):
     Attributes:
         format: One of `FORMATS`.
         columns: Our name of a column -> its name in the data.
+        numbers: Which of `NUMBER_COLUMNS` the data have.
     """
 
     format: str
     columns: Mapping[str, str]
+    numbers: tuple[str, ...] = ()
 
     def __call__(self, record: Record) -> PreferencePair:
         """Read a record.
@@ -35,7 +37,14 @@ class RowParser(NamedTuple):
         Raises:
             BadRow: If it holds no usable pair.
         """
-        return parse_row(_renamed(decode(record), self.columns), format=self.format)
+        pair = parse_row(_renamed(decode(record), self.columns), format=self.format)
+        for name in NUMBER_COLUMNS:
+            if name not in self.numbers and getattr(pair, name) is not None:
+                detail = f"`{name}` is given, but in none of the first {PROBED_ROWS} rows"
+                raise BadRow(Reason.MALFORMED, detail)
+        if "margin" in self.numbers and pair.margin is None:
+            raise BadRow(Reason.MALFORMED, "`margin` is missing, and other rows have it")
+        return pair
 
 
 def choose_parser(
@@ -79,9 +88,14 @@ def choose_parser(
         raise ValueError(
             f"`{split}` must hold {expected}, got none among the first {len(first)}; {malformed[0]}"
         )
-    return RowParser(
-        format or detect_format([_renamed(row, columns) for row in rows], argument=split), columns
-    )
+    named = [_renamed(row, columns) for row in rows]
+    numbers = tuple(name for name in NUMBER_COLUMNS if any(_is_given(row, name) for row in named))
+    return RowParser(format or detect_format(named, argument=split), columns, numbers)
+
+
+def _is_given(row: Row, column: str) -> bool:
+    value = row.get(column)
+    return value is not None and str(value).strip() != ""
 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -30,15 +30,32 @@ SCHEMA = pa.schema(
 """Token ids of each pair, and the number of its row in the source, from 0."""
 
 
-def arrow_batch(pairs: Sequence[TokenPair], *, rows: Sequence[int]) -> pa.RecordBatch:
+def schema_with(numbers: Sequence[str]) -> pa.Schema:
+    """The schema of pairs that have further numbers; `SCHEMA` where they have none.
+
+    Args:
+        numbers: What the numbers are called: "margin", "weight".
+    """
+    return pa.schema([*SCHEMA, *(pa.field(name, pa.float32()) for name in numbers)])
+
+
+def arrow_batch(
+    pairs: Sequence[TokenPair],
+    *,
+    rows: Sequence[int],
+    numbers: Mapping[str, Sequence[float]] | None = None,
+) -> pa.RecordBatch:
     """Pairs as Arrow columns.
 
     Args:
         pairs: Token ids.
         rows: The number of each pair's row in the source, from 0.
+        numbers: Further numbers of each pair, by what they are called.
     """
+    numbers = numbers or {}
     columns = [_ids([pair[part] for pair in pairs]) for part in range(len(TokenPair._fields))]
-    return pa.RecordBatch.from_arrays([*columns, pa.array(rows, pa.int64())], schema=SCHEMA)
+    columns += [pa.array(rows, pa.int64()), *(pa.array(column, pa.float32()) for column in numbers.values())]
+    return pa.RecordBatch.from_arrays(columns, schema=schema_with(list(numbers)))
 
 
 def _ids(parts: Sequence[Sequence[int]]) -> pa.ListArray:
@@ -49,15 +66,16 @@ def _ids(parts: Sequence[Sequence[int]]) -> pa.ListArray:
 
 
 class _Piece(NamedTuple):
-    """One record batch: where the ids of each pair begin, and the ids; views of the mapped file."""
+    """One record batch: where the ids of each pair begin, the ids, and numbers; views of the mapped file."""
 
     offsets: tuple[npt.NDArray[np.int32], ...]
     values: tuple[npt.NDArray[np.int32], ...]
     rows: npt.NDArray[np.int64]
+    numbers: dict[str, npt.NDArray[np.float32]]
 
 
 class TokenStore(Sequence[TokenPair]):
-    """Tokenised pairs, read from disk as they are asked for; nothing but their lengths is in memory.
+    """Tokenised pairs, read from disk as they are asked for; only their lengths and numbers are in memory.
 
     Attributes:
         path: The cache entry.
@@ -65,6 +83,9 @@ class TokenStore(Sequence[TokenPair]):
         prompt_lengths: Tokens of each prompt, (pairs,).
         chosen_lengths: Tokens of each preferred completion, (pairs,).
         rejected_lengths: Tokens of each other completion, (pairs,).
+        margins: By how much each chosen completion's score is above the rejected one's, (pairs,); None where
+            the data do not say.
+        weights: What each pair counts, (pairs,); None where the data do not say, so that all count 1.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,6 +97,7 @@ class TokenStore(Sequence[TokenPair]):
         self.prompt_lengths, self.chosen_lengths, self.rejected_lengths = (
             np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32) for parts in lengths
         )
+        self.margins, self.weights = (self._numbers(name) for name in ("margin", "weight"))
 
     @staticmethod
     def exists(path: Path) -> bool:
@@ -113,6 +135,10 @@ class TokenStore(Sequence[TokenPair]):
         self.__dict__.update(state)
         self._open()
 
+    def _numbers(self, name: str) -> npt.NDArray[np.float32] | None:
+        columns = [piece.numbers[name] for piece in self._pieces if name in piece.numbers]
+        return np.concatenate(columns) if columns else None
+
     def _find(self, index: int) -> tuple[_Piece, int]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"there are {len(self)} pairs, got index {index}")
@@ -134,17 +160,18 @@ def _piece(batch: pa.RecordBatch) -> _Piece:
         tuple(column.offsets.to_numpy() for column in columns),
         tuple(column.values.to_numpy() for column in columns),
         batch.column(3).to_numpy(),
+        {name: batch.column(name).to_numpy() for name in batch.schema.names[4:]},
     )
 
 
 class EntryWriter:
     """Writes a cache entry."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, numbers: Sequence[str]) -> None:
         """Begin an entry in an empty folder."""
         self._folder = folder
         self._file = pa.OSFile(str(folder / _PAIRS), "wb")
-        self._writer = pa.ipc.new_file(self._file, SCHEMA)
+        self._writer = pa.ipc.new_file(self._file, schema_with(numbers))
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append pairs."""
@@ -161,20 +188,21 @@ class EntryWriter:
 
 
 @contextmanager
-def new_entry(path: Path) -> Iterator[EntryWriter]:
+def new_entry(path: Path, *, numbers: Sequence[str] = ()) -> Iterator[EntryWriter]:
     """Write a cache entry that appears complete or not at all.
 
     Processes may write the same entry at the same time: the first to finish is kept.
 
     Args:
         path: The folder that appears.
+        numbers: What further numbers the pairs have.
 
     Raises:
         OSError: If it cannot be written.
     """
     try:
         with scratch_folder(path) as folder:
-            writer = EntryWriter(folder)
+            writer = EntryWriter(folder, numbers)
             try:
                 yield writer
             finally:

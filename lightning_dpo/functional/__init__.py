@@ -20,6 +20,8 @@ from lightning_dpo.functional.margin import (
     exo_loss,
     hinge_loss,
     ipo_loss,
+    odpo_loss,
+    rdpo_loss,
     robust_dpo_loss,
 )
 from lightning_dpo.functional.reference_free import (
@@ -32,6 +34,7 @@ from lightning_dpo.functional.reference_free import (
 from lightning_dpo.functional.scores import (
     Divergence,
     alpha_divergence_score,
+    chi_squared_kl_score,
     divergence_score,
     forward_kl_score,
     js_divergence_score,
@@ -46,6 +49,7 @@ __all__ = [
     "apo_zero_loss",
     "bco_loss",
     "bradley_terry_loss",
+    "chi_squared_kl_score",
     "cpo_loss",
     "discopop_loss",
     "divergence_score",
@@ -58,7 +62,9 @@ __all__ = [
     "js_divergence_score",
     "log_odds",
     "nca_loss",
+    "odpo_loss",
     "orpo_loss",
+    "rdpo_loss",
     "reverse_kl_score",
     "robust_dpo_loss",
     "simpo_loss",

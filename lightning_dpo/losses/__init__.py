@@ -14,6 +14,7 @@ from lightning_dpo.losses.margin import (
     MarginLoss,
     RobustDPOLoss,
 )
+from lightning_dpo.losses.offset import ODPOLoss, RDPOLoss
 from lightning_dpo.losses.reference_free import CPOLoss, ORPOLoss, SFTLoss, SimPOLoss, UnlikelihoodLoss
 
 __all__ = [
@@ -34,8 +35,10 @@ __all__ = [
     "LengthNormalizedDPOLoss",
     "MarginLoss",
     "NCALoss",
+    "ODPOLoss",
     "ORPOLoss",
     "PreferenceLoss",
+    "RDPOLoss",
     "RobustDPOLoss",
     "SFTLoss",
     "SPPOLoss",

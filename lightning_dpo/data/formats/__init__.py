@@ -9,16 +9,18 @@
 | sharegpt | `conversations`: the turns before `chosen` and `rejected`, one turn each |
 
 Messages take `role` and `content`, or ShareGPT's `from` and `value`. Formats other than text and hh also take
-`system` and `tools` columns. A further format is a file with a `Format`, and a line in `FORMATS`.
+`system` and `tools` columns, and all formats those of `NUMBER_COLUMNS`. A further format is a file with a
+`Format`, and a line in `FORMATS`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
-from lightning_dpo.data.formats.base import Format, Row, kind_of
+from lightning_dpo.data.formats.base import Format, Row, kind_of, read_number
 from lightning_dpo.data.formats.chat import CHAT
 from lightning_dpo.data.formats.hh import HH, hh_text
 from lightning_dpo.data.formats.messages import MESSAGES
@@ -26,7 +28,7 @@ from lightning_dpo.data.formats.sharegpt import SHAREGPT
 from lightning_dpo.data.formats.text import TEXT
 from lightning_dpo.types import Message, PreferencePair
 
-__all__ = ["FORMATS", "Row", "detect_format", "hh_text", "parse_row"]
+__all__ = ["FORMATS", "NUMBER_COLUMNS", "Row", "detect_format", "hh_text", "parse_row"]
 
 FORMATS: Mapping[str, Format] = {
     "text": TEXT,
@@ -36,6 +38,13 @@ FORMATS: Mapping[str, Format] = {
     "sharegpt": SHAREGPT,
 }
 """The formats by name, from the general to the special: a row is of the last one that fits it."""
+
+NUMBER_COLUMNS = ("margin", "weight")
+"""Optional columns of every format, numbers of at least 0.
+
+`margin` is by how much the chosen completion's score is above the rejected one's, `weight` what the pair
+counts in losses and metrics.
+"""
 
 
 def parse_row(row: Row, *, format: str) -> PreferencePair:
@@ -57,7 +66,10 @@ def parse_row(row: Row, *, format: str) -> PreferencePair:
             raise BadRow(Reason.EMPTY, f"`{name}` is empty")
     if pair.chosen == pair.rejected:
         raise BadRow(Reason.IDENTICAL, "`chosen` and `rejected` are the same")
-    return pair
+    margin, weight = (read_number(row, name) for name in NUMBER_COLUMNS)
+    if weight == 0:
+        raise BadRow(Reason.WEIGHTLESS, "`weight` is 0")
+    return pair if margin is None and weight is None else replace(pair, margin=margin, weight=weight)
 
 
 def detect_format(rows: Iterable[Row], *, argument: str = "train") -> str:
