@@ -98,6 +98,11 @@ class MarginLoss(PreferenceLoss):
         limit = 2 * self.max_reward / self.beta
         return delta.clamp(-limit, limit)
 
+    def margin_per_token(self, policy: PairLogps, reference: PairLogps | None) -> Tensor:
+        """Delta with each score divided by its completion's token count, (batch,); for losses to build on."""
+        chosen, rejected = per_token(self.scores(policy, reference), policy)
+        return chosen - rejected
+
     def rewards(self, policy: PairLogps, reference: PairLogps | None = None) -> tuple[Tensor, Tensor]:
         """Rewards of the chosen and the rejected completions: beta times their scores, (batch,) each."""
         chosen, rejected = self.scores(policy, reference)
@@ -174,11 +179,11 @@ class IPOLoss(MarginLoss):
     ) -> None:
         super().__init__(beta, divergence=divergence, alpha=alpha, max_reward=max_reward)
         self.length_normalized = length_normalized
-        self._normalize = per_token if length_normalized else _per_completion
 
     def scores(self, policy: PairLogps, reference: PairLogps | None) -> tuple[Tensor, Tensor]:
         """Scores s(r) of the chosen and the rejected completions, per token or not, (batch,) each."""
-        return self._normalize(super().scores(policy, reference), policy)
+        sums = super().scores(policy, reference)
+        return per_token(sums, policy) if self.length_normalized else sums
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,)."""
@@ -391,8 +396,3 @@ class DPOPLoss(PreferenceLoss):
     def expected_at_start(self) -> float:
         """The loss of every pair at the start: ln 2."""
         return math.log(2)
-
-
-def _per_completion(sums: tuple[Tensor, Tensor], policy: PairLogps) -> tuple[Tensor, Tensor]:
-    """The sums over the chosen and the rejected completions, not divided, (batch,) each."""
-    return sums

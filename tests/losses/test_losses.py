@@ -185,6 +185,13 @@ def test_losses_equal_their_formulas(name):
     torch.testing.assert_close(measured, expected(formula), rtol=1e-12, atol=1e-12)
 
 
+def test_the_margin_per_token_divides_each_score_by_its_completion_length():
+    policy, reference = policy_and_reference()
+    measured = L.DPOLoss(0.3).margin_per_token(policy, reference)
+    by_hand = [(pc - rc) / lc - (pr - rr) / lr for pc, pr, rc, rr, lc, lr in PAIRS]
+    torch.testing.assert_close(measured, torch.tensor(by_hand, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("divergence", SCORES)
 def test_divergences_go_with_every_loss_on_the_margin(divergence):
     s = SCORES[divergence]
