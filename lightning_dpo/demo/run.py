@@ -21,24 +21,9 @@ from lightning_dpo.losses import DPOLoss
 from lightning_dpo.models.load import load_model, load_tokenizer
 from lightning_dpo.training.dpo import DPOModule
 
-__all__ = ["Clock", "default_lr", "evaluate", "run_demo"]
+__all__ = ["Clock", "evaluate", "run_demo"]
 
 _MAX_LENGTH = 128
-
-
-def default_lr(beta: float) -> float:
-    """The learning rate of the demonstration: 0.02, and above beta 0.1 less in proportion.
-
-    The gradient of the sigmoid loss is proportional to beta, and so is a step of SGD. At one rate for all
-    betas a large beta would take large steps, and move further from the reference rather than less far,
-    until nothing grammatical is left. Divided by beta, the first step is the same for all, and beta alone
-    makes the difference. Below 0.1 the rate stays as it is: plain SGD becomes unstable on this task at
-    higher ones.
-
-    Args:
-        beta: Strength of the pull towards the reference.
-    """
-    return 0.02 * min(1.0, 0.1 / beta)
 
 
 @quiet()
@@ -46,9 +31,9 @@ def default_lr(beta: float) -> float:
 def run_demo(
     *,
     output: str | Path = Path("outputs/demo"),
-    beta: float = 0.1,
-    lr: float | None = None,
-    epochs: int = 2,
+    beta: float = 0.4,
+    lr: float = 0.015,
+    epochs: int = 4,
     batch_size: int = 64,
     samples_per_prompt: int = 256,
     seed: int = 0,
@@ -57,13 +42,15 @@ def run_demo(
 ) -> DemoResult:
     """Run the demonstration: about a minute on two cores, less where the task is prepared already.
 
-    Plain SGD with momentum trains the policy. A step of Adam is as long for a weight whose gradient is noise
-    as for one that carries the preference; at this size that wears the grammar down.
+    SGD with momentum trains the policy. A step of Adam is as long for a weight whose gradient is noise
+    as for one that carries the preference; at this size that wears the grammar down. Gradients are clipped,
+    since that of the sigmoid loss grows with beta: without it a large beta would take large steps, and move
+    further from the reference rather than less far, until nothing grammatical is left.
 
     Args:
         output: Folder for the task, the aligned model (`policy`) and the figures (`result.json`).
         beta: Strength of the pull towards the reference.
-        lr: Learning rate; that of `default_lr` if None.
+        lr: Highest learning rate: a tenth of the steps warm up to it, and the others fall to 0.
         epochs: Passes over the training pairs.
         batch_size: Pairs of a step.
         samples_per_prompt: Reviews of each prompt that the evaluation samples from each model.
@@ -75,7 +62,6 @@ def run_demo(
         ValueError: If `beta` is not greater than 0.
     """
     loss = DPOLoss(beta=beta)
-    rate = default_lr(beta) if lr is None else lr
     root = Path(output).expanduser()
     clock = Clock()
     progress = verbose and sys.stdout.isatty()
@@ -91,7 +77,15 @@ def run_demo(
     module = DPOModule(
         str(made.model),
         loss=loss,
-        optimizer=lambda params: torch.optim.SGD(params, lr=rate, momentum=0.9),
+        optimizer=lambda params: torch.optim.SGD(params, lr=lr, momentum=0.9),
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=lr,
+            total_steps=int(module.trainer.estimated_stepping_batches),
+            pct_start=0.1,
+            anneal_strategy="linear",
+            cycle_momentum=False,
+        ),
     )
     data = PreferenceDataModule(
         str(made.train),
@@ -161,6 +155,7 @@ def _fit(module: DPOModule, data: PreferenceDataModule, *, epochs: int, progress
     with quiet():
         trainer = pl.Trainer(
             max_epochs=epochs,
+            gradient_clip_val=1.0,
             devices=1,
             logger=False,
             enable_checkpointing=False,

@@ -6,7 +6,7 @@ import torch
 
 from lightning_dpo.demo.measure import agreement, measure
 from lightning_dpo.demo.pairs import LabelledPair
-from lightning_dpo.demo.run import default_lr, run_demo
+from lightning_dpo.demo.run import run_demo
 from lightning_dpo.demo.tables import print_result
 from lightning_dpo.demo.task import load_pairs
 
@@ -116,16 +116,9 @@ def test_options_of_the_command_line_reach_the_run(monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr("lightning_dpo.demo.run.run_demo", lambda **options: seen.update(options))
     main(["--output", str(tmp_path), "--beta", "0.3", "--seed", "7"])
-    assert seen == {"output": tmp_path, "beta": 0.3, "lr": None, "epochs": 2, "seed": 7}
+    assert seen == {"output": tmp_path, "beta": 0.3, "lr": 0.015, "epochs": 4, "seed": 7}
     main(["--lr", "0.01"])
     assert seen["lr"] == 0.01
-
-
-def test_the_default_rate_takes_the_same_first_step_at_any_large_beta():
-    assert default_lr(0.1) == 0.02
-    assert [beta * default_lr(beta) for beta in (0.2, 0.4, 0.8)] == pytest.approx([0.002] * 3)
-    # Higher rates are unstable, whatever beta is.
-    assert default_lr(0.03) == 0.02
 
 
 def test_the_kl_falls_as_beta_rises(tmp_path, tiny_task, tiny_config):
