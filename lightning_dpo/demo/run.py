@@ -74,7 +74,7 @@ def run_demo(
     made = prepare_task(root / "task", config=task or TaskConfig(seed=seed), progress=progress)
     clock.lap("prepare")
     say("training with DPO ...")
-    module = DPOModule(
+    module: DPOModule = DPOModule(
         str(made.model),
         loss=loss,
         optimizer=lambda params: torch.optim.SGD(params, lr=lr, momentum=0.9),
