@@ -36,6 +36,7 @@ from lightning_dpo.functional.scores import (
     js_divergence_score,
     reverse_kl_score,
 )
+from lightning_dpo.functional.unpaired import kto_loss, kto_z0, unpaired_apo_zero_loss
 
 __all__ = [
     "Divergence",
@@ -54,6 +55,8 @@ __all__ = [
     "hinge_loss",
     "ipo_loss",
     "js_divergence_score",
+    "kto_loss",
+    "kto_z0",
     "log_odds",
     "nca_loss",
     "orpo_loss",
@@ -62,4 +65,5 @@ __all__ = [
     "simpo_loss",
     "sppo_loss",
     "unlikelihood_loss",
+    "unpaired_apo_zero_loss",
 ]

@@ -15,6 +15,7 @@ from lightning_dpo.losses.margin import (
     RobustDPOLoss,
 )
 from lightning_dpo.losses.reference_free import CPOLoss, ORPOLoss, SFTLoss, SimPOLoss, UnlikelihoodLoss
+from lightning_dpo.losses.unpaired import KTOLoss, UnpairedAPOZeroLoss, UnpairedLoss
 
 __all__ = [
     "LDDPO",
@@ -31,6 +32,7 @@ __all__ = [
     "EXOLoss",
     "HingeLoss",
     "IPOLoss",
+    "KTOLoss",
     "LengthNormalizedDPOLoss",
     "MarginLoss",
     "NCALoss",
@@ -41,4 +43,6 @@ __all__ = [
     "SPPOLoss",
     "SimPOLoss",
     "UnlikelihoodLoss",
+    "UnpairedAPOZeroLoss",
+    "UnpairedLoss",
 ]

@@ -64,6 +64,7 @@ class PolicyModule(pl.LightningModule):
         in_progress_bar: Those of them that the progress bar shows.
         shares_reference: Whether trials of a sweep can read the reference's log-probabilities from one cache.
         exports: Whether a checkpoint becomes a Hugging Face folder.
+        batch_type: What batches it takes, where that is one of this package's types.
         samples_completions: Whether completions can be sampled from its policy, which gives their KL.
     """
 
@@ -73,6 +74,7 @@ class PolicyModule(pl.LightningModule):
     shares_reference: ClassVar[bool] = False
     exports: ClassVar[bool] = True
     samples_completions: ClassVar[bool] = False
+    batch_type: ClassVar[type | None] = None
 
     def __init__(
         self,
@@ -159,6 +161,21 @@ class PolicyModule(pl.LightningModule):
         Returns:
             The loss, and a number for each of `metric_names`; see `StepOutput.of`.
         """
+
+    def setup(self, stage: str) -> None:
+        """Refuse a data module of the other kind of feedback, before a model is loaded.
+
+        Raises:
+            ValueError: If its batches are not of `batch_type`.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        given = getattr(data, "batch_type", None)
+        if self.batch_type is not None and given is not None and not issubclass(given, self.batch_type):
+            raise ValueError(
+                f"`datamodule` must give {self.batch_type.__name__} for {type(self).__name__}, got "
+                f"{type(data).__name__}, which gives {given.__name__}. DPOModule learns from pairs, which "
+                "PreferenceDataModule reads; KTOModule from judged completions, from FeedbackDataModule"
+            )
 
     @property
     def tokenizer_source(self) -> str | None:

@@ -27,6 +27,7 @@ class DPOModule(ReferencedModule):
         loss: The preference loss.
     """
 
+    batch_type = PairBatch
     metric_names = tuple(METRIC_NAMES.values())
     in_progress_bar = ("loss", "rewards/margin", "rewards/accuracy")
 
@@ -91,6 +92,11 @@ class DPOModule(ReferencedModule):
         Returns:
             The policy's log-probabilities, the reference's or None, and the tokens computed for each.
         """
+        if not isinstance(batch, PairBatch):
+            raise ValueError(
+                f"`batch` must be a PairBatch for DPOModule, got {type(batch).__name__}; collate pairs with "
+                "PairBatch.from_pairs, or train on judged completions with KTOModule"
+            )
         completions = batch.completions()
         reference = self.reference.logps(completions, plan=self.plan())
         policy = self.logps(completions)
