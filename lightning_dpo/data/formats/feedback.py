@@ -19,12 +19,9 @@ from lightning_dpo.types import Feedback, Message
 
 __all__ = ["FEEDBACK_FORMATS", "as_label", "parse_feedback"]
 
-_LABELS = {
-    **dict.fromkeys(("true", "1", "1.0", "up", "thumbs_up", "thumbs up", "\N{THUMBS UP SIGN}"), True),
-    **dict.fromkeys(
-        ("false", "0", "0.0", "down", "thumbs_down", "thumbs down", "\N{THUMBS DOWN SIGN}"), False
-    ),
-}
+_TRUE = ("true", "1", "1.0", "up", "thumbs_up", "thumbs up", "\N{THUMBS UP SIGN}")
+_FALSE = ("false", "0", "0.0", "down", "thumbs_down", "thumbs down", "\N{THUMBS DOWN SIGN}")
+_LABELS = {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}
 """Labels as they are written, in small letters."""
 
 
