@@ -1,4 +1,4 @@
-"""Step for step beside TRL's KTOTrainer: same weights, token ids, mismatches and optimizer, so the same losses."""
+"""Step for step beside TRL's KTOTrainer: same weights, token ids and mismatches, so the same losses."""
 
 from __future__ import annotations
 
