@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
-from lightning_dpo.losses import DPOLoss, PreferenceLoss
+from lightning_dpo.losses import DPOLoss, PreferenceLoss, UnpairedLoss
 from lightning_dpo.scoring.forward import ScoringPlan
 from lightning_dpo.training.callbacks.startup_check import StartupCheck
 from lightning_dpo.training.metrics import METRIC_NAMES, pair_statistics
@@ -54,6 +54,11 @@ class DPOModule(ReferencedModule):
         """
         super().__init__(policy, **kwargs)
         self.loss = DPOLoss() if loss is None else loss
+        if isinstance(loss, UnpairedLoss):
+            raise ValueError(
+                f"`loss` must be a loss of pairs, such as DPOLoss, got {type(loss).__name__}; losses of "
+                "judged completions belong to KTOModule"
+            )
         if self.spec.kind == "none" and self.loss.needs_reference:
             raise ValueError(
                 f'`reference="none"` does not go with {type(self.loss).__name__}, which compares with a '
