@@ -71,13 +71,14 @@ class TestRows:
         assert data.train_examples.labels().tolist() == [row["label"] for row in ROWS]
 
 
-class TestFormats:
-    CHAT = {
-        "prompt": [{"role": "user", "content": "Sky?"}],
-        "completion": [{"role": "assistant", "content": "blue"}],
-        "label": 1,
-    }
+CHAT = {
+    "prompt": [{"role": "user", "content": "Sky?"}],
+    "completion": [{"role": "assistant", "content": "blue"}],
+    "label": 1,
+}
 
+
+class TestFormats:
     @pytest.mark.parametrize(
         ("row", "format"),
         [
@@ -91,21 +92,19 @@ class TestFormats:
         assert detect_format([row], kind=FEEDBACK) == format
 
     def test_messages(self) -> None:
-        expected = Feedback(self.CHAT["prompt"], self.CHAT["completion"], True)
-        whole = {**self.CHAT, "completion": [*self.CHAT["prompt"], *self.CHAT["completion"]]}
-        for row in (self.CHAT, {**self.CHAT, "prompt": "Sky?"}, whole):
+        expected = Feedback(CHAT["prompt"], CHAT["completion"], True)
+        whole = {**CHAT, "completion": [*CHAT["prompt"], *CHAT["completion"]]}
+        for row in (CHAT, {**CHAT, "prompt": "Sky?"}, whole):
             assert parse_feedback(row, format="messages") == expected
         with pytest.raises(BadRow, match="`completion` has a user turn"):
-            parse_feedback({**self.CHAT, "completion": self.CHAT["prompt"] * 2}, format="messages")
+            parse_feedback({**CHAT, "completion": CHAT["prompt"] * 2}, format="messages")
 
     def test_chat_templates_are_applied(self) -> None:
         tokenizer = byte_level(template=CHATML)
-        rows = [{**self.CHAT, "label": n % 2} for n in range(4)]
+        rows = [{**CHAT, "label": n % 2} for n in range(4)]
         data = ready_feedback(rows, tokenizer=tokenizer, shuffle=False)
         prompt, completion, _ = texts(next(iter(data.train_dataloader())), tokenizer)[0]
-        whole = tokenizer.apply_chat_template(
-            [*self.CHAT["prompt"], *self.CHAT["completion"]], tokenize=False
-        )
+        whole = tokenizer.apply_chat_template([*CHAT["prompt"], *CHAT["completion"]], tokenize=False)
         assert (prompt + completion) == whole.rstrip()
 
     @pytest.mark.parametrize("value", [True, 1, 1.0, "true", "True", "1", "thumbs_up", "up", "👍"])
