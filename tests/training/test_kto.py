@@ -178,7 +178,7 @@ class TestCachedReference:
     def test_other_mismatches_in_every_epoch_are_refused(self) -> None:
         module = KTOModule("not there", reference="cached")
         with pytest.raises(
-            ValueError, match=r"`reference=.cached.` does not go with KTOLoss .* `max_epochs: 1`"
+            ValueError, match=r"`reference=.cached.` does not go with KTOLoss .*`max_epochs: 1`"
         ):
             trainer(max_epochs=2).fit(module, feedback())
 
