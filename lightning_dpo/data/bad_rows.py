@@ -23,6 +23,11 @@ class Reason(StrEnum):
     LABEL = "not a label"
     TEMPLATE = "refused by the chat template"
     LONG = "over-long"
+    WEIGHTLESS = "weight 0"
+
+
+_WANTED = frozenset({Reason.LONG, Reason.WEIGHTLESS})
+"""Reasons that are no fault of a row: the user asked for such rows to be left out."""
 
 
 class BadRow(Exception):  # noqa: N818 - a finding about the data, not always an error
@@ -64,12 +69,12 @@ class BadRowHandling(NamedTuple):
             raise ValueError(f"`max_bad_fraction` must be between 0 and 1, got {self.max_fraction}")
 
     def apply_to_row(self, reason: Reason, *, place: str, detail: str) -> None:
-        """Stop at a row that was left out, if that is wanted; an over-long one is not bad.
+        """Stop at a row that was left out, if that is wanted; over-long and weightless ones are not bad.
 
         Raises:
             ValueError: If it is bad, and the first bad row is to end the run.
         """
-        if self.action == "raise" and reason is not Reason.LONG:
+        if self.action == "raise" and reason not in _WANTED:
             raise ValueError(
                 f"bad row at {place}, {reason}: {detail}. Correct it, or go on without it: "
                 '`on_bad_row="drop"`'
@@ -131,8 +136,8 @@ class RowReport:
 
     @property
     def bad(self) -> int:
-        """Rows at fault. Over-long rows are not: they are dropped only where the user asked for that."""
-        return sum(count for reason, count in self.counts.items() if reason is not Reason.LONG)
+        """Rows at fault. Over-long rows and rows of weight 0 are not: the user asked to leave them out."""
+        return sum(count for reason, count in self.counts.items() if reason not in _WANTED)
 
     @property
     def bad_fraction(self) -> float:

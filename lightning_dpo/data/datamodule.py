@@ -197,6 +197,7 @@ class TokenDataModule(pl.LightningDataModule):
             tokens_per_batch=self.tokens_per_batch,
             seed=self.seed,
             accumulate=_accumulation(trainer) if trainer else 1,
+            weights=self._train.weights(),
             **self._place(),
         )
         if trainer is None:
@@ -212,6 +213,7 @@ class TokenDataModule(pl.LightningDataModule):
             self._validation.lengths(),
             batch_size=self.batch_size if own is None else own,
             tokens_per_batch=self.tokens_per_batch if own is None else None,
+            weights=self._validation.weights(),
             **self._place(),
         )
         return self._loader(self._validation, sampler)

@@ -47,6 +47,10 @@ class TokenDataset(Dataset[Any], ABC):
         lengths: npt.NDArray[np.int64] = np.sum(self.store.part_lengths, axis=0, dtype=np.int64)
         return self._of_mine(lengths)
 
+    def weights(self) -> npt.NDArray[np.float32] | None:
+        """What each row counts, (rows,); None where the data do not say, so that all count 1."""
+        return None if self.store.weights is None else self._of_mine(self.store.weights)
+
     def _arrays(self, index: int) -> Any:
         """A row, its ids as arrays."""
         row: Any = self.store[index if self.indices is None else int(self.indices[index])]
@@ -62,7 +66,14 @@ class PairDataset(TokenDataset):
     def __getitem__(self, batch: BatchIndices) -> PairBatch:
         """Collate the pairs of a batch."""
         pairs = [self.pair(int(index)) for index in batch.indices]
-        return PairBatch.from_pairs(pairs, weights=batch.weights.tolist(), denominator=batch.denominator)
+        places = batch.indices if self.indices is None else self.indices[batch.indices]
+        margins = self.store.margins
+        return PairBatch.from_pairs(
+            pairs,
+            weights=batch.weights.tolist(),
+            denominator=batch.denominator,
+            margins=None if margins is None else margins[places].tolist(),
+        )
 
     def pair(self, index: int) -> TokenPair:
         """One pair, by its number in this data set; its ids are arrays."""
@@ -115,6 +126,11 @@ class SplitPairDataset(FeedbackDataset):
         """Tokens of each example, its prompt and its completion, (examples,)."""
         prompts, chosen, rejected = (self._of_mine(part) for part in self.store.part_lengths)
         return np.stack([prompts + chosen, prompts + rejected], axis=1).ravel().astype(np.int64)
+
+    def weights(self) -> npt.NDArray[np.float32] | None:
+        """What each example counts, as its pair does, (examples,); None where all count 1."""
+        weights = super().weights()
+        return None if weights is None else np.repeat(weights, 2)
 
     def labels(self) -> npt.NDArray[np.bool_]:
         """Whether each example is desirable, (examples,)."""

@@ -25,11 +25,13 @@ class RowParser(NamedTuple):
         format: One of the formats of its kind.
         columns: Our name of a column -> its name in the data.
         kind: What the rows hold.
+        numbers: Which of the kind's columns of numbers the data have.
     """
 
     format: str
     columns: Mapping[str, str]
     kind: RowKind = PAIRS
+    numbers: tuple[str, ...] = ()
 
     def __call__(self, record: Record) -> PreferencePair | Feedback:
         """Read a record.
@@ -37,7 +39,14 @@ class RowParser(NamedTuple):
         Raises:
             BadRow: If it holds nothing that can be used.
         """
-        return self.kind.parse(_renamed(decode(record), self.columns), format=self.format)
+        pair = self.kind.parse(_renamed(decode(record), self.columns), format=self.format)
+        for name in self.kind.numbers:
+            if name not in self.numbers and getattr(pair, name) is not None:
+                detail = f"`{name}` is given, but in none of the first {PROBED_ROWS} rows"
+                raise BadRow(Reason.MALFORMED, detail)
+        if "margin" in self.numbers and getattr(pair, "margin", None) is None:
+            raise BadRow(Reason.MALFORMED, "`margin` is missing, and other rows have it")
+        return pair
 
 
 def choose_parser(
@@ -88,8 +97,15 @@ def choose_parser(
         raise ValueError(
             f"`{split}` must hold {expected}, got none among the first {len(first)}; {malformed[0]}"
         )
-    found = format or detect_format([_renamed(row, columns) for row in rows], argument=split, kind=kind)
-    return RowParser(found, columns, kind)
+    named = [_renamed(row, columns) for row in rows]
+    numbers = tuple(name for name in kind.numbers if any(_is_given(row, name) for row in named))
+    found = format or detect_format(named, argument=split, kind=kind)
+    return RowParser(found, columns, kind, numbers)
+
+
+def _is_given(row: Row, column: str) -> bool:
+    value = row.get(column)
+    return value is not None and str(value).strip() != ""
 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:

@@ -87,6 +87,8 @@ def prepare(
         columns=parser.columns,
         rows=limit,
         **tokenizer.key_parts(),
+        # Left out where there are none, so that entries of versions that knew of none are found.
+        **({"numbers": parser.numbers} if parser.numbers else {}),
     )
     path = folder / key
     if TokenStore.exists(path):
@@ -96,7 +98,7 @@ def prepare(
         _probe_template(source, parser, tokenizer)
         chunks = _chunks(islice(source, limit))
         with (
-            new_entry(path, tokenizer.kind) as entry,
+            new_entry(path, tokenizer.kind, numbers=parser.numbers) as entry,
             closing(_work(chunks, parser, tokenizer, processes)) as outcomes,
         ):
             _write_entry(entry, outcomes, RowReport(source.name, parser.format), handling)
@@ -241,12 +243,20 @@ def _tokenise_chunk(
         except BadRow as bad:
             left_out.append((number, bad.reason, bad.detail))
     kept: list[Tokenised] = []
+    sources: list[PreferencePair | Feedback] = []
     rows: list[int] = []
-    for number, result in zip(numbers, tokenizer(pairs), strict=True):
+    for number, pair, result in zip(numbers, pairs, tokenizer(pairs), strict=True):
         if isinstance(result, BadRow):
             left_out.append((number, result.reason, result.detail))
         else:
             kept.append(result)
+            sources.append(pair)
             rows.append(first + number)
-    batch = arrow_batch([result.pair for result in kept], rows=rows, kind=tokenizer.kind)
+    values = {name: [_number(pair, name) for pair in sources] for name in parser.numbers}
+    batch = arrow_batch([result.pair for result in kept], rows=rows, kind=tokenizer.kind, numbers=values)
     return _Outcome(batch, sum(result.truncated for result in kept), sorted(left_out))
+
+
+def _number(pair: PreferencePair | Feedback, name: str) -> float:
+    value = getattr(pair, name)
+    return 1.0 if value is None else float(value)  # only a weight may be missing

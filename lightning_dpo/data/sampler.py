@@ -20,9 +20,10 @@ class BatchIndices(NamedTuple):
 
     Attributes:
         indices: The pairs, (batch,).
-        weights: 1 for each pair, or 0 where it only fills the batch of a rank that has none left, (batch,).
+        weights: What each pair counts, (batch,); 0 where it only fills the batch of a rank that has none
+            left.
         denominator: What the sum of the pairs' losses is divided by, so that accumulating and averaging
-            batches of any sizes, over steps and ranks, gives the mean over their pairs.
+            batches of any sizes, over steps and ranks, gives the weighted mean over their pairs.
     """
 
     indices: _Ints
@@ -38,12 +39,14 @@ class _Epoch(NamedTuple):
         order: The pairs, batch after batch, (pairs,).
         offsets: Where each batch begins in `order`, and where the last one ends, (batches + 1,).
         steps: Which batch each rank has at each step, -1 where it has none, (steps, ranks).
+        totals: What the pairs of each batch count together, (batches,).
     """
 
     number: int
     order: _Ints
     offsets: _Ints
     steps: _Ints
+    totals: npt.NDArray[np.float64]
 
 
 class PairBatchSampler(DistributedSampler[BatchIndices]):
@@ -68,6 +71,7 @@ class PairBatchSampler(DistributedSampler[BatchIndices]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int | Mapping[int, int] = 1,
+        weights: npt.NDArray[np.float32] | None = None,
     ) -> None:
         """Divide pairs into batches.
 
@@ -82,6 +86,7 @@ class PairBatchSampler(DistributedSampler[BatchIndices]):
             world_size: How many processes share the data.
             accumulate: Batches accumulated for an optimizer step; or a mapping from the first epoch of a
                 number to the number.
+            weights: What each pair counts, (pairs,), above 0; None lets all count 1.
 
         Raises:
             ValueError: If there are no pairs, or neither limit or a senseless one is given.
@@ -96,6 +101,11 @@ class PairBatchSampler(DistributedSampler[BatchIndices]):
             raise ValueError("`lengths` must hold at least one pair, got none")
         if not 0 <= rank < world_size:
             raise ValueError(f"`rank` must be from 0 to `world_size` - 1, got {rank} of {world_size}")
+        self._weights = np.ones(len(self._lengths), dtype=np.float32) if weights is None else weights
+        if len(self._weights) != len(self._lengths) or not (self._weights > 0).all():
+            raise ValueError(
+                f"`weights` must have a number above 0 for each of {len(self._lengths)} pairs, got {weights}"
+            )
         self.batch_size = batch_size
         self.tokens_per_batch = tokens_per_batch
         self.shuffle = shuffle
@@ -133,11 +143,11 @@ class PairBatchSampler(DistributedSampler[BatchIndices]):
     def _batch(self, step: int, epoch: _Epoch) -> BatchIndices:
         batch = int(epoch.steps[step, self.rank])
         indices = epoch.order[epoch.offsets[batch] : epoch.offsets[batch + 1]] if batch >= 0 else self._filler
-        weights = np.full(len(indices), float(batch >= 0), dtype=np.float32)
+        weights = self._weights[indices] * np.float32(batch >= 0)
         return BatchIndices(indices, weights, self._denominator(step, epoch))
 
     def _denominator(self, step: int, epoch: _Epoch) -> float:
-        """Pairs of the accumulation window over (batches of the window x ranks).
+        """What the pairs of the accumulation window count together over (batches of the window x ranks).
 
         Lightning divides each loss by the number of batches it accumulates, also in a last window that is
         incomplete, and gradients are averaged over ranks.
@@ -149,8 +159,7 @@ class PairBatchSampler(DistributedSampler[BatchIndices]):
         stop = min(start + window, max(min(len(self), used), step + 1))
         batches = epoch.steps[start:stop].ravel()
         batches = batches[batches >= 0]
-        count = (epoch.offsets[batches + 1] - epoch.offsets[batches]).sum()
-        return float(count) / (window * self.num_replicas)
+        return float(epoch.totals[batches].sum()) / (window * self.num_replicas)
 
     def _make_buckets(self) -> list[tuple[int, _Ints]]:
         """Batch size, and the pairs of like length that so many of fit in a batch; from short to long."""
@@ -188,7 +197,9 @@ class PairBatchSampler(DistributedSampler[BatchIndices]):
         steps = batches.reshape(-1, ranks)
         if random is not None and self.tokens_per_batch is not None:
             steps = random.permutation(steps)
-        return _Epoch(number, np.concatenate(order), np.cumsum([0, *counts]), steps)
+        pairs, offsets = np.concatenate(order), np.cumsum([0, *counts])
+        totals = np.add.reduceat(self._weights[pairs].astype(np.float64), offsets[:-1])
+        return _Epoch(number, pairs, offsets, steps, totals)
 
 
 class OrderedPairBatchSampler(PairBatchSampler, SequentialSampler):  # type: ignore[misc] # it yields batches, not indices

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -46,8 +46,22 @@ EXAMPLE_SCHEMA = pa.schema(
 _SCHEMAS = {TokenPair: SCHEMA, TokenExample: EXAMPLE_SCHEMA}
 
 
+def schema_with(numbers: Sequence[str], kind: type[TokenRow] = TokenPair) -> pa.Schema:
+    """The schema of rows that have further numbers; that of their kind alone where they have none.
+
+    Args:
+        numbers: What the numbers are called: "margin", "weight".
+        kind: What the rows are.
+    """
+    return pa.schema([*_SCHEMAS[kind], *(pa.field(name, pa.float32()) for name in numbers)])
+
+
 def arrow_batch(
-    pairs: Sequence[TokenRow], *, rows: Sequence[int], kind: type[TokenRow] = TokenPair
+    pairs: Sequence[TokenRow],
+    *,
+    rows: Sequence[int],
+    kind: type[TokenRow] = TokenPair,
+    numbers: Mapping[str, Sequence[float]] | None = None,
 ) -> pa.RecordBatch:
     """Tokenised rows as Arrow columns.
 
@@ -55,10 +69,13 @@ def arrow_batch(
         pairs: Pairs or examples.
         rows: The number of each one's row in the source, from 0.
         kind: What they are.
+        numbers: Further numbers of each row, by what they are called.
     """
-    schema = _SCHEMAS[kind]
+    numbers = numbers or {}
+    schema = schema_with(list(numbers), kind)
     columns = [_column([pair[k] for pair in pairs], schema.types[k]) for k in range(len(kind._fields))]
-    return pa.RecordBatch.from_arrays([*columns, pa.array(rows, pa.int64())], schema=schema)
+    columns += [pa.array(rows, pa.int64()), *(pa.array(column, pa.float32()) for column in numbers.values())]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _column(values: Sequence[Any], type: pa.DataType) -> pa.Array:
@@ -73,16 +90,17 @@ def _ids(parts: Sequence[Sequence[int]]) -> pa.ListArray:
 
 
 class _Piece(NamedTuple):
-    """One record batch: where the ids of each part begin, the ids, and labels; views of the mapped file."""
+    """One record batch: where the ids of each part begin, the ids, labels and numbers; views of the file."""
 
     offsets: tuple[npt.NDArray[np.int32], ...]
     values: tuple[npt.NDArray[np.int32], ...]
     labels: npt.NDArray[np.bool_] | None
     rows: npt.NDArray[np.int64]
+    numbers: dict[str, npt.NDArray[np.float32]]
 
 
 class TokenStore(Sequence[TokenRow]):
-    """Tokenised pairs or examples, read from disk as they are asked for; only their lengths are in memory.
+    """Tokenised pairs or examples, read from disk as asked for; only lengths and numbers are in memory.
 
     Attributes:
         path: The cache entry.
@@ -90,6 +108,9 @@ class TokenStore(Sequence[TokenRow]):
         report: What became of every row.
         part_lengths: Tokens of the prompt, and of the completion or of both in turn, (rows,) each.
         labels: Whether each example is desirable, (rows,); None for pairs.
+        margins: By how much each chosen completion's score is above the rejected one's, (rows,); None where
+            the data do not say.
+        weights: What each row counts, (rows,); None where the data do not say, so that all count 1.
     """
 
     def __init__(self, path: Path, kind: type[TokenRow] = TokenPair) -> None:
@@ -105,6 +126,7 @@ class TokenStore(Sequence[TokenRow]):
         )
         labels = [piece.labels for piece in self._pieces if piece.labels is not None]
         self.labels = np.concatenate(labels) if labels else None
+        self.margins, self.weights = (self._numbers(name) for name in ("margin", "weight"))
 
     @staticmethod
     def exists(path: Path) -> bool:
@@ -142,6 +164,10 @@ class TokenStore(Sequence[TokenRow]):
         self.__dict__.update(state)
         self._open()
 
+    def _numbers(self, name: str) -> npt.NDArray[np.float32] | None:
+        columns = [piece.numbers[name] for piece in self._pieces if name in piece.numbers]
+        return np.concatenate(columns) if columns else None
+
     def _find(self, index: int) -> tuple[_Piece, int]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"there are {len(self)} rows, got index {index}")
@@ -169,17 +195,18 @@ def _piece(batch: pa.RecordBatch, kind: type[TokenRow]) -> _Piece:
         tuple(column.values.to_numpy() for column in columns),
         batch.column("label").to_numpy(zero_copy_only=False) if kind is TokenExample else None,
         batch.column("row").to_numpy(),
+        {name: batch.column(name).to_numpy() for name in batch.schema.names[len(_SCHEMAS[kind]) :]},
     )
 
 
 class EntryWriter:
     """Writes a cache entry."""
 
-    def __init__(self, folder: Path, kind: type[TokenRow] = TokenPair) -> None:
+    def __init__(self, folder: Path, kind: type[TokenRow], numbers: Sequence[str]) -> None:
         """Begin an entry in an empty folder."""
         self._folder = folder
         self._file = pa.OSFile(str(folder / _FILES[kind]), "wb")
-        self._writer = pa.ipc.new_file(self._file, _SCHEMAS[kind])
+        self._writer = pa.ipc.new_file(self._file, schema_with(numbers, kind))
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append rows."""
@@ -196,7 +223,9 @@ class EntryWriter:
 
 
 @contextmanager
-def new_entry(path: Path, kind: type[TokenRow] = TokenPair) -> Iterator[EntryWriter]:
+def new_entry(
+    path: Path, kind: type[TokenRow] = TokenPair, *, numbers: Sequence[str] = ()
+) -> Iterator[EntryWriter]:
     """Write a cache entry that appears complete or not at all.
 
     Processes may write the same entry at the same time: the first to finish is kept.
@@ -204,13 +233,14 @@ def new_entry(path: Path, kind: type[TokenRow] = TokenPair) -> Iterator[EntryWri
     Args:
         path: The folder that appears.
         kind: What it will hold.
+        numbers: What further numbers the rows have.
 
     Raises:
         OSError: If it cannot be written.
     """
     try:
         with scratch_folder(path) as folder:
-            writer = EntryWriter(folder, kind)
+            writer = EntryWriter(folder, kind, numbers)
             try:
                 yield writer
             finally:

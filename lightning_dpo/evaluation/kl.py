@@ -69,7 +69,7 @@ class KLResult:
 
     @property
     def monte_carlo(self) -> Estimate:
-        """The same KL from the log-ratios of the sampled tokens alone: unbiased, may be negative."""
+        """KL(policy || reference) from the sampled tokens' log-ratios alone: unbiased, may be negative."""
         return Estimate.of(self.logratios)
 
 

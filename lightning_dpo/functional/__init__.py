@@ -4,6 +4,7 @@ Tensors in, tensors out; nothing here holds state or knows of models. `lightning
 per loss over these functions.
 """
 
+from lightning_dpo.functional.bradley_terry import bradley_terry_loss
 from lightning_dpo.functional.logratio import (
     aot_margin,
     apo_down_loss,
@@ -19,6 +20,8 @@ from lightning_dpo.functional.margin import (
     exo_loss,
     hinge_loss,
     ipo_loss,
+    odpo_loss,
+    rdpo_loss,
     robust_dpo_loss,
 )
 from lightning_dpo.functional.reference_free import (
@@ -31,6 +34,7 @@ from lightning_dpo.functional.reference_free import (
 from lightning_dpo.functional.scores import (
     Divergence,
     alpha_divergence_score,
+    chi_squared_kl_score,
     divergence_score,
     forward_kl_score,
     js_divergence_score,
@@ -45,6 +49,8 @@ __all__ = [
     "apo_down_loss",
     "apo_zero_loss",
     "bco_loss",
+    "bradley_terry_loss",
+    "chi_squared_kl_score",
     "cpo_loss",
     "discopop_loss",
     "divergence_score",
@@ -59,7 +65,9 @@ __all__ = [
     "kto_z0",
     "log_odds",
     "nca_loss",
+    "odpo_loss",
     "orpo_loss",
+    "rdpo_loss",
     "reverse_kl_score",
     "robust_dpo_loss",
     "simpo_loss",

@@ -19,6 +19,8 @@ __all__ = [
     "exo_loss",
     "hinge_loss",
     "ipo_loss",
+    "odpo_loss",
+    "rdpo_loss",
     "robust_dpo_loss",
 ]
 
@@ -54,6 +56,36 @@ def dpop_loss(delta: Tensor, *, chosen_logratio: Tensor, beta: float, anchor: fl
         Loss of each pair, (batch,).
     """
     return dpo_loss(delta - anchor * relu(-chosen_logratio), beta=beta)
+
+
+def rdpo_loss(delta: Tensor, *, length_difference: Tensor, beta: float, length_penalty: float) -> Tensor:
+    """Length-regularised DPO, R-DPO, https://arxiv.org/abs/2403.19159.
+
+    Args:
+        delta: Margin of each pair, (batch,), nats.
+        length_difference: Tokens of the chosen completion less those of the rejected one, (batch,).
+        beta: Strength of the KL constraint.
+        length_penalty: The paper's alpha: reward that a token costs.
+
+    Returns:
+        Loss of each pair, (batch,).
+    """
+    # What labels say of a pair is explained by length first; the policy learns the rest.
+    return -logsigmoid(beta * delta + length_penalty * length_difference.to(delta.dtype))
+
+
+def odpo_loss(delta: Tensor, *, offset: Tensor, beta: float) -> Tensor:
+    """DPO with an offset, ODPO, https://arxiv.org/abs/2402.10571.
+
+    Args:
+        delta: Margin of each pair, (batch,), nats.
+        offset: By how much the rewards of each pair should differ, (batch,), in units of beta * delta.
+        beta: Strength of the KL constraint.
+
+    Returns:
+        Loss of each pair, (batch,).
+    """
+    return -logsigmoid(beta * delta - offset)
 
 
 def ipo_loss(delta: Tensor, *, beta: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 With an f-divergence in place of the reverse KL in the constraint, the optimal policy satisfies
 reward = beta * f'(pi / pi_ref) + constant, so that s(r) = f'(exp(r)) stands where DPO has the log-ratio r.
-Every score is 0 at r = 0 and has slope 1 there (1/2 for Jensen-Shannon).
+Every score is 0 at r = 0 and has slope 1 there (1/2 for Jensen-Shannon, 2 for chi-squared plus KL).
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ __all__ = [
     "EXPONENT_LIMIT",
     "Divergence",
     "alpha_divergence_score",
+    "chi_squared_kl_score",
     "divergence_score",
     "forward_kl_score",
     "js_divergence_score",
     "reverse_kl_score",
 ]
 
-Divergence: TypeAlias = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+Divergence: TypeAlias = Literal[
+    "reverse_kl", "forward_kl", "js_divergence", "alpha_divergence", "chi_squared_kl"
+]
 """Names of the divergences between policy and reference."""
 
 EXPONENT_LIMIT = 30.0
@@ -96,6 +99,23 @@ def alpha_divergence_score(logratio: Tensor, *, alpha: float) -> Tensor:
     return _expm1_with_tangent((alpha - 1) * logratio) / (alpha - 1)
 
 
+def chi_squared_kl_score(logratio: Tensor) -> Tensor:
+    """Score of the chi-squared divergence plus the reverse KL, s(r) = exp(r) - 1 + r: chi-PO.
+
+    It is the link function phi(z) = z + log z of https://arxiv.org/abs/2407.13399 at z = exp(r), less phi(1),
+    which the margin of whole completions cancels and which would be left over per token. To give a completion
+    z times the reference's probability takes a reward that grows like z where DPO's grows like log z. exp
+    goes on as its tangent from `EXPONENT_LIMIT`.
+
+    Args:
+        logratio: r = log pi(y|x) - log pi_ref(y|x), (batch,), nats.
+
+    Returns:
+        s(r), (batch,).
+    """
+    return _expm1_with_tangent(logratio) + logratio
+
+
 def divergence_score(
     logratio: Tensor, *, divergence: Divergence = "reverse_kl", alpha: float = 0.5
 ) -> Tensor:
@@ -121,4 +141,6 @@ def divergence_score(
             return js_divergence_score(logratio)
         case "alpha_divergence":
             return alpha_divergence_score(logratio, alpha=alpha)
+        case "chi_squared_kl":
+            return chi_squared_kl_score(logratio)
     raise ValueError(f"`divergence` must be one of {Divergence.__args__}, got {divergence=}")

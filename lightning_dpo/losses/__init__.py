@@ -14,6 +14,7 @@ from lightning_dpo.losses.margin import (
     MarginLoss,
     RobustDPOLoss,
 )
+from lightning_dpo.losses.offset import ODPOLoss, RDPOLoss
 from lightning_dpo.losses.reference_free import CPOLoss, ORPOLoss, SFTLoss, SimPOLoss, UnlikelihoodLoss
 from lightning_dpo.losses.unpaired import KTOLoss, UnpairedAPOZeroLoss, UnpairedLoss
 
@@ -36,8 +37,10 @@ __all__ = [
     "LengthNormalizedDPOLoss",
     "MarginLoss",
     "NCALoss",
+    "ODPOLoss",
     "ORPOLoss",
     "PreferenceLoss",
+    "RDPOLoss",
     "RobustDPOLoss",
     "SFTLoss",
     "SPPOLoss",

@@ -10,7 +10,13 @@ from torch import Tensor
 from lightning_dpo import functional
 from lightning_dpo.functional.scores import Divergence
 from lightning_dpo.losses.base import PreferenceLoss, per_token
-from lightning_dpo.losses.checks import check_beta, check_label_smoothing, check_non_negative, check_range
+from lightning_dpo.losses.checks import (
+    check_beta,
+    check_label_smoothing,
+    check_non_negative,
+    check_positive,
+    check_range,
+)
 from lightning_dpo.types import PairLogps
 
 __all__ = [
@@ -34,15 +40,24 @@ class MarginLoss(PreferenceLoss):
 
     Args:
         beta: Strength of the KL constraint, greater than 0.
-        divergence: "reverse_kl", "forward_kl", "js_divergence" or "alpha_divergence".
+        divergence: "reverse_kl", "forward_kl", "js_divergence", "alpha_divergence" or "chi_squared_kl", which
+            makes DPO chi-PO (https://arxiv.org/abs/2407.13399).
         alpha: Parameter of the alpha-divergence, from 0 (forward KL) to 1 (reverse KL).
+        max_reward: The R_max of chi-PO: beta Delta is clipped at plus and minus twice this. Rewards in
+            [0, R_max] differ by no more, and a pair beyond it, on either side, teaches nothing further. None
+            does not clip.
 
     Raises:
         ValueError: If an argument is out of its range.
     """
 
     def __init__(
-        self, beta: float = 0.1, *, divergence: Divergence = "reverse_kl", alpha: float = 0.5
+        self,
+        beta: float = 0.1,
+        *,
+        divergence: Divergence = "reverse_kl",
+        alpha: float = 0.5,
+        max_reward: float | None = None,
     ) -> None:
         super().__init__()
         self.beta = check_beta(beta)
@@ -52,6 +67,9 @@ class MarginLoss(PreferenceLoss):
         self.alpha = check_range(
             "alpha", alpha, low=0, high=1, hint="0 is the forward KL and 1 the reverse KL, 0.5 lies between"
         )
+        self.max_reward = max_reward
+        if max_reward is not None:
+            check_positive("max_reward", max_reward, hint="None leaves margins as they are")
 
     def scores(self, policy: PairLogps, reference: PairLogps | None) -> tuple[Tensor, Tensor]:
         """Scores of the chosen and the rejected completions, which the margin compares, (batch,) each.
@@ -68,20 +86,20 @@ class MarginLoss(PreferenceLoss):
         )
 
     def margin(self, policy: PairLogps, reference: PairLogps | None) -> Tensor:
-        """Delta of each pair, the difference of its scores, (batch,).
+        """Delta of each pair, the difference of its scores, clipped where `max_reward` says so, (batch,).
 
         Raises:
             ValueError: If `reference` is None.
         """
         chosen, rejected = self.scores(policy, reference)
-        return chosen - rejected
+        delta = chosen - rejected
+        if self.max_reward is None:
+            return delta
+        limit = 2 * self.max_reward / self.beta
+        return delta.clamp(-limit, limit)
 
     def margin_per_token(self, policy: PairLogps, reference: PairLogps | None) -> Tensor:
-        """Delta with each score divided by its completion's token count, (batch,).
-
-        Raises:
-            ValueError: If `reference` is None.
-        """
+        """Delta with each score divided by its completion's token count, (batch,); for losses to build on."""
         chosen, rejected = per_token(self.scores(policy, reference), policy)
         return chosen - rejected
 
@@ -101,6 +119,7 @@ class DPOLoss(MarginLoss):
             Delta = log((1 - label_smoothing) / label_smoothing) / beta and not at infinity.
         divergence: Constraint in place of the reverse KL, see `MarginLoss`.
         alpha: Parameter of "alpha_divergence".
+        max_reward: Bound of chi-PO, see `MarginLoss`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -113,8 +132,9 @@ class DPOLoss(MarginLoss):
         label_smoothing: float = 0.0,
         divergence: Divergence = "reverse_kl",
         alpha: float = 0.5,
+        max_reward: float | None = None,
     ) -> None:
-        super().__init__(beta, divergence=divergence, alpha=alpha)
+        super().__init__(beta, divergence=divergence, alpha=alpha, max_reward=max_reward)
         self.label_smoothing = check_label_smoothing(label_smoothing)
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
@@ -142,6 +162,7 @@ class IPOLoss(MarginLoss):
         length_normalized: Divide each score by its completion's token count.
         divergence: Constraint in place of the reverse KL, see `MarginLoss`.
         alpha: Parameter of "alpha_divergence".
+        max_reward: Bound of chi-PO, see `MarginLoss`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -154,14 +175,15 @@ class IPOLoss(MarginLoss):
         length_normalized: bool = True,
         divergence: Divergence = "reverse_kl",
         alpha: float = 0.5,
+        max_reward: float | None = None,
     ) -> None:
-        super().__init__(beta, divergence=divergence, alpha=alpha)
+        super().__init__(beta, divergence=divergence, alpha=alpha, max_reward=max_reward)
         self.length_normalized = length_normalized
-        self._normalize = per_token if length_normalized else _per_completion
 
     def scores(self, policy: PairLogps, reference: PairLogps | None) -> tuple[Tensor, Tensor]:
         """Scores s(r) of the chosen and the rejected completions, per token or not, (batch,) each."""
-        return self._normalize(super().scores(policy, reference), policy)
+        sums = super().scores(policy, reference)
+        return per_token(sums, policy) if self.length_normalized else sums
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,)."""
@@ -179,6 +201,7 @@ class HingeLoss(MarginLoss):
         beta: The loss is zero from Delta = 1 / beta; greater than 0.
         divergence: Constraint in place of the reverse KL, see `MarginLoss`.
         alpha: Parameter of "alpha_divergence".
+        max_reward: Bound of chi-PO, see `MarginLoss`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -201,15 +224,21 @@ class LengthNormalizedDPOLoss(MarginLoss):
             Tulu 3 (https://arxiv.org/abs/2411.15124).
         divergence: Constraint in place of the reverse KL, see `MarginLoss`.
         alpha: Parameter of "alpha_divergence".
+        max_reward: Bound of chi-PO, see `MarginLoss`.
 
     Raises:
         ValueError: If an argument is out of its range.
     """
 
     def __init__(
-        self, beta: float = 5.0, *, divergence: Divergence = "reverse_kl", alpha: float = 0.5
+        self,
+        beta: float = 5.0,
+        *,
+        divergence: Divergence = "reverse_kl",
+        alpha: float = 0.5,
+        max_reward: float | None = None,
     ) -> None:
-        super().__init__(beta, divergence=divergence, alpha=alpha)
+        super().__init__(beta, divergence=divergence, alpha=alpha, max_reward=max_reward)
 
     def scores(self, policy: PairLogps, reference: PairLogps | None) -> tuple[Tensor, Tensor]:
         """Scores s(r) per token of the chosen and the rejected completions, (batch,) each."""
@@ -232,6 +261,7 @@ class RobustDPOLoss(MarginLoss):
         label_smoothing: Probability that a label is flipped, from 0 (plain DPO) to below 0.5.
         divergence: Constraint in place of the reverse KL, see `MarginLoss`.
         alpha: Parameter of "alpha_divergence".
+        max_reward: Bound of chi-PO, see `MarginLoss`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -244,8 +274,9 @@ class RobustDPOLoss(MarginLoss):
         label_smoothing: float = 0.1,
         divergence: Divergence = "reverse_kl",
         alpha: float = 0.5,
+        max_reward: float | None = None,
     ) -> None:
-        super().__init__(beta, divergence=divergence, alpha=alpha)
+        super().__init__(beta, divergence=divergence, alpha=alpha, max_reward=max_reward)
         self.label_smoothing = check_label_smoothing(label_smoothing)
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
@@ -267,6 +298,7 @@ class EXOLoss(MarginLoss):
             paper recommends 1e-3.
         divergence: Constraint in place of the reverse KL, see `MarginLoss`.
         alpha: Parameter of "alpha_divergence".
+        max_reward: Bound of chi-PO, see `MarginLoss`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -279,8 +311,9 @@ class EXOLoss(MarginLoss):
         label_smoothing: float = 1e-3,
         divergence: Divergence = "reverse_kl",
         alpha: float = 0.5,
+        max_reward: float | None = None,
     ) -> None:
-        super().__init__(beta, divergence=divergence, alpha=alpha)
+        super().__init__(beta, divergence=divergence, alpha=alpha, max_reward=max_reward)
         self.label_smoothing = check_range(
             "label_smoothing",
             label_smoothing,
@@ -309,6 +342,7 @@ class DiscoPOPLoss(MarginLoss):
             would outgrow its weight, so that falling margins blow up.
         divergence: Constraint in place of the reverse KL, see `MarginLoss`.
         alpha: Parameter of "alpha_divergence".
+        max_reward: Bound of chi-PO, see `MarginLoss`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -321,8 +355,9 @@ class DiscoPOPLoss(MarginLoss):
         tau: float = 0.05,
         divergence: Divergence = "reverse_kl",
         alpha: float = 0.5,
+        max_reward: float | None = None,
     ) -> None:
-        super().__init__(beta, divergence=divergence, alpha=alpha)
+        super().__init__(beta, divergence=divergence, alpha=alpha, max_reward=max_reward)
         self.tau = check_range("tau", tau, low=0, high=1, ends="high", hint="the paper uses 0.05")
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
@@ -361,8 +396,3 @@ class DPOPLoss(PreferenceLoss):
     def expected_at_start(self) -> float:
         """The loss of every pair at the start: ln 2."""
         return math.log(2)
-
-
-def _per_completion(sums: tuple[Tensor, Tensor], policy: PairLogps) -> tuple[Tensor, Tensor]:
-    """The sums over the chosen and the rejected completions, not divided, (batch,) each."""
-    return sums

@@ -30,7 +30,7 @@ _VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transfor
 
 _KNOWN_PACKAGES = ("torch", "transformers", "peft")
 
-_SETTLED_NS = 2 * 10**9
+SETTLED_NS = 2 * 10**9
 """A file that changed less than this ago could change again without its time stamp showing it."""
 
 
@@ -91,7 +91,7 @@ def file_hash(path: Path) -> str:
     began = time.time_ns()
     with real.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
-    if _stamp(real) == stamp and began - max(stamp[1:3]) > _SETTLED_NS:
+    if _stamp(real) == stamp and began - max(stamp[1:3]) > SETTLED_NS:
         _remember(memory, {"path": str(real), "stamp": stamp, "sha256": value})
     return value
 

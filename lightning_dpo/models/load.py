@@ -132,7 +132,7 @@ def _package_file(source: str) -> Path:
 
 
 def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that knows nothing of the GGUF file, so that it can be saved."""
+    """A model's weights in another one that knows nothing of the GGUF file, so that it can be saved."""
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

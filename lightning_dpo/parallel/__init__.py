@@ -4,7 +4,7 @@ from lightning_dpo.models.unwrap import is_sharded
 from lightning_dpo.parallel.build import build_frozen, build_trained
 from lightning_dpo.parallel.checkpoints import on_rank_zero
 from lightning_dpo.parallel.gradients import clip_gradients, gradient_norm
-from lightning_dpo.parallel.sharding import Sharding, full_state, mix_weights, shard
+from lightning_dpo.parallel.sharding import Sharding, full_state, mix_weights, shard, shard_head
 from lightning_dpo.parallel.strategies import FSDP1Strategy, FSDP2Strategy, sharding_for
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "mix_weights",
     "on_rank_zero",
     "shard",
+    "shard_head",
     "sharding_for",
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lightning_dpo.files import discard, partial_name, put_in_place
+from lightning_dpo.files import current_name, discard, partial_name, put_in_place
 from lightning_dpo.parallel.checkpoints import METADATA, on_rank_zero, unwritable
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ class WholeFolders(_Base):
     def _saves_folders(self) -> bool:
         """Whether ranks write their own parts."""
         raise AssertionError("the strategy says")
+
+    def load_checkpoint(self, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a folder; one that a killed run had put aside may have been put back since it was found."""
+        return super().load_checkpoint(current_name(Path(self.broadcast(checkpoint_path))), *args, **kwargs)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None

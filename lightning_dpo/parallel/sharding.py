@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from lightning_dpo.models.unwrap import causal_lm
-from lightning_dpo.scoring.forward import GATHERED_ENTRY, ScoringPlan, run_rows
-from lightning_dpo.scoring.layout import InputRows
-from lightning_dpo.scoring.lm_head import TokenLogps
+from lightning_dpo.scoring.forward import GATHERED_ENTRY
 
 __all__ = [
     "Sharding",
@@ -32,7 +30,10 @@ __all__ = [
     "mix_weights",
     "reshard",
     "shard",
+    "shard_head",
 ]
+
+_Result = TypeVar("_Result")
 
 
 class Sharding(NamedTuple):
@@ -99,12 +100,7 @@ def shard(model: nn.Module, sharding: Sharding) -> None:
     Tied embeddings stay tied, since both ends are in the rest. Scoring enters the model by a method of its
     own, which gathers the rest: it reaches the head's weight without passing through `forward`.
     """
-    offload = CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy()
-    precision = MixedPrecisionPolicy(
-        param_dtype=sharding.compute_dtype,
-        reduce_dtype=None if sharding.compute_dtype is None else torch.float32,
-    )
-    options: dict[str, Any] = {"mesh": sharding.mesh, "mp_policy": precision, "offload_policy": offload}
+    options = _options(sharding)
     for block in blocks(model, sharding.block_classes):
         fully_shard(block, reshard_after_forward=sharding.reshard_after_forward, **options)
     # Not an adapter's wrapper: generation goes around it.
@@ -112,6 +108,11 @@ def shard(model: nn.Module, sharding: Sharding) -> None:
     fully_shard(root, **options)
     root.register_forward_hook(lambda *_: _after_pass(model))
     _add_scoring_entry(model)
+
+
+def shard_head(head: nn.Module, sharding: Sharding) -> None:
+    """Shard a head that stands beside the policy, in place; it is computed in the type that it is kept in."""
+    fully_shard(head, **_options(sharding._replace(compute_dtype=None)))
 
 
 def reshard(model: nn.Module) -> None:
@@ -150,6 +151,15 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
     return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
 
 
+def _options(sharding: Sharding) -> dict[str, Any]:
+    precision = MixedPrecisionPolicy(
+        param_dtype=sharding.compute_dtype,
+        reduce_dtype=None if sharding.compute_dtype is None else torch.float32,
+    )
+    offload = CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy()
+    return {"mesh": sharding.mesh, "mp_policy": precision, "offload_policy": offload}
+
+
 def _after_pass(model: nn.Module) -> None:
     """Free gathered weights where no backward pass will come to do it.
 
@@ -161,20 +171,16 @@ def _after_pass(model: nn.Module) -> None:
 
 
 def _add_scoring_entry(model: nn.Module) -> None:
-    name = "_lightning_dpo_run_gathered"
+    def run(function: Callable[..., _Result], *args: Any) -> _Result:
+        return function(model, *args)
 
-    def run_gathered(rows: InputRows, plan: ScoringPlan) -> TokenLogps:
-        return run_rows(model, rows, plan=plan)
+    root: Any = causal_lm(model)
+    root._lightning_dpo_run = run
+    register_fsdp_forward_method(root, "_lightning_dpo_run")
 
-    root = causal_lm(model)
-    setattr(root, name, run_gathered)
-    register_fsdp_forward_method(root, name)
-
-    def enter(rows: InputRows, *, plan: ScoringPlan) -> TokenLogps:
-        # A plan without chunked head calls the model, which gathers by itself.
-        run = getattr(root, name) if plan.chunked_head else run_gathered
-        tokens: TokenLogps = run(rows, plan)
+    def enter(function: Callable[..., _Result], *args: Any) -> _Result:
+        result: _Result = root._lightning_dpo_run(function, *args)
         _after_pass(model)
-        return tokens
+        return result
 
     setattr(model, GATHERED_ENTRY, enter)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
+from lightning_dpo.files import current_name
+from lightning_dpo.models.unwrap import is_sharded
 from lightning_dpo.parallel.checkpoint_folders import WholeFolders
 from lightning_dpo.parallel.checkpoints import load_full, load_full_optimizer
 from lightning_dpo.parallel.sharding import Sharding, block_classes
-from lightning_dpo.scoring.forward import GATHERED_ENTRY, ScoringPlan, run_rows
-from lightning_dpo.scoring.layout import InputRows
-from lightning_dpo.scoring.lm_head import TokenLogps
+from lightning_dpo.scoring.forward import GATHERED_ENTRY
 
 __all__ = ["FSDP1Strategy", "FSDP2Strategy", "check_strategy", "sharding_for", "sharding_of", "wrap_policy"]
 
@@ -84,8 +84,8 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
             super().model_to_device()
             return
         assert self.lightning_module is not None
-        for name, part in self.lightning_module.named_children():
-            if name != "policy":
+        for part in self.lightning_module.children():
+            if not is_sharded(part):
                 part.to(self.root_device)
         self.lightning_module._device = self.root_device
 
@@ -95,7 +95,7 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
         weights_only: bool | None = None,  # noqa: FBT001
     ) -> dict[str, Any]:
         """Load a folder or a file, saved on any number of ranks, under this or another strategy."""
-        path = Path(self.broadcast(checkpoint_path))
+        path = current_name(Path(self.broadcast(checkpoint_path)))
         if path.is_dir():
             return super().load_checkpoint(path, weights_only=weights_only)
         content: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
@@ -138,13 +138,14 @@ class FSDP1Strategy(WholeFolders, FSDPStrategy):
         module: Any = self.lightning_module
         if "auto_wrap_policy" not in self.kwargs:
             self.kwargs["auto_wrap_policy"] = wrap_policy(module.policy, self.block_classes)
-        if module.reference_model is not None:
-            self._wrap_reference(module.reference_model)
+        reference = getattr(module, "reference_model", None)
+        if reference is not None:
+            self._wrap_reference(reference)
         return super()._setup_model(model)
 
     def _wrap_reference(self, reference: nn.Module) -> None:
         wrapped = FullyShardedDataParallel(
-            _Scorer(reference),
+            _Entered(reference),
             cpu_offload=self.cpu_offload,
             mixed_precision=self.mixed_precision_config,
             sharding_strategy=self.sharding_strategy,
@@ -152,22 +153,19 @@ class FSDP1Strategy(WholeFolders, FSDPStrategy):
             **{**self.kwargs, "auto_wrap_policy": wrap_policy(reference, self.block_classes)},
         )
 
-        def enter(rows: InputRows, *, plan: ScoringPlan) -> TokenLogps:
-            tokens: TokenLogps = wrapped(rows, plan)
-            return tokens
-
-        setattr(reference, GATHERED_ENTRY, enter)
+        # A function, since a module would become a part of the one that it holds.
+        setattr(reference, GATHERED_ENTRY, lambda *args: wrapped(*args))
 
 
-class _Scorer(nn.Module):
-    """A model whose forward pass is scoring: FSDP1 gathers the outermost weights in `forward` only."""
+class _Entered(nn.Module):
+    """A model whose forward pass is any function of it: FSDP1 gathers the outermost weights only there."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, rows: InputRows, plan: ScoringPlan) -> TokenLogps:
-        return run_rows(self.model, rows, plan=plan)
+    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(self.model, *args)
 
 
 def wrap_policy(model: nn.Module, names: Sequence[str] | None = None) -> ModuleWrapPolicy:

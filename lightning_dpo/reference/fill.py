@@ -63,7 +63,7 @@ class FillReferenceCache(pl.Callback):
             reference.policy_changes()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report."""
+        """Say what was taken from the cache."""
         self._finish(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -72,7 +72,7 @@ class FillReferenceCache(pl.Callback):
             fill_cache(pl_module, trainer=trainer)  # type: ignore[arg-type]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report, where there is no training."""
+        """Say what was taken from the cache, where there is no training."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._finish(trainer, pl_module)
 

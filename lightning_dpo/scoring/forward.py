@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +22,19 @@ __all__ = [
     "ScoringPlan",
     "completion_logits",
     "completion_logps",
+    "completion_states",
     "lay_out",
-    "run_rows",
     "score",
     "score_rows",
 ]
 
 LayoutName: TypeAlias = Literal["shared", "concatenated"]
 
-GATHERED_ENTRY = "_lightning_dpo_score_rows"
-"""Attribute by which a sharded model gathers the weights that scoring uses without calling the model."""
+GATHERED_ENTRY = "_lightning_dpo_run_gathered"
+"""Attribute by which a sharded model runs a function of itself with the weights gathered that it uses without
+calling the model: ``(function, *args) -> function(model, *args)``."""
+
+_Result = TypeVar("_Result")
 
 
 class ScoringPlan(NamedTuple):
@@ -82,28 +85,31 @@ def score(model: nn.Module, batch: CompletionBatch, *, plan: ScoringPlan) -> Com
 
 def score_rows(model: nn.Module, rows: InputRows, *, plan: ScoringPlan) -> TokenLogps:
     """Log-probability of every completion token of rows, (completion_tokens,)."""
-    gathered: Callable[..., TokenLogps] | None = getattr(model, GATHERED_ENTRY, None)
-    return run_rows(model, rows, plan=plan) if gathered is None else gathered(rows, plan=plan)
-
-
-def run_rows(model: nn.Module, rows: InputRows, *, plan: ScoringPlan) -> TokenLogps:
-    """What `score_rows` does with a model whose weights are at hand."""
-    if not plan.chunked_head:
-        return logits_logps(
-            model_logits(model, rows.input_ids, rows.attention_mask),
-            predict=rows.predict,
-            targets=rows.targets,
-            confidence=plan.confidences,
-        )
-    lm = causal_lm(model)
-    head = find_head(lm)
-    assert head is not None, "a plan with a chunked head is only made for models that have one"
-    return head_logps(
-        _hidden_states(lm, rows).flatten(0, 1).index_select(0, rows.predict),
-        head=head,
+    if plan.chunked_head:
+        return _gathered(_head_logps, model, rows, plan)
+    return logits_logps(  # the model is called, and gathers by itself
+        model_logits(model, rows.input_ids, rows.attention_mask),
+        predict=rows.predict,
         targets=rows.targets,
         confidence=plan.confidences,
     )
+
+
+def completion_states(model: nn.Module, rows: InputRows, *, positions: Tensor) -> Tensor:
+    """Last hidden states, which is what the head maps to logits, at some positions of rows.
+
+    Rows with several completions give what single ones would where `select_plan` found shared prompts exact.
+
+    Args:
+        model: A Hugging Face causal language model, or a network that offers its hidden states.
+        rows: As `lay_out` gives them.
+        positions: Flat indices into rows * seq_len, (positions,): `rows.last` for the states that have seen
+            whole completions, `rows.predict` for those that have not yet seen the token that they predict.
+
+    Returns:
+        (positions, hidden), in the type that the model computes in.
+    """
+    return _gathered(_states_at, model, rows, positions)
 
 
 def completion_logits(model: nn.Module, rows: InputRows, *, plan: ScoringPlan) -> Callable[[slice], Tensor]:
@@ -142,6 +148,24 @@ def completion_logps(tokens: TokenLogps, batch: CompletionBatch) -> CompletionLo
         common = total(tokens.logps * is_common.to(device, non_blocking=True))
     confidences = None if tokens.confidences is None else total(tokens.confidences) / counts
     return CompletionLogps(total(tokens.logps), counts, common, confidences)
+
+
+def _gathered(function: Callable[..., _Result], model: nn.Module, *args: Any) -> _Result:
+    """What a function of a model gives, with the weights at hand that it uses without calling the model."""
+    enter: Callable[..., _Result] | None = getattr(model, GATHERED_ENTRY, None)
+    return function(model, *args) if enter is None else enter(function, *args)
+
+
+def _head_logps(model: nn.Module, rows: InputRows, plan: ScoringPlan) -> TokenLogps:
+    head = find_head(causal_lm(model))
+    assert head is not None, "a plan with a chunked head is only made for models that have one"
+    return head_logps(
+        _states_at(model, rows, rows.predict), head=head, targets=rows.targets, confidence=plan.confidences
+    )
+
+
+def _states_at(model: nn.Module, rows: InputRows, positions: Tensor) -> Tensor:
+    return _hidden_states(causal_lm(model), rows).flatten(0, 1).index_select(0, positions)
 
 
 def _attention(model: nn.Module) -> str:

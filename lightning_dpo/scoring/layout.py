@@ -32,6 +32,7 @@ class InputRows:
         predict: Flat index into rows * seq_len of the position that predicts each completion token,
             (completion_tokens,).
         targets: Id of each completion token, (completion_tokens,).
+        last: Flat index of the position of each completion's last token, (completions,).
         shared: Whether rows hold several completions, so that `visible` and not plain causality says which
             tokens see each other.
         num_tokens: Tokens that are not padding.
@@ -46,6 +47,7 @@ class InputRows:
     completion: Tensor
     predict: Tensor
     targets: Tensor
+    last: Tensor
     shared: bool
     num_tokens: int
     spans: Tensor | None = None
@@ -247,6 +249,7 @@ def _rows(
     within = _ranges(lengths)
     predict = torch.tensor(after).repeat_interleave(lengths) + within - 1
     predict[within == 0] = torch.tensor(first)
+    last = torch.tensor(after) + lengths - 1
     source, position_ids, sequence, completion = (
         indices.to(device, non_blocking=True).view(4, *shape).unbind()
     )
@@ -258,6 +261,7 @@ def _rows(
         completion=completion,
         predict=predict.to(device, non_blocking=True),
         targets=batch.completion_ids,
+        last=last.to(device, non_blocking=True),
         shared=shared,
         num_tokens=len(destination),
     )

@@ -58,7 +58,7 @@ def find_head(model: nn.Module) -> LMHead | None:
 
     None for other modules.
 
-    Whether the result is right for the model at hand is proved in `lightning_dpo.scoring.select`.
+    Whether the result is right for the model at hand is tried out in `lightning_dpo.scoring.select`.
     """
     if isinstance(model, HiddenStateNetwork):
         return LMHead(model.output_head())

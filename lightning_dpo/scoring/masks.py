@@ -62,7 +62,7 @@ def dense_mask(rows: InputRows, *, window: int | None = None) -> Tensor:
 
 
 def block_mask(rows: InputRows, *, window: int | None = None) -> BlockMask:
-    """The same as a FlexAttention block mask: blocks that nobody sees are never computed."""
+    """The mask of `dense_mask` for FlexAttention: blocks that nobody sees are never computed."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def mask_mod(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 _LONGEST_WINDOW = {"cpu": 1024, "cuda": 8192}
 """A sliding window up to this is crossed by the trial; longer ones would make it slow."""
 
-_FASTEST = {"cuda": "flex_attention", "cpu": PREFIX_ATTENTION}
+FASTEST = {"cuda": "flex_attention", "cpu": PREFIX_ATTENTION}
 """Attention that computes only what is seen: FlexAttention has no backward pass on the CPU."""
 
 _TRIAL_SIZES = ((16, 12, 17), (5, 9, 4), (3, 1, 6))
@@ -95,7 +95,7 @@ def select_plan(
 def _select_with_fastest(model: nn.Module, device: torch.device) -> Selection | None:
     """The selection with the device's fastest attention; if it is not exact None, and the model as it was."""
     lm: Any = causal_lm(model)
-    fastest = _FASTEST.get(device.type)
+    fastest = FASTEST.get(device.type)
     if fastest is None or not hasattr(lm, "set_attn_implementation"):
         return None
     before = lm.config.get_text_config()._attn_implementation

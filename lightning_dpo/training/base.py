@@ -61,7 +61,8 @@ class PolicyModule(pl.LightningModule):
         policy: The model that is trained, after `configure_model`.
         latest: What the last step left, without gradient, for callbacks.
         metric_names: Names of the numbers that `step` gives for each example; logged under train/ and val/.
-        in_progress_bar: Those of them that the progress bar shows.
+        in_progress_bar: Those of them that the progress bar shows in training.
+        shown_after_validation: Those of them that it shows of a validation.
         shares_reference: Whether trials of a sweep can read the reference's log-probabilities from one cache.
         exports: Whether a checkpoint becomes a Hugging Face folder.
         batch_type: What batches it takes, where that is one of this package's types.
@@ -71,6 +72,7 @@ class PolicyModule(pl.LightningModule):
     policy: nn.Module
     metric_names: ClassVar[tuple[str, ...]] = ("loss",)
     in_progress_bar: ClassVar[tuple[str, ...]] = ("loss",)
+    shown_after_validation: ClassVar[tuple[str, ...]] = ("loss",)
     shares_reference: ClassVar[bool] = False
     exports: ClassVar[bool] = True
     samples_completions: ClassVar[bool] = False
@@ -102,9 +104,9 @@ class PolicyModule(pl.LightningModule):
             warmup_ratio: Share of the steps that the default warm-up takes.
             lora: Train adapters of this shape in place of all weights.
             layout: "shared" computes prompts once per pair, "concatenated" once per completion; "auto" takes
-                shared where it is proved exact for the model.
+                shared where it is found to be exact for the model.
             dtype: Type the weights are loaded in. Keep float32 with mixed precision.
-            attn_implementation: Passed to transformers. None takes what is fastest here and proved exact.
+            attn_implementation: Passed to transformers. None takes what is fastest and exact here.
             gradient_checkpointing: Recompute activations in the backward pass.
             compile_model: Compile the policy's backbone with torch.compile.
             disable_dropout: Set all dropout of the policy to 0.
@@ -214,9 +216,14 @@ class PolicyModule(pl.LightningModule):
         """The callbacks of every run: whole checkpoints, exact resumption, the token rate."""
         return [WholeCheckpoints(), ExactResume(), Throughput()]
 
+    def trained_modules(self) -> list[nn.Module]:
+        """What the optimizer trains: the policy. Override it for a method that has a head of its own."""
+        return [self.policy]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over trainable parameters, its scheduler stepped every optimizer step."""
-        optimizer = self._optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        parameters = (p for module in self.trained_modules() for p in module.parameters())
+        optimizer = self._optimizer([p for p in parameters if p.requires_grad])
         if self._lr_scheduler is not None:
             scheduler = self._lr_scheduler(optimizer)
         else:
@@ -272,7 +279,7 @@ class PolicyModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log means over all examples of all ranks."""
         for name, value in self.val_metrics.compute().items():
-            self.log(name, value, prog_bar=name.removeprefix("val/") in self.in_progress_bar)
+            self.log(name, value, prog_bar=name.removeprefix("val/") in self.shown_after_validation)
         self.val_metrics.reset()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -303,7 +310,15 @@ class PolicyModule(pl.LightningModule):
         """Keep only the adapter's weights, where there is one; record what rebuilds the model."""
         if self.settings.lora is not None:
             checkpoint["state_dict"] = adapter_state(checkpoint["state_dict"])
-        checkpoint[RECORD_KEY] = ModelRecord.of(self.policy, self.settings)._asdict()
+        checkpoint[RECORD_KEY] = self.model_record()._asdict()
+
+    def model_record(self) -> ModelRecord:
+        """What checkpoints say about the model."""
+        return ModelRecord.of(self.policy, self.settings)
+
+    def reward_head_weight(self) -> Tensor | None:
+        """The whole map from last hidden states to rewards, for a reward model; every rank must call this."""
+        return None
 
     def export(self, folder: str | Path, *, merge: bool = True) -> Path:
         """Write the policy as a plain Hugging Face folder, with its tokenizer where one is known.
@@ -320,15 +335,18 @@ class PolicyModule(pl.LightningModule):
         self.configure_model()
         data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
         tokenizer = getattr(data, "tokenizer", None) or self.tokenizer_source
+        options: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "merge": merge,
+            "reward_head": self.reward_head_weight(),
+        }
         if not is_sharded(self.policy):
-            return export_model(self.policy, folder, tokenizer=tokenizer, merge=merge)
+            return export_model(self.policy, folder, **options)
         weights = full_state(self.policy)
-
-        def write() -> Path:
-            policy = rebuild(ModelRecord.of(self.policy, self.settings), weights)
-            return export_model(policy, folder, tokenizer=tokenizer, merge=merge)
-
-        return on_rank_zero(self.trainer.strategy, write)
+        return on_rank_zero(
+            self.trainer.strategy,
+            lambda: export_model(rebuild(self.model_record(), weights), folder, **options),
+        )
 
     def _remember(self, **arguments: Any) -> None:
         """Let `load_from_checkpoint` pass arguments again: texts, since it takes no modules or callables."""

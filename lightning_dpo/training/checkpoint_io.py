@@ -77,7 +77,7 @@ class WholeCheckpoints(pl.Callback):
             strategy.checkpoint_io = AtomicCheckpointIO()
         if trainer.ckpt_path is not None:
             if trainer.is_global_zero and _is_local(trainer.ckpt_path):
-                _tidy(Path(trainer.ckpt_path).parent, kept=Path(trainer.ckpt_path))
+                _tidy(Path(trainer.ckpt_path).parent)
             strategy.barrier("what a killed run left is tidied up")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -85,12 +85,12 @@ class WholeCheckpoints(pl.Callback):
         folders = {getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks}
         for folder in folders:
             if folder is not None and trainer.is_global_zero and _is_local(folder):
-                _tidy(Path(folder), kept=Path(trainer.ckpt_path or "."))
+                _tidy(Path(folder))
 
 
-def _tidy(folder: Path, *, kept: Path) -> None:
+def _tidy(folder: Path) -> None:
     """Remove a killed run's temporaries, and put back a checkpoint that it was about to replace."""
-    put_back(folder, kept=kept)
+    put_back(folder)
     for partial in folder.glob(f".*{PARTIAL}"):
         with contextlib.suppress(OSError):
             if time.time() - _last_write(partial) > _LEFT_OVER_AFTER:

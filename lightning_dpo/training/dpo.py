@@ -30,6 +30,7 @@ class DPOModule(ReferencedModule):
     batch_type = PairBatch
     metric_names = tuple(METRIC_NAMES.values())
     in_progress_bar = ("loss", "rewards/margin", "rewards/accuracy")
+    shown_after_validation = ("loss", "rewards/accuracy")
 
     def __init__(
         self,
@@ -95,7 +96,8 @@ class DPOModule(ReferencedModule):
         """Score a batch under policy and reference; the reference first, while no activations are held.
 
         Returns:
-            The policy's log-probabilities, the reference's or None, and the tokens computed for each.
+            The policy's log-probabilities, with the pairs' margins where they have some, the reference's or
+            None, and the tokens computed for each.
         """
         if not isinstance(batch, PairBatch):
             raise ValueError(
@@ -104,15 +106,21 @@ class DPOModule(ReferencedModule):
             )
         completions = batch.completions()
         reference = self.reference.logps(completions, plan=self.plan())
-        policy = self.logps(completions)
+        policy = PairLogps.of(self.logps(completions))
+        if batch.margins is not None:
+            policy = policy._replace(margins=batch.margins.to(policy.chosen.device, non_blocking=True))
         return (
-            PairLogps.of(policy),
+            policy,
             None if reference is None else PairLogps.of(reference),
             self.num_tokens(completions),
         )
 
     def step(self, batch: PairBatch) -> StepOutput:
-        """The preference loss of a batch of pairs, and what `lightning_dpo.training.metrics` names."""
+        """The preference loss of a batch of pairs, and what `lightning_dpo.training.metrics` names.
+
+        Raises:
+            ValueError: If pairs differ in weight and the loss compares pairs across the batch.
+        """
         policy, reference, num_tokens = self.score(batch)
         weights = batch.weights
         if not weights.all():
@@ -121,6 +129,12 @@ class DPOModule(ReferencedModule):
             weights, indices = weights[real], real.to(policy.chosen.device)
             policy = policy.select(indices)
             reference = None if reference is None else reference.select(indices)
+        if self.loss.mixes_pairs and len(weights) and not weights.eq(weights[0]).all():
+            raise ValueError(
+                f"`loss` must give each pair a loss of its own to be weighted, got "
+                f"{type(self.loss).__name__}, which compares pairs across the batch; leave the column "
+                "`weight` out, or choose another loss"
+            )
         losses = self.loss(policy, reference)
         rewards = self.loss.rewards(policy.detach(), reference)
         statistics = pair_statistics(losses, policy, reference, rewards=rewards)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_dpo.files import scratch_folder
+from lightning_dpo.models.classifier import as_classifier, separate_padding
 from lightning_dpo.models.load import load_tokenizer
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.parallel.checkpoints import read_folder
@@ -22,7 +23,14 @@ __all__ = ["export_checkpoint", "export_model"]
 _log = logging.getLogger(__name__)
 
 
-def export_model(model: nn.Module, folder: str | Path, *, tokenizer: Any = None, merge: bool = True) -> Path:
+def export_model(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    tokenizer: Any = None,
+    merge: bool = True,
+    reward_head: Tensor | None = None,
+) -> Path:
     """Write a model as a plain Hugging Face folder.
 
     Args:
@@ -30,6 +38,8 @@ def export_model(model: nn.Module, folder: str | Path, *, tokenizer: Any = None,
         folder: Where to; must be missing or empty. It appears complete or not at all.
         tokenizer: A tokenizer, or a source to load one from; None or a module leaves it out.
         merge: Fold an adapter into the weights; False writes the adapter alone.
+        reward_head: Makes the folder one for `AutoModelForSequenceClassification`, see `as_classifier`; None
+            keeps the model's own head.
 
     Raises:
         ValueError: If the model is not a Hugging Face model, or the folder holds something.
@@ -41,11 +51,16 @@ def export_model(model: nn.Module, folder: str | Path, *, tokenizer: Any = None,
         raise ValueError(
             f"export writes Hugging Face models, got {type(model).__name__}; save its state_dict yourself"
         )
+    if reward_head is not None and hasattr(model, "merge_and_unload") and not merge:
+        raise ValueError("`merge=False` writes an adapter alone, without the reward's head; use merge=True")
     plain: Any = model
     if merge and hasattr(plain, "merge_and_unload"):
         plain = copy.deepcopy(plain).merge_and_unload()
     if isinstance(tokenizer, str):
         tokenizer = _tokenizer_or_none(tokenizer)
+    if reward_head is not None:
+        plain, tokenizer = as_classifier(plain, reward_head), copy.deepcopy(tokenizer)
+        separate_padding(plain, tokenizer)
     with scratch_folder(target) as scratch:
         plain.save_pretrained(scratch)
         if isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -77,7 +92,8 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path, *, merge: bool
     model = rebuild(record, weights)
     if record.source is None:
         _log.warning("the policy was given as an object: its tokenizer is not known, so none is exported")
-    return export_model(model, output, tokenizer=record.source, merge=merge)
+    head = None if record.reward_head is None else state[record.reward_head]
+    return export_model(model, output, tokenizer=record.source, merge=merge, reward_head=head)
 
 
 def _tokenizer_or_none(source: str) -> PreTrainedTokenizerBase | None:

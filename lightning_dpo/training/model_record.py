@@ -29,20 +29,26 @@ class ModelRecord(NamedTuple):
         source: Where the policy and its tokenizer came from; None for a policy given as an object.
         config: The model's Hugging Face config as JSON; None for a user's own module.
         lora: The adapter's settings, or None.
+        reward_head: Name in the module's state of the map from last hidden states to rewards, for a reward
+            model; None for a language model.
     """
 
     source: str | None
     config: str | None
     lora: dict[str, Any] | None
+    reward_head: str | None = None
 
     @classmethod
-    def of(cls, policy: nn.Module, settings: PolicySettings) -> ModelRecord:
-        """Describe a policy."""
+    def of(
+        cls, policy: nn.Module, settings: PolicySettings, *, reward_head: str | None = None
+    ) -> ModelRecord:
+        """Describe a policy, and name its reward head if it has one."""
         lm: Any = causal_lm(policy)
         return cls(
             source=settings.policy if isinstance(settings.policy, str) else None,
             config=json.dumps(lm.config.to_dict()) if isinstance(lm, PreTrainedModel) else None,
             lora=None if settings.lora is None else dict(vars(settings.lora)),
+            reward_head=reward_head,
         )
 
 

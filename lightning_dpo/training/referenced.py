@@ -156,10 +156,12 @@ class ReferencedModule(PolicyModule):
         None where the reference is at hand: as a model, or as the policy with its adapter off.
         """
         self.configure_model()
-        if not self.spec.is_cached or hasattr(self.policy, "disable_adapter"):
+        if not self.spec.is_cached:
             return None
         if self.spec.model is not None:
             return build_frozen(self.spec.model, self.settings, sharding=None).eval().requires_grad_(False)
+        if hasattr(self.policy, "disable_adapter"):
+            return None
         return copy.deepcopy(self.policy).eval().requires_grad_(False)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -62,11 +62,11 @@ class StepOutput(NamedTuple):
         Args:
             losses: Loss of each example, (batch,).
             batch: Says what its examples count.
-            statistics: See the attribute.
+            statistics: Numbers of each example by the name they are logged under, (batch,) each.
             weights: Weight of each of `losses`, where examples of the batch were left out.
-            num_tokens: See the attribute.
-            policy: See the attribute.
-            reference: See the attribute.
+            num_tokens: Tokens that the policy computed.
+            policy: Log-probabilities under the policy, where callbacks may want them.
+            reference: Log-probabilities under the reference, or None.
         """
         weights = (batch.weights if weights is None else weights).to(losses.device, non_blocking=True)
         denominator = batch.denominator or float(batch.weights.sum()) or 1.0
@@ -81,7 +81,7 @@ class StepOutput(NamedTuple):
         )
 
     def detach(self) -> StepOutput:
-        """The same numbers without gradient, which keep no activations."""
+        """The step's numbers without gradient, which keep no activations."""
         policy = self.policy
         if policy is not None:
             policy = policy._replace(**{k: v.detach() for k, v in policy._asdict().items() if v is not None})

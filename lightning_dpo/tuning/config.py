@@ -9,14 +9,14 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from lightning_dpo.tuning.cluster.resources import Resources
 from lightning_dpo.tuning.config_paths import parse_arguments
 from lightning_dpo.tuning.objective import Objective
-from lightning_dpo.tuning.recipe import Recipe
+from lightning_dpo.tuning.recipe.recipe import Recipe
+from lightning_dpo.tuning.search.schedulers import check_workers, scheduler_class
 from lightning_dpo.tuning.search.space import SearchSpace
 
 __all__ = ["SweepConfig", "sweep_parser"]
-
-_STRATEGIES = ("ddp", "fsdp1", "fsdp2")
 
 
 @dataclass(kw_only=True)
@@ -34,21 +34,23 @@ class SweepConfig:
         scheduler: "none", "asha", "hyperband", "median", "pbt", or ``{class_path: ..., init_args: {...}}``
             with such a name or any Ray scheduler.
         workers: Processes of one trial.
-        cpus: CPUs of each; with several workers leave a few hundredths of a machine's for driving trials.
-        gpus: GPUs of each; a fraction lets trials share one.
+        cpus: CPUs of each worker; with several workers leave a few hundredths of a machine's CPUs for the
+            processes that drive trials.
+        gpus: GPUs of each worker; a fraction lets trials share one.
         strategy: How several workers share a model: "ddp", "fsdp2" or "fsdp1".
         concurrency: Trials at once; None takes what the cluster holds.
-        retries: How often a trial starts again from its checkpoint after the loss of a process.
-        reuse_processes: Let trials follow each other in warm processes; of several workers too.
+        retries: How often a trial starts again from its checkpoint after one of its processes died.
+        reuse_processes: Let trials follow each other in warm processes; those of several workers too.
         share_reference: Compute the reference's log-probabilities once for all trials.
-        reference_cache: Folder or URL that keeps them from sweep to sweep; None is one within the sweep.
+        reference_cache: Folder or URL that keeps the reference's log-probabilities from sweep to sweep; None
+            keeps them in the sweep's own folder.
         kl_prompts: Validation prompts that completions are sampled for, to measure the KL; 0 measures none.
-        kl_tokens: Longest of these completions.
+        kl_tokens: Longest completion that is sampled for the KL.
         storage: Folder or fsspec URL for sweeps; on a cluster all machines must see it.
-        name: The sweep's own folder in it; None takes the YAML file's name.
+        name: The sweep's own folder in `storage`; None takes the YAML file's name.
         ray_address: A cluster's address, "auto" for the one this machine belongs to; None starts one here.
         export: Write the best trial's model as a Hugging Face folder.
-        seed: Of the search.
+        seed: Seed of the search.
         module: Import path of a LightningModule of your own, in the place of DPOModule.
         data: Import path of a LightningDataModule of your own.
     """
@@ -85,23 +87,16 @@ class SweepConfig:
         Raises:
             ValueError: If a value is out of range.
         """
-        for name in ("samples", "workers", "kl_tokens"):
+        for name in ("samples", "kl_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("retries", "kl_prompts", "gpus"):
+        for name in ("retries", "kl_prompts"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
-        if self.cpus <= 0:
-            raise ValueError(f"`cpus` must be above 0, got {self.cpus}; Ray places no process on none")
         if self.concurrency is not None and self.concurrency < 1:
             raise ValueError(f"`concurrency` must be at least 1, got {self.concurrency}")
-        if self.strategy not in _STRATEGIES:
-            raise ValueError(f"`strategy` must be one of {', '.join(_STRATEGIES)}, got {self.strategy!r}")
-        if self.workers > 1 and _name_of(self.scheduler) == "pbt":
-            raise ValueError(
-                '`scheduler="pbt"` copies checkpoints between trials of one process; '
-                f"got workers={self.workers}. Use asha, hyperband or median"
-            )
+        self.resources()
+        check_workers(scheduler_class(self.scheduler), workers=self.workers)
         self.search_space()
         self.goals()
 
@@ -126,12 +121,16 @@ class SweepConfig:
         return _parse(file, own, of_recipe, changes)
 
     def search_space(self) -> SearchSpace:
-        """The space, read."""
+        """What varies, parsed."""
         return SearchSpace.parse(self.space)
 
     def goals(self) -> Objective:
-        """The objective, read."""
+        """What is maximised, parsed."""
         return Objective.parse(self.objective)
+
+    def resources(self) -> Resources:
+        """What a trial takes of the cluster."""
+        return Resources(workers=self.workers, cpus=self.cpus, gpus=self.gpus, strategy=self.strategy)
 
     def to_recipe(self, *, module: Any = None, data: Any = None) -> Recipe:
         """The recipe with the fixed values.
@@ -163,10 +162,6 @@ def sweep_parser(**kwargs: Any) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="the sweep, a YAML file")
     parser.add_class_arguments(SweepConfig)
     return parser
-
-
-def _name_of(choice: str | dict[str, Any]) -> str:
-    return choice if isinstance(choice, str) else str(choice.get("class_path", ""))
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

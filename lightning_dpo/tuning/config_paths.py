@@ -1,12 +1,20 @@
-"""Config paths as a user writes them, and the nearest one where there is none of that name."""
+"""Config paths and class paths as a user writes them, and the nearest path to one that is misspelt."""
 
 from __future__ import annotations
 
 import difflib
+import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["as_arguments", "config_paths", "nearest", "parse_arguments"]
+__all__ = [
+    "as_arguments",
+    "class_and_arguments",
+    "config_paths",
+    "import_object",
+    "nearest",
+    "parse_arguments",
+]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -47,7 +55,7 @@ def as_arguments(overrides: Mapping[str, Any]) -> list[str]:
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """The inverse: ``--a.b=1`` and ``--a.b 1`` as values by path.
+    """Values by config path from a command line of ``--a.b=1`` and ``--a.b 1``.
 
     Raises:
         ValueError: If an argument has no value.
@@ -64,3 +72,37 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
             value = waiting.pop(0)
         overrides[name] = yaml.safe_load(value)
     return overrides
+
+
+def import_object(path: str) -> Any:
+    """What a dotted path names.
+
+    Args:
+        path: Such as ``package.module.Class``.
+
+    Raises:
+        ValueError: If it cannot be imported.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return pkgutil.resolve_name(f"{module}:{name}")
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path!r} must be importable as package.module.name: {error}") from error
+
+
+def class_and_arguments(choice: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of a searcher or a scheduler.
+
+    Args:
+        choice: A name, or ``{class_path: name, init_args: {...}}``.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(choice, str):
+        return choice, {}
+    if "class_path" not in choice or set(choice) - {"class_path", "init_args"}:
+        raise ValueError(
+            f"a searcher or scheduler must be a name or {{class_path, init_args}}, got {dict(choice)}"
+        )
+    return str(choice["class_path"]), dict(choice.get("init_args") or {})

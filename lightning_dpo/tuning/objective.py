@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning_dpo.training.metrics import METRIC_NAMES
 from lightning_dpo.tuning.config_paths import nearest
 
-__all__ = ["Goal", "Objective", "check_goals", "known_metrics", "pareto_front"]
-
-_SCALED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin")
-"""Metrics whose unit depends on the loss and its beta."""
+__all__ = ["Goal", "Objective", "check_goals", "pareto_front"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +20,7 @@ class Goal:
 
     @property
     def worst(self) -> float:
-        """Told to searchers for a trial that gave no value; finite, since not all of them take infinity."""
+        """Value that searchers are told for a trial that went wrong; finite, since not all take infinity."""
         return 0.0 if self.mode == "max" else 1e6
 
     def score(self, value: float) -> float:
@@ -68,22 +64,19 @@ class Objective:
         return self.goals[0]
 
 
-def known_metrics(*, kl: bool) -> tuple[str, ...]:
-    """What DPOModule logs at a validation.
-
-    Args:
-        kl: Whether completions are sampled, which gives their KL.
-    """
-    names = [f"val/{name}" for name in METRIC_NAMES.values()]
-    return (*names, "val/kl", "val/kl_error") if kl else tuple(names)
-
-
-def check_goals(objective: Objective, *, metrics: Sequence[str], varied: Sequence[str]) -> None:
+def check_goals(
+    objective: Objective,
+    *,
+    metrics: Sequence[str],
+    incomparable: Sequence[str] = (),
+    varied: Sequence[str] = (),
+) -> None:
     """Refuse what is never logged, and what cannot be compared between trials.
 
     Args:
-        objective: The sweep's.
+        objective: The sweep's goals.
         metrics: Names that the module logs.
+        incomparable: Names of metrics whose unit depends on the loss and its beta.
         varied: Config paths of the search space.
 
     Raises:
@@ -97,7 +90,7 @@ def check_goals(objective: Objective, *, metrics: Sequence[str], varied: Sequenc
                 f"`objective` must be a metric that the module logs at validation, got {goal.metric!r}; "
                 f"did you mean {nearest(goal.metric, metrics)!r}?{hint}"
             )
-        if scale and goal.metric.removeprefix("val/") in _SCALED:
+        if scale and goal.metric in incomparable:
             raise ValueError(
                 f"`objective` must mean the same in every trial, got {goal.metric!r}: losses and rewards are "
                 f"in units of the loss and of beta, and the space varies {', '.join(scale)}. Large values of "

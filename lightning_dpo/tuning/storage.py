@@ -34,7 +34,7 @@ class Storage:
         return Storage(f"{self.location}/{name}")
 
     def ray_options(self) -> dict[str, Any]:
-        """The file system, as Ray's configurations want it beside a path."""
+        """The file system, as keyword arguments of Ray's configurations."""
         if self.is_local:
             return {}
         from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -58,7 +58,7 @@ class Storage:
         self._fs.pipe_file(target, content.encode() if isinstance(content, str) else content)
 
     def names(self, suffix: str) -> list[str]:
-        """Names of the files in the folder that end so, sorted."""
+        """Sorted names of the files in the folder that end in `suffix`."""
         if not self._fs.isdir(self.path):
             return []
         self._fs.invalidate_cache()
@@ -66,11 +66,11 @@ class Storage:
         return sorted(name for name in found if name.endswith(suffix))
 
     def is_empty(self) -> bool:
-        """Whether nothing is there."""
+        """Whether the folder is missing or holds nothing."""
         return not self._fs.isdir(self.path) or not self._fs.ls(self.path, detail=False)
 
     def put(self, source: Path, name: str) -> str:
-        """Copy a local file or folder, in the place of an earlier one; returns where it is."""
+        """Copy a local file or folder into this one, in the place of an earlier one; returns its location."""
         target = self._at(name)
         if self._fs.exists(target):
             self._fs.rm(target, recursive=True)
@@ -79,12 +79,12 @@ class Storage:
         return f"{self.location}/{name}"
 
     def remove(self, path: str) -> None:
-        """Remove a folder of this file system, named as it names it, if it is there."""
+        """Remove a folder, given by its path on this file system, if it is there."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(path, recursive=True)
 
     def fetch(self, path: str, target: Path) -> None:
-        """Copy a folder of this file system, named as it names it, to a local one."""
+        """Copy a folder, given by its path on this file system, to a local one."""
         self._fs.get(path.rstrip("/") + "/", str(target) + "/", recursive=True)
 
     def _at(self, name: str) -> str:

@@ -34,12 +34,16 @@ class PreferencePair:
         chosen: The preferred completion.
         rejected: The other completion.
         tools: Tool schemas for the chat template, where the row has them.
+        margin: By how much the chosen completion's score is above the rejected one's, where the row has it.
+        weight: What the pair counts in losses and metrics, where the row has it.
     """
 
     prompt: str | list[Message]
     chosen: str | list[Message]
     rejected: str | list[Message]
     tools: list[dict[str, Any]] | None = None
+    margin: float | None = None
+    weight: float | None = None
 
 
 class TokenPair(NamedTuple):
@@ -187,7 +191,8 @@ class CompletionLogps(NamedTuple):
 class PairBatch:
     """A batch of tokenised pairs, ragged: ids laid end to end, without padding.
 
-    It is scored as prompts with two completions each, see `completions`. Lengths and weights stay on the CPU.
+    It is scored as prompts with two completions each, see `completions`. Lengths, weights and margins stay on
+    the CPU.
 
     Attributes:
         prompt_ids: Every prompt's token ids, (sum of prompt_lengths,).
@@ -202,6 +207,8 @@ class PairBatch:
             sampler whose batches differ in size sets it so that accumulated batches equal one large batch.
         host: The batch as it was on the CPU, set when its ids leave; whoever needs the ids there need not
             wait for the device.
+        margins: By how much each chosen completion's score is above the rejected one's, (batch,), on the CPU;
+            None where the data do not say.
     """
 
     prompt_ids: Tensor
@@ -213,6 +220,7 @@ class PairBatch:
     weights: Tensor
     denominator: float | None = None
     host: PairBatch | None = None
+    margins: Tensor | None = None
 
     @classmethod
     def from_pairs(
@@ -221,16 +229,19 @@ class PairBatch:
         *,
         weights: Sequence[float] | None = None,
         denominator: float | None = None,
+        margins: Sequence[float] | None = None,
     ) -> PairBatch:
         """Collate token pairs; the collator for a user's own data loader.
 
         Args:
             pairs: At least one pair; no part of a pair may be empty.
             weights: Weight of each pair; 1 where not given.
-            denominator: See the attribute of this name.
+            denominator: What the weighted sum of losses is divided by; None means the sum of the weights.
+            margins: What each pair says of how much better the chosen completion is, or None.
 
         Raises:
-            ValueError: If `pairs` is empty, or a pair has an empty part.
+            ValueError: If `pairs` is empty, or a pair has an empty part, or the weights or margins are not as
+                many as the pairs.
         """
         if not pairs:
             raise ValueError("`pairs` must hold at least one pair, got none")
@@ -238,6 +249,11 @@ class PairBatch:
             if not all(len(part) for part in pair):
                 sizes = dict(zip(TokenPair._fields, map(len, pair), strict=True))
                 raise ValueError(f"`pairs` must have no empty part, got {sizes} at index {index}")
+        for name, values in (("weights", weights), ("margins", margins)):
+            if values is not None and len(values) != len(pairs):
+                raise ValueError(
+                    f"`{name}` must have one number for each of {len(pairs)} pairs, got {values}"
+                )
         prompts, chosen, rejected = zip(*pairs, strict=True)
         return cls(
             prompt_ids=flat_ids(prompts),
@@ -248,6 +264,7 @@ class PairBatch:
             rejected_lengths=lengths_of(rejected),
             weights=torch.ones(len(pairs)) if weights is None else torch.tensor(weights, dtype=torch.float32),
             denominator=denominator,
+            margins=None if margins is None else torch.tensor(margins, dtype=torch.float32),
         )
 
     def __len__(self) -> int:
@@ -255,7 +272,7 @@ class PairBatch:
         return len(self.prompt_lengths)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:  # noqa: FBT001
-        """Move ids to a device; lengths and weights stay on the CPU."""
+        """Move ids to a device; lengths, weights and margins stay on the CPU."""
         moved = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in _IDS}
         leaves = self.prompt_ids.device.type == "cpu" != moved["prompt_ids"].device.type
         return replace(self, **moved, host=self if leaves else self.host)
@@ -334,6 +351,8 @@ class PairLogps(NamedTuple):
         chosen_confidence: Mean over the chosen tokens of log p_t - log sum_v p_v^2, (batch,), without
             gradient; for WPO (https://arxiv.org/abs/2406.11827).
         rejected_confidence: The same mean over the rejected tokens, (batch,).
+        margins: By how much each chosen completion's score is above the rejected one's, (batch,), where the
+            data say so: `PairBatch.margins`; of the policy's log-probs alone.
     """
 
     chosen: Tensor
@@ -344,6 +363,7 @@ class PairLogps(NamedTuple):
     rejected_common: Tensor | None = None
     chosen_confidence: Tensor | None = None
     rejected_confidence: Tensor | None = None
+    margins: Tensor | None = None
 
     @classmethod
     def of(cls, completions: CompletionLogps) -> PairLogps:
@@ -354,7 +374,7 @@ class PairLogps(NamedTuple):
         return cls(*fields)
 
     def detach(self) -> PairLogps:
-        """The same numbers without gradient."""
+        """The pairs' numbers without gradient."""
         return self._replace(**{k: v.detach() for k, v in self._asdict().items() if v is not None})
 
     def select(self, pairs: Tensor) -> PairLogps:

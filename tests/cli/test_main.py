@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,11 @@ from tiny_folder import save_tiny
 from tiny_tokenizers import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import lightning_dpo
 from lightning_dpo import DPOModule, PreferenceDataModule
-from lightning_dpo.cli.main import DPOCLI, main
+from lightning_dpo.cli.main import main
 from lightning_dpo.losses import IPOLoss
+from lightning_dpo.training.cli import DPOCLI
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
 COLOURS = ("red", "green", "grey", "white", "pink", "brown", "black", "gold")
@@ -116,6 +119,12 @@ def test_the_progress_bar_can_be_switched_off(folder: Path) -> None:
     assert cli.trainer.progress_bar_callback is None
 
 
+def test_another_progress_bar_takes_the_place_of_the_default(folder: Path) -> None:
+    other = "--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar"
+    cli = DPOCLI(args=["fit", *TINY, other, "--trainer.fast_dev_run=true"])
+    assert type(cli.trainer.progress_bar_callback).__name__ == "TQDMProgressBar"
+
+
 def test_interpolations_see_the_command_line(folder: Path) -> None:
     (folder / "run.yaml").write_text(
         "model:\n  policy: model\n  loss:\n    class_path: lightning_dpo.losses.DPOLoss\n"
@@ -136,12 +145,33 @@ def test_a_module_of_ones_own(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["--help"], ["fit", "--help"], ["validate", "--help"], ["export", "--help"]]
+    "command", [[], ["--help"], *([name, "--help"] for name in ("fit", "validate", "export", "report"))]
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.suppress(SystemExit):
         main(command)
     assert "usage: lightning-dpo" in capsys.readouterr().out
+
+
+def test_the_list_of_commands_is_light() -> None:
+    code = (
+        "import sys; from lightning_dpo.cli import main; main(['--help']); main(['--version']); "
+        "assert not {'jsonargparse', 'torch', 'transformers', 'lightning'} & set(sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    lines = shown.splitlines()
+    commands = [line.split()[0] for line in lines if re.match(r"  [a-z]", line)]
+    assert commands == ["fit", "validate", "precompute", "tune", "report", "export", "plan", "demo"]
+    for command in commands:  # each with an example below it
+        (position,) = [i for i, line in enumerate(lines) if line.startswith(f"  {command} ")]
+        assert lines[position + 1].strip().startswith(f"lightning-dpo {command}")
+    assert max(map(len, lines)) <= 100
+    assert lines[-1] == f"lightning-dpo {lightning_dpo.__version__}"
+
+
+def test_both_names_are_importable_from_the_room() -> None:
+    code = "from lightning_dpo.cli import main, DPOCLI; assert DPOCLI.__mro__[1].__name__ == 'LightningCLI'"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:

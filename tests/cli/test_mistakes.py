@@ -140,4 +140,29 @@ def test_an_unknown_command(capsys: Any) -> None:
         main(["fitt"])
     error = capsys.readouterr().err
     assert "must be one of fit, validate, " in error
-    assert "got 'fitt'" in error
+    assert "got 'fitt'; did you mean 'fit'?" in error
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--model=gpt2", "`--model.policy`"),
+        ("--model.class_path=no.such.Module", "`--model.policy`"),
+        ("--data=pairs.jsonl", "`--data.train`"),
+    ],
+)
+def test_a_class_that_is_not_there(folder: Path, capsys: Any, option: str, meant: str) -> None:
+    error = error_of(capsys, option)
+    assert "must be the import path of a Lightning" in error
+    assert meant in error
+
+
+@pytest.mark.parametrize("loss", ["IPOLoss", "lightning_dpo.losses.IPOLoss"])
+def test_an_argument_that_the_loss_does_not_have_names_those_that_do(
+    folder: Path, capsys: Any, loss: str
+) -> None:
+    with pytest.raises(SystemExit):
+        fit(f"--model.loss={loss}", "--model.loss.label_smoothing=0.1")
+    error = capsys.readouterr().err
+    assert "`label_smoothing` is not an argument of IPOLoss, which takes beta, length_normalized" in error
+    assert "losses that have it: AOTLoss, DPOLoss" in error

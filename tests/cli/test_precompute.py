@@ -11,9 +11,9 @@ from tiny_tokenizers import byte_level
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lightning_dpo.cli.main import main
-from lightning_dpo.cli.precompute import cached_form
 from lightning_dpo.models import build as builder_module
 from lightning_dpo.models.load import load_model
+from lightning_dpo.reference.spec import ReferenceSpec
 
 COLOURS = ("red", "green", "grey", "white", "pink", "brown", "black", "gold")
 CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
@@ -148,10 +148,6 @@ def test_mistakes(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_forms() -> None:
-    assert [cached_form(r) for r in ("frozen", "adapter", "cached", "cached:x", "org/name")] == [
-        "cached",
-        "cached",
-        "cached",
-        "cached:x",
-        "cached:org/name",
-    ]
+    given = ("frozen", "adapter", "cached", "cached:x", "org/name")
+    forms = [str(ReferenceSpec.parse(reference).cached()) for reference in given]
+    assert forms == ["cached", "cached", "cached", "cached:x", "cached:org/name"]

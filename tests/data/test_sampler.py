@@ -69,6 +69,37 @@ def test_whatever_the_settings(lengths, batch_size, budget, world_size, accumula
         assert stepped / world_size == pytest.approx(losses[pairs].mean(), abs=1e-6)
 
 
+@settings(deadline=None)
+@given(
+    lengths=lengths_lists,
+    budget=st.none() | st.integers(1, 200),
+    world_size=st.integers(1, 3),
+    accumulate=st.integers(1, 4),
+    data=st.data(),
+)
+def test_a_window_takes_the_weighted_mean(lengths, budget, world_size, accumulate, data) -> None:
+    size = len(lengths)
+    weights = data.draw(st.lists(st.floats(2**-10, 100, width=32), min_size=size, max_size=size))
+    weights = np.array(weights, dtype=np.float32)
+    losses = np.random.default_rng(0).normal(size=size)
+    batches = ranks(
+        lengths,
+        world_size=world_size,
+        batch_size=3,
+        tokens_per_batch=budget,
+        accumulate=accumulate,
+        weights=weights,
+    )
+    for start in range(0, len(batches[0]), accumulate):
+        window = [batch for rank in batches for batch in rank[start : start + accumulate]]
+        for r in window:
+            assert r.weights.tolist() in (weights[r.indices].tolist(), [0.0])
+        stepped = sum((r.weights * losses[r.indices]).sum() / r.denominator / accumulate for r in window)
+        pairs = [index for r in window for index in r.indices[r.weights > 0]]
+        mean = np.average(losses[pairs], weights=weights[pairs])
+        assert stepped / world_size == pytest.approx(mean, rel=1e-5, abs=1e-5)
+
+
 def test_a_token_budget_by_hand() -> None:
     # 4 of the short pairs fit in 40 tokens, 2 of the middling, and the long one is longer than the budget.
     sampler = PairBatchSampler([10, 50, 9, 20, 8, 18, 10], tokens_per_batch=40, shuffle=False)
@@ -184,6 +215,11 @@ def test_a_sampler_can_be_sent_to_another_process() -> None:
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
         ({"tokens_per_batch": -1}, "`tokens_per_batch` must be at least 1, got -1"),
         ({"batch_size": 1, "rank": 2, "world_size": 2}, "`rank` must be"),
+        (
+            {"batch_size": 1, "weights": np.ones(3)},
+            "`weights` must have a number above 0 for each of 2 pairs",
+        ),
+        ({"batch_size": 1, "weights": np.array([1, 0])}, "`weights` must have a number above 0"),
         ({"lengths": [], "batch_size": 1}, "`lengths` must hold at least one pair"),
     ],
 )

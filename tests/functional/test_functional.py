@@ -21,6 +21,8 @@ MARGIN_LOSSES = {
     "exo": partial(F.exo_loss, beta=0.3, label_smoothing=0.01),
     "discopop": partial(F.discopop_loss, beta=0.3, tau=0.05),
     "discopop, widest": partial(F.discopop_loss, beta=0.3, tau=1.0),
+    "rdpo": partial(F.rdpo_loss, beta=0.3, length_difference=torch.tensor(-7), length_penalty=0.02),
+    "odpo": partial(F.odpo_loss, beta=0.3, offset=torch.tensor(1.5)),
 }
 TWO_ARGUMENT_LOSSES = {
     "dpop": lambda a, b: F.dpop_loss(a - b, chosen_logratio=a, beta=0.3, anchor=5.0),
@@ -42,6 +44,7 @@ SCORES = {
     "forward_kl": F.forward_kl_score,
     "js_divergence": F.js_divergence_score,
     "alpha_divergence": partial(F.alpha_divergence_score, alpha=0.25),
+    "chi_squared_kl": F.chi_squared_kl_score,
 }
 
 
@@ -60,20 +63,22 @@ def exact_score(name, r):
         "forward_kl": lambda: 1 - 1 / t,
         "js_divergence": lambda: (2 * t / (1 + t)).ln(),
         "alpha_divergence": lambda: (t ** Decimal("-0.75") - 1) / Decimal("-0.75"),
+        "chi_squared_kl": lambda: t + t.ln() - 1,
     }[name]()
 
 
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_equal_their_formulas(name):
-    r = torch.tensor(RATIOS, dtype=torch.float64)
-    expected = torch.tensor([float(exact_score(name, Decimal(x))) for x in RATIOS], dtype=torch.float64)
+    ratios = [x for x in RATIOS if name != "chi_squared_kl" or x < EXPONENT_LIMIT]
+    r = torch.tensor(ratios, dtype=torch.float64)
+    expected = torch.tensor([float(exact_score(name, Decimal(x))) for x in ratios], dtype=torch.float64)
     torch.testing.assert_close(SCORES[name](r), expected, rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(
         F.divergence_score(r, divergence=name, alpha=0.25), expected, rtol=1e-12, atol=1e-15
     )
 
 
-@pytest.mark.parametrize(("name", "slope"), zip(SCORES, [1.0, 1.0, 0.5, 1.0], strict=True))
+@pytest.mark.parametrize(("name", "slope"), zip(SCORES, [1.0, 1.0, 0.5, 1.0, 2.0], strict=True))
 def test_scores_start_at_zero_with_their_slope(name, slope):
     r = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     score = SCORES[name](r)
@@ -99,13 +104,21 @@ def test_scores_go_on_as_their_tangent_past_the_limit():
     assert r.grad.item() == pytest.approx(math.exp(EXPONENT_LIMIT), rel=1e-12)
 
 
+def test_chi_squared_plus_kl_goes_on_as_its_tangent_upwards():
+    r = torch.tensor([EXPONENT_LIMIT + 10.0], dtype=torch.float64, requires_grad=True)
+    score = F.chi_squared_kl_score(r)
+    score.backward()
+    assert score.item() == pytest.approx(11 * math.exp(EXPONENT_LIMIT) + 39, rel=1e-12)
+    assert r.grad.item() == pytest.approx(math.exp(EXPONENT_LIMIT) + 1, rel=1e-12)
+
+
 def test_unknown_divergence_is_named():
     with pytest.raises(ValueError, match=r"`divergence` must be one of .*'js_divergence'.* got .*'chi2'"):
         F.divergence_score(torch.zeros(1), divergence="chi2")
 
 
 @pytest.mark.parametrize("logit", [-1e4, -60.0, -2.0, 0.0, 2.0, 60.0, 1e4])
-@pytest.mark.parametrize("name", ["dpo", "exo", "robust", "discopop", "discopop, widest"])
+@pytest.mark.parametrize("name", ["dpo", "exo", "robust", "discopop", "discopop, widest", "rdpo", "odpo"])
 def test_sigmoid_forms_stay_exact_far_out(name, logit):
     beta, tau, e = 0.3, 1.0 if "widest" in name else 0.05, 0.01 if name == "exo" else 0.2
     x = Decimal(beta) * Decimal(logit)
@@ -120,6 +133,8 @@ def test_sigmoid_forms_stay_exact_far_out(name, logit):
         "robust": lambda: (-(1 - e) * log_p + e * log_q) / (1 - 2 * e),
         "discopop": lambda: (1 - gate) * -log_p + gate * (-x).exp(),
         "discopop, widest": lambda: (1 - gate) * -log_p + gate * (-x).exp(),
+        "rdpo": lambda: (1 + (-x + Decimal("0.14")).exp()).ln(),
+        "odpo": lambda: (1 + (-x + Decimal("1.5")).exp()).ln(),
     }[name]()
     loss = MARGIN_LOSSES[name](torch.tensor([logit], dtype=torch.float64))
     assert loss.item() == pytest.approx(float(expected), rel=1e-12, abs=1e-12)
@@ -200,8 +215,8 @@ def test_margin_losses_are_finite_at_extremes_under_every_divergence(name, score
     assert_finite(MARGIN_LOSSES[name](delta), chosen, rejected)
 
 
-@pytest.mark.parametrize("name", ["dpo", "ipo", "hinge", "robust", "discopop"])
-@pytest.mark.parametrize("score", ["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"])
+@pytest.mark.parametrize("name", ["dpo", "ipo", "hinge", "robust", "discopop", "rdpo", "odpo"])
+@pytest.mark.parametrize("score", SCORES)
 def test_the_worst_pair_still_pulls_its_chosen_completion_up(name, score):
     chosen = leaf([-1e4], torch.float32)
     MARGIN_LOSSES[name](SCORES[score](chosen)).sum().backward()

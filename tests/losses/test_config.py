@@ -17,7 +17,9 @@ CONFIGS = {
     "HingeLoss": {"beta": 0.2, "divergence": "forward_kl"},
     "RobustDPOLoss": {"beta": 0.2, "label_smoothing": 0.3},
     "LengthNormalizedDPOLoss": {"beta": 2.0},
-    "EXOLoss": {"beta": 0.2, "label_smoothing": 0.01},
+    "EXOLoss": {"beta": 0.2, "label_smoothing": 0.01, "divergence": "chi_squared_kl", "max_reward": 4.0},
+    "RDPOLoss": {"beta": 0.2, "length_penalty": 0.05},
+    "ODPOLoss": {"beta": 0.2, "offset_weight": 0.5, "offset_scale": "linear"},
     "DiscoPOPLoss": {"beta": 0.2, "tau": 0.1},
     "DPOPLoss": {"beta": 0.2, "anchor": 5.0},
     "NCALoss": {"beta": 0.2},
@@ -122,17 +124,18 @@ def test_ipo_says_that_it_knows_no_label_smoothing():
         (
             lambda: L.IPOLoss(label_smoothing=0.1),
             "`label_smoothing` is not an argument of IPOLoss, which takes beta, length_normalized, "
-            "divergence, alpha; losses that have it: AOTLoss, DPOLoss, EXOLoss, RobustDPOLoss",
+            "divergence, alpha, max_reward; losses that have it: AOTLoss, DPOLoss, EXOLoss, RobustDPOLoss",
         ),
         (
             lambda: L.DPOLoss(gamma=1),
-            "`gamma` is not an argument of DPOLoss, which takes beta, label_smoothing, divergence, alpha; "
-            "losses that have it: SimPOLoss",
+            "`gamma` is not an argument of DPOLoss, which takes beta, label_smoothing, divergence, alpha, "
+            "max_reward; losses that have it: SimPOLoss",
         ),
         (
             lambda: L.SimPOLoss(2.0, divergence="js_divergence"),
             "`divergence` is not an argument of SimPOLoss, which takes beta, gamma; losses that have it: "
-            "DPOLoss, DiscoPOPLoss, EXOLoss, HingeLoss, IPOLoss, LengthNormalizedDPOLoss, RobustDPOLoss",
+            "DPOLoss, DiscoPOPLoss, EXOLoss, HingeLoss, IPOLoss, LengthNormalizedDPOLoss, ODPOLoss, "
+            "RDPOLoss, RobustDPOLoss",
         ),
         (
             lambda: L.ORPOLoss(betta=1),
@@ -214,6 +217,19 @@ def test_beta_is_positive(name, beta):
         (lambda: L.ORPOLoss(-0.1), r"`odds_weight` must be .* at least 0"),
         (lambda: L.CPOLoss(sft_weight=math.inf), r"`sft_weight` must be a finite number"),
         (lambda: L.UnlikelihoodLoss(-1.0), r"`alpha` must be .* at least 0"),
+        (
+            lambda: L.DPOLoss(max_reward=0.0),
+            r"`max_reward` must be .* greater than 0, got max_reward=0.0; None leaves margins as they are",
+        ),
+        (
+            lambda: L.RDPOLoss(length_penalty=-0.1),
+            r"`length_penalty` must be .* at least 0, got .*=-0.1; 0 is",
+        ),
+        (lambda: L.ODPOLoss(offset_weight=math.nan), r"`offset_weight` must be .* at least 0, got"),
+        (
+            lambda: L.ODPOLoss(offset_scale="square"),
+            r"`offset_scale` must be one of \('log', 'linear'\), got offset_scale='square'",
+        ),
         (lambda: L.LDDPO(L.DPOLoss(), alpha=1.1), r"`alpha` must be in \[0, 1\], got alpha=1.1; it weights"),
     ],
 )

@@ -20,8 +20,12 @@ PAIRS = [
 ]
 
 
+MARGINS = [0.25, 4.0, 1.0, 0.0, 12.5, 0.5]
+
+
 def policy_and_reference(pairs=PAIRS, dtype=torch.float64):
     pc, pr, rc, rr, lc, lr = zip(*pairs, strict=True)
+    margins = torch.tensor([MARGINS[index % len(MARGINS)] for index in range(len(pairs))], dtype=dtype)
     chosen_lengths, rejected_lengths = torch.tensor(lc), torch.tensor(lr)
     policy, reference = (
         PairLogps(
@@ -29,6 +33,7 @@ def policy_and_reference(pairs=PAIRS, dtype=torch.float64):
             torch.tensor(rejected, dtype=dtype, requires_grad=True),
             chosen_lengths,
             rejected_lengths,
+            margins=margins,
         )
         for chosen, rejected in ((pc, pr), (rc, rr))
     )
@@ -65,6 +70,7 @@ SCORES = {
     "forward_kl": lambda r: 1 - (-r).exp(),
     "js_divergence": lambda r: D(2).ln() + log_sigma(r),
     "alpha_divergence": lambda r: (((D(0.25) - 1) * r).exp() - 1) / (D(0.25) - 1),
+    "chi_squared_kl": lambda r: r.exp() - 1 + r,
 }
 CASES = {
     "DPO": (L.DPOLoss(0.3), on_ratios(lambda c, r, m, n: -log_sigma(B * (c - r)))),
@@ -107,6 +113,18 @@ CASES = {
                 + sigma(B * (c - r) / D(0.1)) * (-B * (c - r)).exp()
             )
         ),
+    ),
+    "R-DPO": (
+        L.RDPOLoss(0.3, length_penalty=0.02),
+        on_ratios(lambda c, r, m, n: -log_sigma(B * (c - r) + D(0.02) * (m - n))),
+    ),
+    "DPO, clipped": (
+        L.DPOLoss(0.3, max_reward=0.5),
+        on_ratios(lambda c, r, m, n: -log_sigma(max(D(-1), min(D(1), B * (c - r))))),
+    ),
+    "chi-PO": (
+        L.DPOLoss(0.3, divergence="chi_squared_kl", max_reward=5.0),
+        on_ratios(lambda c, r, m, n: -log_sigma(max(D(-10), min(D(10), B * (c.exp() + c - r.exp() - r))))),
     ),
     "DPOP": (
         L.DPOPLoss(0.3, anchor=5.0),
@@ -167,6 +185,13 @@ def test_losses_equal_their_formulas(name):
     torch.testing.assert_close(measured, expected(formula), rtol=1e-12, atol=1e-12)
 
 
+def test_the_margin_per_token_divides_each_score_by_its_completion_length():
+    policy, reference = policy_and_reference()
+    measured = L.DPOLoss(0.3).margin_per_token(policy, reference)
+    by_hand = [(pc - rc) / lc - (pr - rr) / lr for pc, pr, rc, rr, lc, lr in PAIRS]
+    torch.testing.assert_close(measured, torch.tensor(by_hand, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("divergence", SCORES)
 def test_divergences_go_with_every_loss_on_the_margin(divergence):
     s = SCORES[divergence]
@@ -215,6 +240,10 @@ def test_aot_of_one_pair_is_dpo():
 ALL = (
     {name: loss for name, (loss, _) in CASES.items()}
     | {
+        "ODPO": L.ODPOLoss(0.3),
+        "ODPO, linear": L.ODPOLoss(0.3, offset_scale="linear"),
+        "ODPO without its offset": L.ODPOLoss(0.3, offset_weight=0.0),
+        "R-DPO without its penalty": L.RDPOLoss(0.3, length_penalty=0.0),
         "AOT": L.AOTLoss(0.3),
         "AOT, unpaired": L.AOTLoss(0.3, unpaired=True),
         "BCO, tracking": L.BCOLoss(0.3),
@@ -222,6 +251,7 @@ ALL = (
         "combined with SFT": L.CombinedLoss([L.DPOLoss(0.3), L.SFTLoss()]),
     }
     | {f"DPO, {divergence}": L.DPOLoss(0.3, divergence=divergence) for divergence in SCORES}
+    | {f"IPO, {divergence}": L.IPOLoss(0.3, divergence=divergence) for divergence in SCORES}
 )
 
 

@@ -139,3 +139,32 @@ def test_ipo_tends_to_the_reference_as_tau_grows():
     ]
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] < 1e-3
+
+
+def masses_on_the_way(loss, reference, *, steps):
+    """Probabilities after each small step of descent, where completion 0 always beats completion 1."""
+    theta = reference.log().clone().requires_grad_()
+    ones = torch.ones(1)
+    reference_logps = PairLogps(*reference.log()[:2].split(1), ones, ones)
+    masses = []
+    for _ in range(steps):
+        policy = PairLogps(*theta.log_softmax(0)[:2].split(1), ones, ones)
+        (gradient,) = torch.autograd.grad(loss(policy, reference_logps).sum(), theta)
+        theta = (theta - 0.1 * gradient).detach().requires_grad_()
+        masses.append(theta.detach().softmax(0))
+    return torch.stack(masses)
+
+
+def test_chi_po_moves_less_mass_than_dpo_to_a_completion_outside_the_data():
+    # The third completion is in no pair (the case of https://arxiv.org/abs/2404.10719). DPO leaves its logit
+    # alone and takes mass from the beaten completion faster than the winner can have it.
+    reference = torch.tensor([0.05, 0.65, 0.3], dtype=torch.float64)
+    dpo = masses_on_the_way(DPOLoss(0.5), reference, steps=2000)
+    chi_po = masses_on_the_way(DPOLoss(0.5, divergence="chi_squared_kl"), reference, steps=2000)
+    assert min(dpo[-1, 0], chi_po[-1, 0]) > 0.5
+    assert dpo[:, 2].max() > 0.45
+    assert chi_po[:, 2].max() - reference[2] < 0.6 * (dpo[:, 2].max() - reference[2])
+    # At every mass that both give the winner on their way.
+    shares = torch.linspace(0.1, 0.5, 9, dtype=torch.float64)
+    unseen = [path[torch.searchsorted(path[:, 0].contiguous(), shares), 2] for path in (chi_po, dpo)]
+    assert (unseen[0] < unseen[1]).all()

@@ -53,6 +53,12 @@ REWARDS = {
     "length-normalised": (L.LengthNormalizedDPOLoss(5.0), ([2.5, -1.25], [-3.75, 10.0])),
     "EXO": (L.EXOLoss(0.5), BETA_R),
     "DiscoPOP": (L.DiscoPOPLoss(0.5), BETA_R),
+    "R-DPO": (L.RDPOLoss(0.5, length_penalty=0.1), BETA_R),
+    "ODPO": (L.ODPOLoss(0.5), BETA_R),
+    "chi-PO": (
+        L.DPOLoss(0.5, divergence="chi_squared_kl", max_reward=0.1),
+        ([e / 2, (1 / e - 2) / 2], [(exp(-3) - 4) / 2, (e**2 + 1) / 2]),
+    ),
     "DPOP": (L.DPOPLoss(0.5, anchor=5.0), BETA_R),
     "NCA": (L.NCALoss(0.5), BETA_R),
     "BCO": (L.BCOLoss(0.5), BETA_R),

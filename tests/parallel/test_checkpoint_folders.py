@@ -45,6 +45,20 @@ def test_a_run_killed_while_it_saves(ranks: Any, tmp_path: Path, moment: str) ->
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
 
 
+def test_the_last_checkpoint_is_found_after_a_kill_between_renames(ranks: Any, tmp_path: Path) -> None:
+    model, folder = source(tmp_path / "model"), tmp_path / "run"
+    whole = ranks.run(run, model=model, strategy="fsdp2")
+    doomed = Ranks(2)
+    with pytest.raises((EOFError, RuntimeError)):
+        doomed.run(tear_folder, moment="between renames", model=model, strategy="fsdp2", last=folder)
+    doomed.stop()
+    assert not (folder / "last.ckpt").exists()
+    resumed = ranks.run(run, model=model, strategy="fsdp2", last=folder, ckpt_path="last")
+    assert len(resumed[0].seen) < len(whole[0].seen)  # it went on, and did not begin again
+    assert_same_bits(resumed[0], whole[0])
+    assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"

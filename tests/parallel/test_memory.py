@@ -93,7 +93,7 @@ def test_activations_are_what_autograd_keeps(key_heads: int, mixed: bool) -> Non
         pairs=1,
         stream=4,
         compute=2 if mixed else 4,
-        branches=True,
+        by_completion=True,
     )
     assert activation_bytes(shape, work, checkpointing=False) == pytest.approx(measured, rel=0.1)
 
@@ -116,7 +116,7 @@ def test_float32_without_sharding_by_hand() -> None:
 
 def test_checkpointing_keeps_the_inputs_of_layers() -> None:
     shape = model_shape(load_config(MILLION))
-    work = Workload(tokens=64, completion_tokens=32, pairs=1, stream=2, compute=2, branches=False)
+    work = Workload(tokens=64, completion_tokens=32, pairs=1, stream=2, compute=2, by_completion=False)
     full = activation_bytes(shape, work, checkpointing=False)
     less = activation_bytes(shape, work, checkpointing=True)
     assert full - less == 3 * layer_bytes(shape, work) - 4 * 64 * 128 * 2

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_dpo.cli.main import DPOCLI, main
+from lightning_dpo.cli.main import main
+from lightning_dpo.training.cli import DPOCLI
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_dpo.cli.main import DPOCLI, main
+from lightning_dpo.cli.main import main
+from lightning_dpo.training.cli import DPOCLI
 
 pytest.importorskip("ray", reason="ray is not installed")
 

@@ -273,7 +273,7 @@ def test_overwriting_a_folder_changes_its_identity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: bool
 ) -> None:
     if settled:  # as if the files had been there for long, so that their hash is remembered
-        monkeypatch.setattr(identity_module, "_SETTLED_NS", -(10**9))
+        monkeypatch.setattr(identity_module, "SETTLED_NS", -(10**9))
     folder = tmp_path / "model"
     tiny_model().save_pretrained(folder)
     first = source_identity(str(folder))
@@ -298,7 +298,7 @@ def test_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     source_identity(str(folder))
     source_identity(str(folder))
     assert len(reads) == 2  # so young that it could change without a trace
-    monkeypatch.setattr(identity_module, "_SETTLED_NS", -(10**9))
+    monkeypatch.setattr(identity_module, "SETTLED_NS", -(10**9))
     first = source_identity(str(folder))
     assert source_identity(str(folder)) == first
     assert len(reads) == 3

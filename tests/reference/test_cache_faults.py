@@ -32,7 +32,7 @@ from lightning_dpo.reference.cache import store
 from lightning_dpo.reference.cached import CachedReference
 from lightning_dpo.reference.fill import FillReferenceCache
 
-store._FLUSH_SECONDS, store._FLUSH_SHARE = 0.0, 1e9  # a shard after every pass
+store.FLUSH_SECONDS, store.FLUSH_SHARE = 0.0, 1e9  # a shard after every pass
 compute = CachedReference.compute
 
 def slowly(self, *args, **options):
@@ -132,8 +132,8 @@ def small_disk(tmp_path: Path) -> Path:
 
 
 def test_a_full_disk(model: str, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_FLUSH_SECONDS", 0.0)
-    monkeypatch.setattr(store_module, "_FLUSH_SHARE", 1e9)
+    monkeypatch.setattr(store_module, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(store_module, "FLUSH_SHARE", 1e9)
     cache = small_disk / "cache"
     with pytest.raises(ValueError, match=r"`reference_cache` must be writable.*No space left on device"):
         use(model, cache)
@@ -163,8 +163,8 @@ def test_a_disk_that_fills_in_training_does_not_stop_it(
 def test_a_damaged_shard_is_computed_again(
     model: str, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(store_module, "_FLUSH_SECONDS", 0.0)
-    monkeypatch.setattr(store_module, "_FLUSH_SHARE", 1e9)
+    monkeypatch.setattr(store_module, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(store_module, "FLUSH_SHARE", 1e9)
     cache = tmp_path / "cache"
     use(model, cache)
     shards = sorted(cache.glob("*/*.safetensors"))

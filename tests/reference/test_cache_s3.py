@@ -30,8 +30,8 @@ def use(model: str, cache: str = "s3://bucket/runs/cache") -> CacheUsage:
 
 
 def test_it_is_filled_read_and_checked(bucket: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_FLUSH_SECONDS", 0.0)
-    monkeypatch.setattr(store_module, "_FLUSH_SHARE", 1e9)
+    monkeypatch.setattr(store_module, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(store_module, "FLUSH_SHARE", 1e9)
     tiny_model().save_pretrained(tmp_path / "model")
     model = str(tmp_path / "model")
     assert use(model) == CacheUsage(passes=COUNT // 4, pairs=COUNT, from_cache=0)

@@ -425,3 +425,15 @@ def test_mistakes() -> None:
         run(tiny_model(), module={"reference": "cached:./nowhere"})
     with pytest.raises(ValueError, match="needs data loaders that yield PairBatch, got dict"):
         run(tiny_model(), DataLoader([{"x": 1}], batch_size=None))
+
+
+@pytest.mark.parametrize("reference", ["frozen", "cached"])
+def test_only_the_policys_confidences_are_computed(folder: str, reference: str) -> None:
+    module = DPOModule(folder, reference=reference, loss=WPO(DPOLoss()), optimizer=sgd)
+    trainer().fit(module, loader())
+    assert module.latest is not None
+    policy, scored = module.latest.policy, module.latest.reference
+    assert isinstance(policy, PairLogps)
+    assert isinstance(scored, PairLogps)
+    assert policy.chosen_confidence is not None
+    assert scored.chosen_confidence is None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -211,7 +213,7 @@ def test_flex_attention_computes_what_sdpa_computes() -> None:
 
 
 def test_flex_attention_that_does_not_run_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lightning_dpo.scoring.select, "_FASTEST", {"cpu": "flex_attention"})
+    monkeypatch.setattr(lightning_dpo.scoring.select, "FASTEST", {"cpu": "flex_attention"})
     tried = []
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -241,3 +243,13 @@ def test_cuda_runs_flex_attention_with_gradients(name: str) -> None:
     assert_same(actual, expected, atol=1e-3)
     for key, value in gradients(model, actual).items():
         torch.testing.assert_close(value, wanted[key], atol=1e-3, rtol=1e-2, msg=key)
+
+
+def test_importing_the_package_changes_nothing_in_transformers() -> None:
+    script = (
+        "import lightning_dpo.scoring.select, lightning_dpo.training.dpo\n"
+        "from transformers import AttentionInterface\n"
+        "assert not any('lightning_dpo' in name for name in AttentionInterface().keys())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ ROWS = [
     for n in range(40)
 ]
 EPOCHS = 2
+_DPO = partial(DPOModule, startup_check=False)
 
 
 class Kill(pl.Callback):
@@ -51,6 +54,7 @@ def source(folder: Path, *, seed: int = 0) -> str:
 def train(
     model: str,
     *,
+    method: Callable[..., Any] = _DPO,
     folder: Path | None = None,
     ckpt_path: Path | None = None,
     kill_at: int | None = None,
@@ -60,15 +64,15 @@ def train(
     data_options: dict[str, Any] | None = None,
     trainer_options: dict[str, Any] | None = None,
     **options: Any,
-) -> DPOModule:
+) -> Any:
     """Train with all that is random: order, dropout; and all that is uneven: batches, accumulation."""
     torch.set_num_threads(1)
     pl.seed_everything(5, verbose=False)
-    module = DPOModule(
+    module = method(
         model,
         optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3),
         warmup_ratio=0.5,
-        **{"disable_dropout": False, "startup_check": False, **options},
+        **{"disable_dropout": False, **options},
     )
     data = PreferenceDataModule(
         ROWS,

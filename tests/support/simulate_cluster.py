@@ -20,8 +20,9 @@ from ray import tune
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-from lightning_dpo.tuning.cluster.connect import DRIVER_CPUS, node_resources, trials_at_once
-from lightning_dpo.tuning.cluster.retry import fit_all
+from lightning_dpo.tuning.cluster.connect import node_resources, trials_at_once
+from lightning_dpo.tuning.cluster.resources import Resources
+from lightning_dpo.tuning.cluster.retry import fit_with_retries
 
 NODES, GPUS, WORKERS, TRIALS = 8, 8, 4, 64
 
@@ -47,7 +48,8 @@ def main(folder: str) -> dict[str, Any]:
     machines = [cluster.add_node(num_cpus=GPUS, num_gpus=GPUS, wait=False) for _ in range(NODES)]
     cluster.wait_for_nodes()
     ray.init(cluster.address, log_to_driver=False)
-    fits = trials_at_once(node_resources(), workers=WORKERS, cpus=1, gpus=1)
+    resources = Resources(workers=WORKERS, cpus=1, gpus=1)
+    fits = trials_at_once(node_resources(), resources)
     lost: list[float] = []
 
     def lose_a_machine() -> None:
@@ -59,7 +61,9 @@ def main(folder: str) -> dict[str, Any]:
     threading.Thread(target=lose_a_machine, daemon=True).start()
     storage = Path(folder) / "ray"
     began = time.time()
-    trainable = tune.with_resources(tune.with_parameters(trial, folder=folder), {"cpu": DRIVER_CPUS})
+    trainable = tune.with_resources(
+        tune.with_parameters(trial, folder=folder), {"cpu": resources.driver_cpus}
+    )
     tuner = tune.Tuner(
         trainable,
         param_space={"number": tune.grid_search(list(range(TRIALS)))},
@@ -73,7 +77,7 @@ def main(folder: str) -> dict[str, Any]:
             failure_config=tune.FailureConfig(max_failures=3),
         ),
     )
-    results = fit_all(
+    results = fit_with_retries(
         tuner,
         lambda: tune.Tuner.restore(
             str(storage / "trials"), trainable, resume_unfinished=True, resume_errored=True

@@ -17,6 +17,7 @@ from lightning_dpo import DPOModule, PairBatch
 from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.parallel import FSDP2Strategy, full_state, is_sharded
 from lightning_dpo.parallel.sharding import local
+from lightning_dpo.training.base import PolicyModule
 
 STEPS = 20
 PAIRS = 4
@@ -75,6 +76,7 @@ def adamw(params: Any) -> AdamW:
 
 def fit(
     *,
+    method: type[PolicyModule] = DPOModule,
     strategy: str = "auto",
     model: str = "llama",
     source: str | None = None,
@@ -86,7 +88,7 @@ def fit(
     """Train a tiny model for some steps."""
     os.environ.pop("PL_GLOBAL_SEED", None)  # from another test; strategies go back to it
     torch.manual_seed(0)
-    module = DPOModule(
+    module = method(
         tiny_model(model) if source is None else source,
         optimizer=adamw,
         lora=LoraSettings(r=4, alpha=8) if lora else None,
@@ -102,15 +104,17 @@ def fit(
         precision=precision,
     )
     run.fit(module, datamodule=Pairs())
-    reference = module.reference_model
+    reference = getattr(module, "reference_model", None)
     held = (share(module.policy), None if reference is None else share(reference))
     return Run(recorder.losses, recorder.norms, full_weights(module), held)
 
 
-def full_weights(module: DPOModule) -> dict[str, torch.Tensor]:
-    if is_sharded(module.policy):
-        return full_state(module.policy)
-    return {name: value.detach().clone() for name, value in module.policy.state_dict().items()}
+def full_weights(module: PolicyModule) -> dict[str, torch.Tensor]:
+    """The policy's weights, and the reward's head where there is one; every rank must call this."""
+    head = module.reward_head_weight()
+    whole = full_state(module.policy) if is_sharded(module.policy) else module.policy.state_dict()
+    weights = {name: value.detach().clone() for name, value in whole.items()}
+    return weights if head is None or not weights else {**weights, "reward_head": head.clone()}
 
 
 def share(model: torch.nn.Module) -> float:

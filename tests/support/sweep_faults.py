@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from ray.tune.schedulers import FIFOScheduler
+from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining
 
 KILLED, EXHAUSTED, DIVERGED, BROKEN = 0.1, 0.2, 0.3, 0.4
 KILLED_NEXT = KILLED + 1e-9
@@ -85,3 +85,7 @@ class Meddler(FIFOScheduler):
             self.has_killed = True
             os.kill(result["pid"], signal.SIGKILL)
         return self.CONTINUE
+
+
+class OwnPopulation(PopulationBasedTraining):
+    """A user's kind of population-based training."""

@@ -17,20 +17,38 @@ from torch.utils.data import DataLoader
 from training import sgd, trainer
 
 from lightning_dpo import DPOModule, PairBatch, PreferenceDataModule
-from lightning_dpo.cli.main import DPOCLI
 from lightning_dpo.parallel import FSDP2Strategy, full_state, is_sharded
+from lightning_dpo.training.base import PolicyModule
 from lightning_dpo.training.callbacks.reference_sync import ReferenceSync
+from lightning_dpo.training.cli import DPOCLI
+from lightning_dpo.training.reward_model import RewardModule
 
 State = dict[str, torch.Tensor]
+
+
+class SameHead(RewardModule):
+    """A reward model whose head is the same in every process, however the model was loaded before."""
+
+    def on_policy_built(self, *args: Any) -> None:
+        torch.manual_seed(0)
+        super().on_policy_built(*args)
 
 
 def strategy_of(name: str) -> Any:
     return FSDP2Strategy() if name == "fsdp2" else name
 
 
-def validate(model: str, reference: str, *, strategy: str = "auto", rows: int, batch_size: int) -> Any:
+def validate(
+    model: str,
+    *,
+    method: type[PolicyModule] = DPOModule,
+    strategy: str = "auto",
+    rows: int,
+    batch_size: int,
+    **options: Any,
+) -> Any:
     """Metrics of an odd number of pairs, and the pairs that this rank was given, fillers too."""
-    module = DPOModule(model, reference=reference)
+    module = method(model, **options)
     data = PreferenceDataModule(
         ROWS, validation=ROWS[:rows], tokenizer=byte_level(), batch_size=batch_size, num_processes=1
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import model_parallel
 from resume_jobs import train
 
-from lightning_dpo import files
 from lightning_dpo.training import checkpoint_io as saving
 
 
@@ -70,13 +70,13 @@ def tear_folder(*, moment: str, **options: Any) -> None:
             die()
 
     def one_rename(path: Path, target: Path) -> Path:
-        if path.name.endswith(".partial") and list(path.parent.glob("*.previous*")):
+        if path.name.endswith(".partial") and list(path.parent.glob("*.being-replaced*")):
             die()
         return rename(path, target)
 
     if moment == "half":
         model_parallel._distributed_checkpoint_save = half
     else:
-        files._exchange = lambda one, other: False  # as where the file system cannot change two names at once
+        sys.platform = "another"  # one that cannot change two names at once
         Path.rename = one_rename  # type: ignore[assignment,method-assign]
     run(**options)

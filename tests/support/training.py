@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from tiny_models import random_pairs
+from torch import Tensor
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
@@ -44,3 +47,16 @@ class History(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         for name, value in trainer.callback_metrics.items():
             self.values.setdefault(name, []).append(float(value))
+
+
+@dataclass(slots=True)
+class PairsWithMargins(PairBatch):
+    """Pairs that say by how much their rewards should differ."""
+
+    margins: Tensor | None = None
+
+    @classmethod
+    def of(cls, pairs: Sequence[TokenPair], margins: Sequence[float]) -> PairsWithMargins:
+        batch = cls.from_pairs(pairs)
+        batch.margins = torch.tensor(margins)
+        return batch

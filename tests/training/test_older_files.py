@@ -1,4 +1,4 @@
-"""Checkpoints and reference caches that version 0.1.0 wrote before log-probabilities were kept by completion."""
+"""Checkpoints and caches from before log-probabilities were kept by completion."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def run(checkpoint: str | None = None, **options: Any) -> tuple[DPOModule, Histo
     pl.seed_everything(0, verbose=False)
     policy, history = str(OLDER / "policy"), History()
     module = DPOModule(
-        policy, loss=DPOLoss(beta=0.2), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2), **options
+        policy,
+        loss=DPOLoss(beta=0.2),
+        optimizer=lambda params: torch.optim.AdamW(params, lr=1e-2),
+        warmup_ratio=0.0,
+        **options,
     )
     data = PreferenceDataModule(ROWS, tokenizer=policy, max_length=64, batch_size=2, num_processes=1)
     path = None if checkpoint is None else str(OLDER / checkpoint)

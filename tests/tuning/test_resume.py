@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from sweep_project import settings
@@ -61,9 +62,13 @@ def test_a_killed_driver_goes_on_and_runs_no_finished_trial_again(project: Path,
             break
         assert driver.poll() is None, (tmp_path / "log0").read_text()[-3000:]
         time.sleep(0.1)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    of_trials = [process for process in children if "ImplicitFunc" in process.name()]
+    assert of_trials
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    time.sleep(3)
+    _, alive = psutil.wait_procs(of_trials, timeout=60)
+    assert not alive
     before = _records(tmp_path)
     finished = {name for name, record in before.items() if record["status"] == "finished"}
     assert len(finished) == 1

@@ -13,7 +13,8 @@ from sweep_faults import BROKEN, DIVERGED, EXHAUSTED, KILLED
 from sweep_project import settings
 from transformers import AutoModelForCausalLM
 
-from lightning_dpo.cli.main import DPOCLI, main
+from lightning_dpo.cli.main import main
+from lightning_dpo.training.cli import DPOCLI
 from lightning_dpo.tuning import SweepConfig, SweepResult, sweep
 from lightning_dpo.tuning.results.folder import load_result
 

@@ -9,17 +9,19 @@
 | sharegpt | `conversations`: the turns before `chosen` and `rejected`, one turn each |
 
 Messages take `role` and `content`, or ShareGPT's `from` and `value`. Formats other than text and hh also take
-`system` and `tools` columns. A further format is a file with a `Format`, and a line in `FORMATS`.
+`system` and `tools` columns, and all formats those of `NUMBER_COLUMNS`. A further format is a file with a
+`Format`, and a line in `FORMATS`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
-from lightning_dpo.data.formats.base import Format, Row, is_empty, kind_of
+from lightning_dpo.data.formats.base import Format, Row, is_empty, kind_of, read_number
 from lightning_dpo.data.formats.chat import CHAT
 from lightning_dpo.data.formats.feedback import FEEDBACK_FORMATS, parse_feedback
 from lightning_dpo.data.formats.hh import HH, hh_text
@@ -32,6 +34,7 @@ __all__ = [
     "FEEDBACK",
     "FEEDBACK_FORMATS",
     "FORMATS",
+    "NUMBER_COLUMNS",
     "PAIRS",
     "Format",
     "Row",
@@ -49,6 +52,13 @@ FORMATS: Mapping[str, Format] = {
     "sharegpt": SHAREGPT,
 }
 """The formats by name, from the general to the special: a row is of the last one that fits it."""
+
+NUMBER_COLUMNS = ("margin", "weight")
+"""Optional columns of every format of pairs, numbers of at least 0.
+
+`margin` is by how much the chosen completion's score is above the rejected one's, `weight` what the pair
+counts in losses and metrics.
+"""
 
 
 def parse_row(row: Row, *, format: str) -> PreferencePair:
@@ -70,7 +80,10 @@ def parse_row(row: Row, *, format: str) -> PreferencePair:
             raise BadRow(Reason.EMPTY, f"`{name}` is empty")
     if pair.chosen == pair.rejected:
         raise BadRow(Reason.IDENTICAL, "`chosen` and `rejected` are the same")
-    return pair
+    margin, weight = (read_number(row, name) for name in NUMBER_COLUMNS)
+    if weight == 0:
+        raise BadRow(Reason.WEIGHTLESS, "`weight` is 0")
+    return pair if margin is None and weight is None else replace(pair, margin=margin, weight=weight)
 
 
 class RowKind(NamedTuple):
@@ -83,6 +96,7 @@ class RowKind(NamedTuple):
         example: One of them.
         others: The formats of the other kind, which may have been given by mistake.
         hint: What to do then.
+        numbers: Optional columns of numbers.
     """
 
     formats: Mapping[str, Format]
@@ -91,6 +105,7 @@ class RowKind(NamedTuple):
     example: str
     others: Mapping[str, Format]
     hint: str
+    numbers: tuple[str, ...] = ()
 
 
 PAIRS = RowKind(
@@ -102,6 +117,7 @@ PAIRS = RowKind(
     FEEDBACK_FORMATS,
     "These are judged completions and no pairs: read them with FeedbackDataModule, without "
     "`unpaired_from_pairs`, and train with KTOModule",
+    NUMBER_COLUMNS,
 )
 FEEDBACK = RowKind(
     FEEDBACK_FORMATS,

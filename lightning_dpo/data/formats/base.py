@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple, TypeAlias
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
 from lightning_dpo.types import Message
 
-__all__ = ["Format", "Row", "has_text_completions", "is_empty", "kind_of", "read_text", "shared_length"]
+__all__ = [
+    "Format",
+    "Row",
+    "has_text_completions",
+    "is_empty",
+    "kind_of",
+    "read_number",
+    "read_text",
+    "shared_length",
+]
+
+_SMALLEST, _LARGEST = 1.2e-38, 3.4e38
+"""About the smallest float32 above 0, with all its digits, and the largest."""
 
 Row: TypeAlias = Mapping[str, Any]
 """One row of a data file: column names and values."""
@@ -48,6 +62,29 @@ def read_text(row: Row, column: str) -> str:
     if value is None and column != "prompt":
         raise BadRow(Reason.EMPTY if column in row else Reason.MALFORMED, f"`{column}` is missing")
     raise BadRow(Reason.MALFORMED, f"`{column}` is not text but {kind_of(value)}")
+
+
+def read_number(row: Row, column: str) -> float | None:
+    """Read an optional column of numbers that are at least 0; in CSV files they are text.
+
+    Returns:
+        The number, as 0 where it is too small for float32; None where the row has none.
+
+    Raises:
+        BadRow: If it holds something else.
+    """
+    value = row.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    is_number = isinstance(value, (int, float, Decimal, str)) and not isinstance(value, bool)
+    try:
+        number = float(value) if is_number else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number <= _LARGEST:
+        shown = repr(value) if is_number else kind_of(value)
+        raise BadRow(Reason.MALFORMED, f"`{column}` is not a finite number of at least 0 but {shown:.40}")
+    return number if number >= _SMALLEST else 0.0
 
 
 def kind_of(value: Any) -> str:

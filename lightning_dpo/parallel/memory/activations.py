@@ -22,8 +22,8 @@ class Workload:
         pairs: How many pairs they make up.
         stream: Bytes of a number of the residual stream.
         compute: Bytes of a number in matrix products.
-        branches: Whether attention goes branch by branch, as on the CPU: it copies the keys and values that
-            a rejected completion sees.
+        by_completion: Whether attention goes completion by completion, as on the CPU: it copies the keys and
+            values that a rejected completion sees.
     """
 
     tokens: int
@@ -31,7 +31,7 @@ class Workload:
     pairs: int
     stream: int
     compute: int
-    branches: bool
+    by_completion: bool
 
     @property
     def casts(self) -> bool:
@@ -55,7 +55,7 @@ def layer_bytes(shape: ModelShape, work: Workload) -> int:
     attention = work.compute * (3 * shape.query + 2 * shape.key) + _FLOAT * shape.heads
     feed_forward = 4 * work.compute * shape.intermediate
     total = work.tokens * (2 * norm + inputs + attention + feed_forward)
-    if work.branches:
+    if work.by_completion:
         rejected = work.completion_tokens // 2
         seen = work.tokens - rejected  # the prompts and one completion of every pair
         width = shape.key if shape.key == shape.query else shape.query  # grouped keys are repeated

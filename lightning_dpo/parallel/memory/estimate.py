@@ -132,7 +132,7 @@ def plan_memory(
         # Sharded weights are gathered in the compute type, and so is the residual stream; autocast keeps it.
         stream=compute if sharded else stored,
         compute=compute,
-        branches=accelerator == "cpu",
+        by_completion=accelerator == "cpu",
     )
     activations = activation_bytes(shape, work, checkpointing=checkpointing)
     if lora_r is not None:

@@ -24,8 +24,8 @@ _FORMAT = 2
 """What shards hold: in the first format log-probabilities of pairs, in this one of completions."""
 
 _SHARD_COMPLETIONS = 2**17
-_FLUSH_SECONDS = 15.0
-_FLUSH_SHARE = 20
+FLUSH_SECONDS = 15.0
+FLUSH_SHARE = 20
 """A shard is written when so many pairs wait, or after 15 s or a twentieth of the time spent, the larger: an
 interrupted pass loses little, and a pass of days still leaves tens of files and not thousands."""
 
@@ -205,7 +205,7 @@ class ReferenceCache:
     def is_flush_due(self) -> bool:
         """Whether enough waits, or has waited long enough, to be written."""
         now = time.monotonic()
-        pause = max(_FLUSH_SECONDS, (now - self._began) / _FLUSH_SHARE)
+        pause = max(FLUSH_SECONDS, (now - self._began) / FLUSH_SHARE)
         return bool(self._new) and (len(self._waiting) >= _SHARD_COMPLETIONS or now - self._flushed >= pause)
 
     def flush(self) -> None:

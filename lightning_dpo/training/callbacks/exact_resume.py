@@ -36,11 +36,11 @@ class ExactResume(pl.Callback):
         self._checked = False
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Keep in a checkpoint what a resumed run needs."""
         return {"seed": self._seed, "ranks": self._ranks, "reference": self._reference}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint; the number of ranks is this run's own."""
+        """Take seed and reference from a checkpoint; the number of ranks is this run's own."""
         self._seed, self._reference = state_dict["seed"], state_dict["reference"]
 
     def on_load_checkpoint(

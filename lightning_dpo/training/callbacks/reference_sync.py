@@ -90,11 +90,11 @@ class ReferenceSync(pl.Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """How many updates were made."""
+        """Keep the number of updates in a checkpoint."""
         return {"updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint."""
+        """Take the number of updates from a checkpoint."""
         self.updates = state_dict["updates"]
 
     def on_train_batch_end(

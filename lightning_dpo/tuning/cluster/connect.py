@@ -11,10 +11,9 @@ from typing import Any
 
 import ray
 
-__all__ = ["DRIVER_CPUS", "connected", "node_resources", "trials_at_once"]
+from lightning_dpo.tuning.cluster.resources import Resources
 
-DRIVER_CPUS = 0.01
-"""What a trial of several workers reserves besides them; Ray refuses 0."""
+__all__ = ["connected", "node_resources", "trials_at_once"]
 
 _VARIABLES = {
     "s3": ("AWS_", "FSSPEC_S3_"),
@@ -34,7 +33,7 @@ def connected(address: str | None, *, urls: Iterable[str | None] = ()) -> Iterat
     A connection that is already there is used and left as it was.
 
     Args:
-        address: Of the cluster.
+        address: The cluster's address; None starts one.
         urls: Object stores that trials use; they get the variables of this process that their clients read.
     """
     if ray.is_initialized():
@@ -67,17 +66,15 @@ def node_resources() -> list[dict[str, float]]:
     return [dict(node["Resources"]) for node in nodes if node["Alive"]]
 
 
-def trials_at_once(nodes: Sequence[dict[str, float]], *, workers: int, cpus: float, gpus: float) -> int:
+def trials_at_once(nodes: Sequence[dict[str, float]], resources: Resources) -> int:
     """How many trials a cluster holds, each with all its workers.
 
     A worker lies on one machine; the workers of a trial may lie on several. Tune itself counts only the
     process that drives a trial: more trials than this would wait for each other's workers.
 
     Args:
-        nodes: Resources of each machine.
-        workers: Of a trial.
-        cpus: Of each worker.
-        gpus: Of each worker.
+        nodes: CPUs and GPUs of each machine, as Ray names them.
+        resources: What a trial takes of the cluster.
 
     Raises:
         ValueError: If not one trial fits.
@@ -85,8 +82,8 @@ def trials_at_once(nodes: Sequence[dict[str, float]], *, workers: int, cpus: flo
 
     def fitting(drivers: int) -> int:
         """Trials whose workers fit, if all these drivers lie on one machine, whichever it is."""
-        taken = drivers * DRIVER_CPUS if workers > 1 else 0.0
-        return sum(_slots(node, cpus=cpus, gpus=gpus, taken=taken) for node in nodes) // workers
+        taken = drivers * resources.driver_cpus
+        return sum(_workers_on(node, resources, taken=taken) for node in nodes) // resources.workers
 
     trials = fitting(0)
     while trials and fitting(trials) < trials:
@@ -94,15 +91,17 @@ def trials_at_once(nodes: Sequence[dict[str, float]], *, workers: int, cpus: flo
     if trials < 1:
         held = ", ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
         raise ValueError(
-            f"`workers`, `cpus` and `gpus` must fit the cluster: a trial needs {workers} x ({cpus:g} CPUs, "
-            f"{gpus:g} GPUs) and {DRIVER_CPUS if workers > 1 else 0:g} CPUs beside them, got machines "
-            f"with {held}"
+            f"`workers`, `cpus` and `gpus` must fit the cluster: a trial needs {resources.workers} x "
+            f"({resources.cpus:g} CPUs, {resources.gpus:g} GPUs) and {resources.driver_cpus:g} CPUs beside "
+            f"them, got machines with {held}"
         )
     return trials
 
 
-def _slots(node: dict[str, float], *, cpus: float, gpus: float, taken: float) -> int:
-    found = max(math.floor((node.get("CPU", 0.0) - taken) / cpus + 1e-9), 0)
+def _workers_on(node: dict[str, float], resources: Resources, *, taken: float) -> int:
+    """Workers that a machine holds, if some of its CPUs are taken."""
+    gpus = resources.gpus
+    found = max(math.floor((node.get("CPU", 0.0) - taken) / resources.cpus + 1e-9), 0)
     if gpus >= 1:
         found = min(found, math.floor(node.get("GPU", 0.0) / gpus + 1e-9))
     elif gpus > 0:

@@ -7,19 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from lightning_dpo.cli.precompute import cached_form
+from lightning_dpo.reference.spec import ReferenceSpec
 from lightning_dpo.tuning.cluster.connect import node_resources
+from lightning_dpo.tuning.cluster.convert_policy import convert_policy
+from lightning_dpo.tuning.cluster.resources import Resources
+from lightning_dpo.tuning.cluster.task import run_as_task
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.objective import check_goals
+from lightning_dpo.tuning.recipe.command_line import ParsedRecipe
 from lightning_dpo.tuning.storage import Storage
-from lightning_dpo.tuning.trial.fit import TrialPlan, fit_once, tokenise
-from lightning_dpo.tuning.workers.group import placement
-from lightning_dpo.tuning.workers.run import run_once
+from lightning_dpo.tuning.trial.fit import fit_recipe, tokenise
+from lightning_dpo.tuning.trial.spec import TrialSpec
+from lightning_dpo.tuning.workers.group import cluster_placement
+from lightning_dpo.tuning.workers.single_run import run_on_workers
 
-__all__ = ["Preparation", "filling_group", "prepare"]
+__all__ = ["Preparation", "prepare", "reference_pass_resources"]
 
 
 _NO_TRAINING = {"max_epochs": 0, "max_steps": -1}
@@ -34,105 +38,97 @@ class Preparation:
     Attributes:
         overrides: Laid over every trial's values.
         reference_passes: Passes of the reference over the data: 1 if it is shared.
-        metrics: Names that a validation logs, where that was tried out.
     """
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
     reference_passes: int = 0
-    metrics: tuple[str, ...] = ()
 
 
-def prepare(plan: TrialPlan, config: SweepConfig) -> Preparation:
-    """Fill the cache of the reference; for a module of one's own, find out what it logs.
+def prepare(spec: TrialSpec, config: SweepConfig) -> Preparation:
+    """Do what the module's class lets trials share; try out what it logs where the class does not say.
 
     Args:
-        plan: What trials will run.
+        spec: What the sweep's trials have in common.
         config: The sweep.
 
     Raises:
-        ValueError: If the reference or the data cannot be used, or the objective is not logged.
+        ValueError: If the policy, the reference or the data cannot be used, or the objective is not logged.
     """
-    if not plan.recipe.is_preference:
-        metrics = _on_cluster(plan, fit_once, {"fast_dev_run": True})
-        check_goals(plan.objective, metrics=metrics, varied=())
-        return Preparation(metrics=metrics)
-    data, reference = _shared_data(plan), _shared_reference(plan, config)
-    ready = replace(plan, prepared={**plan.prepared, **data, **reference})
+    traits = spec.recipe.traits
+    if traits.logged_metrics is None:
+        check_goals(spec.objective, metrics=run_as_task(spec, fit_recipe, {"fast_dev_run": True}))
+    if not traits.exports and not traits.shares_reference:
+        return Preparation()
+    recipe = spec.recipe.parse()
+    overrides = dict(convert_policy(spec, recipe)) if traits.exports else {}
+    if not traits.shares_reference:
+        return Preparation(overrides)
+    data = _shared_data(spec, recipe)
+    reference = _shared_reference(spec, config, recipe)
+    spec = replace(spec, prepared={**overrides, **data, **reference})
     if data:
         # In one process: with several, each machine's first one would do it.
-        _on_cluster(ready, tokenise)
-    if not reference:
-        return Preparation(ready.prepared)
-    # No epoch is run: starting to fit is what tokenises the data and fills the cache.
-    group = filling_group(ready, node_resources())
-    if group is not None and group.workers > ready.workers and not _has_room(group):
-        group = ready if ready.workers > 1 else None
-    if group is not None:
-        run_once(group, _NO_TRAINING)
-    else:
-        _on_cluster(ready, fit_once, _NO_TRAINING)
-    return Preparation(ready.prepared, reference_passes=1)
+        run_as_task(spec, tokenise)
+    if reference:
+        _fill_reference_cache(spec)
+    return Preparation(spec.prepared, reference_passes=int(bool(reference)))
 
 
-def filling_group(plan: TrialPlan, nodes: Sequence[Mapping[str, float]]) -> TrialPlan | None:
-    """A plan of as many workers for the reference's pass as a cluster holds, whatever a trial has.
+def reference_pass_resources(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> Resources | None:
+    """As many workers for the reference's pass as a cluster holds, whatever a trial has.
 
     One on each GPU, or on each machine where there are none; None for one worker, which needs no group.
 
     Args:
-        plan: Of trials.
-        nodes: Resources of each machine.
+        resources: What a trial takes of the cluster.
+        nodes: CPUs and GPUs of each machine, as Ray names them.
     """
-    gpus = max(plan.gpus, 1.0) if plan.gpus else 0.0
+    gpus = max(resources.gpus, 1.0) if resources.gpus else 0.0
     workers = 0
     for node in nodes:
-        held = math.floor(node.get("CPU", 0.0) / plan.cpus + 1e-9)
+        held = math.floor(node.get("CPU", 0.0) / resources.cpus + 1e-9)
         workers += min(held, math.floor(node.get("GPU", 0.0) / gpus + 1e-9) if gpus else 1)
-    if workers <= plan.workers:
-        return plan if plan.workers > 1 else None
-    return replace(plan, workers=workers, gpus=gpus)
+    if workers <= resources.workers:
+        return resources if resources.workers > 1 else None
+    return replace(resources, workers=workers, gpus=gpus)
 
 
-def _has_room(plan: TrialPlan) -> bool:
+def _fill_reference_cache(spec: TrialSpec) -> None:
+    """Start to fit, and run no epoch: that tokenises the data and fills the cache."""
+    own = spec.resources
+    group = reference_pass_resources(own, node_resources())
+    if group is not None and group.workers > own.workers and not _has_room(group):
+        group = own if own.workers > 1 else None
+    if group is None:
+        run_as_task(spec, fit_recipe, _NO_TRAINING)
+    else:
+        run_on_workers(replace(spec, resources=group), _NO_TRAINING)
+
+
+def _has_room(resources: Resources) -> bool:
     """Whether all these workers can run now: others may be at work on the cluster too."""
-    bundle = {"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})}
-    group = placement_group([bundle] * plan.workers, strategy=placement(plan))
+    group = placement_group([resources.per_worker] * resources.workers, strategy=cluster_placement(resources))
     try:
         return bool(group.wait(_PLACEMENT_SECONDS))
     finally:
         remove_placement_group(group)
 
 
-def _shared_data(plan: TrialPlan) -> dict[str, Any]:
+def _shared_data(spec: TrialSpec, recipe: ParsedRecipe) -> dict[str, Any]:
     """Overrides that make all machines read one copy of the tokenised data, where they share a folder."""
-    parsed = plan.recipe.cli({}, parse_only=True).config
-    storage = Storage(plan.location)
-    if len(node_resources()) < 2 or not storage.is_local or parsed.get("data.cache_dir", "") is not None:
+    storage = Storage(spec.location)
+    if len(node_resources()) < 2 or not storage.is_local or recipe.get("data.cache_dir", "") is not None:
         return {}
     return {"data.cache_dir": (storage / "data").location}
 
 
-def _shared_reference(plan: TrialPlan, config: SweepConfig) -> dict[str, Any]:
+def _shared_reference(spec: TrialSpec, config: SweepConfig, recipe: ParsedRecipe) -> dict[str, Any]:
     """Overrides that make trials read the reference from a cache; none where they cannot."""
-    if not config.share_reference:
+    reference = recipe.get("model.reference")
+    if not config.share_reference or not isinstance(reference, str) or reference == "none":
         return {}
-    parsed = plan.recipe.cli({}, parse_only=True).config
-    reference = parsed.get("model.reference")
-    if not isinstance(reference, str) or reference == "none":
-        return {}
-    cache = config.reference_cache or parsed.get("model.reference_cache")
+    cache = config.reference_cache or recipe.get("model.reference_cache")
     return {
-        "model.reference": cached_form(reference),
-        "model.reference_cache": cache or (Storage(plan.location) / "reference").location,
+        "model.reference": str(ReferenceSpec.parse(reference).cached()),
+        "model.reference_cache": cache or (Storage(spec.location) / "reference").location,
     }
-
-
-def _on_cluster(plan: TrialPlan, function: Any, *arguments: Any) -> Any:
-    """Run a piece of a trial on a machine like those of trials; returns what the function does."""
-    task = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=1)(function)
-    try:
-        return ray.get(task.remote(plan, *arguments))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise ValueError(f"the recipe does not run: {error.cause}") from error
-        raise

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from ray.tune import ResultGrid, Tuner
 from ray.tune.experiment import Trial
 
-__all__ = ["fit_all"]
+__all__ = ["fit_with_retries"]
 
 _ROUNDS = 3
 
 
-def fit_all(tuner: Tuner, restore: Callable[[], Tuner]) -> ResultGrid:
+def fit_with_retries(tuner: Tuner, restore: Callable[[], Tuner]) -> ResultGrid:
     """Run every trial, with as many retries as Tune's `max_failures` says.
 
-    When a machine is lost, two calls to the process of a trial can fail within the same moment. Tune takes
-    the first as the loss of the process and starts the trial again, and the second as the failure of a
-    trial that has not begun, which it does not retry.
+    When a machine goes away, two calls to the process of a trial can fail within the same moment. Tune takes
+    the first as the end of the process and starts the trial again, and the second as the failure of a trial
+    that has not begun, which it does not retry.
 
     Args:
         tuner: What to run.

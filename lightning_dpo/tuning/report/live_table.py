@@ -18,14 +18,14 @@ from lightning_dpo.tuning.report.trial_table import TrialLine, end_notice, progr
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lightning_dpo.tuning.trial.fit import TrialPlan
+    from lightning_dpo.tuning.trial.spec import TrialSpec
 
 __all__ = ["LiveTable"]
 
 _LAST_LINES = 40
 """Lines of the table that stays; the report holds all of them."""
 
-_QUIET_SECONDS = 60.0
+QUIET_SECONDS = 60.0
 """Where there is no terminal, a line tells at least as often that the sweep goes on."""
 
 _WENT_WELL = ("finished", "stopped")
@@ -38,7 +38,7 @@ class LiveTable:
     """Trials with their values, steps, metrics and the time that is left; on a terminal it stays in place."""
 
     def __init__(
-        self, plan: TrialPlan, *, samples: int, verbose: bool = True, console: Console | None = None
+        self, plan: TrialSpec, *, samples: int, verbose: bool = True, console: Console | None = None
     ) -> None:
         """Begin with no trials.
 
@@ -117,7 +117,7 @@ class LiveTable:
         now = time.time()
         if is_over:
             self._print(end_notice(line, self._plan.objective.goals))
-        elif now - self._printed_at >= _QUIET_SECONDS:
+        elif now - self._printed_at >= QUIET_SECONDS:
             lines = list(self._lines.values())
             self._print(progress_notice(lines, samples=self._samples, began=self._began))
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lightning_dpo.training.export import export_checkpoint
+from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.report_callback import CHECKPOINT
-
-if TYPE_CHECKING:
-    from lightning_dpo.tuning.results.result import SweepResult
 
 __all__ = ["export_best"]
 

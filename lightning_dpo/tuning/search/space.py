@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,9 @@ from typing import Any
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain, Float, Function, Integer
 
-__all__ = ["GRID_KEY", "Parameter", "SearchSpace", "import_object"]
+from lightning_dpo.tuning.config_paths import import_object
+
+__all__ = ["GRID_KEY", "Parameter", "SearchSpace", "is_known_to_optuna"]
 
 GRID_KEY = "grid"
 """Where Ray's config holds the values of all grid parameters together."""
@@ -86,7 +87,7 @@ class SearchSpace:
         """Read what stands in YAML.
 
         Args:
-            entries: By config path, one of: ``{uniform: [0, 1]}`` and likewise every domain of Ray,
+            entries: By config path, one of: ``{uniform: [0, 1]}`` or another domain of Ray,
                 ``{choice: [...]}``, ``{grid: [...]}``, ``{sample_from: package.function}``, or a plain value.
                 ``when: {path: value}`` beside a domain makes it conditional; a list of such entries gives a
                 path several domains.
@@ -122,6 +123,11 @@ class SearchSpace:
     def grid(self) -> tuple[Parameter, ...]:
         """The parameters of the grid."""
         return tuple(p for p in self.parameters if p.kind == "grid")
+
+    @property
+    def grid_size(self) -> int:
+        """Points of the grid; 1 where there is none."""
+        return len(list(self._grid_points())) if self.grid else 1
 
     def ray_config(self) -> dict[str, Any]:
         """The space as Ray's `param_space`; the grid is one parameter, so that conditions thin it out."""
@@ -183,19 +189,6 @@ class SearchSpace:
             if mark not in seen:
                 seen.add(mark)
                 yield point
-
-
-def import_object(path: str) -> Any:
-    """What a dotted path names.
-
-    Raises:
-        ValueError: If it cannot be imported.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path!r} must be importable as package.module.name: {error}") from error
 
 
 def _is_alternatives(entry: Any) -> bool:

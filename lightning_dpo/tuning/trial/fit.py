@@ -4,92 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
-import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
-from lightning_dpo.tuning.objective import Objective
-from lightning_dpo.tuning.recipe import Recipe
-from lightning_dpo.tuning.search.space import SearchSpace
-from lightning_dpo.tuning.storage import Storage
+from lightning_dpo.tuning.cluster.resources import Resources
+from lightning_dpo.tuning.trial.ending import Outcome
+from lightning_dpo.tuning.trial.kl import KLMonitor
 from lightning_dpo.tuning.trial.report_callback import CHECKPOINT, DivergedError, TrialReport
+from lightning_dpo.tuning.trial.spec import TrialSpec
+from lightning_dpo.tuning.trial.status import TrialStatus
 
-__all__ = ["Outcome", "TrialPlan", "fit_once", "fit_trial", "here", "tokenise", "users_place"]
+__all__ = ["fit_recipe", "fit_trial", "local_trainer_options", "tokenise"]
 
-
-@dataclass(frozen=True)
-class TrialPlan:
-    """What every trial of a sweep needs to know; sent to all machines once.
-
-    Attributes:
-        recipe: What to train.
-        space: How Ray's config becomes overrides.
-        objective: Metrics that each report must have.
-        location: The sweep's folder.
-        cwd: Relative paths of the recipe start here.
-        import_path: Where the user's own classes are found.
-        workers: Processes of a trial.
-        cpus: CPUs of each.
-        gpus: GPUs of each.
-        strategy: How several workers share a model.
-        retries: After the loss of a worker, where there are several.
-        kl_prompts: Prompts to sample completions for.
-        kl_tokens: Longest of these.
-        prepared: Overrides that preparation found, such as the shared reference.
-    """
-
-    recipe: Recipe
-    space: SearchSpace
-    objective: Objective
-    location: str
-    cwd: str
-    import_path: tuple[str, ...] = ()
-    workers: int = 1
-    cpus: float = 1
-    gpus: float = 0
-    strategy: str = "ddp"
-    retries: int = 0
-    kl_prompts: int = 0
-    kl_tokens: int = 64
-    prepared: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def records(self) -> Storage:
-        """Folder of what trials write about themselves."""
-        return Storage(f"{self.location}/trials")
-
-
-class Outcome(NamedTuple):
-    """How a training run ended.
-
-    Attributes:
-        status: As `TrialRecord` has it.
-        reason: In words, where something went wrong.
-        details: The traceback, likewise.
-    """
-
-    status: str
-    reason: str = ""
-    details: str = ""
-
+_WITHOUT_FILES: dict[str, Any] = {
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "logger": False,
+    "default_root_dir": tempfile.gettempdir(),
+}
+"""Trainer arguments of a trial, which leaves no files but the sweep's and shows nothing."""
 
 _previous_end: float | None = None
 """When the trial before this one in the same process ended."""
 
 
 def fit_trial(
-    plan: TrialPlan,
+    spec: TrialSpec,
     overrides: Mapping[str, Any],
-    send: Callable[[dict[str, Any], Path | None], None],
+    report: Callable[[dict[str, Any], Path | None], None],
     *,
     checkpoint: Path | None = None,
     trainer_options: Mapping[str, Any] | None = None,
@@ -100,84 +51,81 @@ def fit_trial(
     wrong again. The end of the process is for Ray to see.
 
     Args:
-        plan: The sweep.
+        spec: What the sweep's trials have in common.
         overrides: The trial's values by config path.
-        send: Takes each report.
+        report: Takes the metrics of each validation, and the folder of its checkpoint.
         checkpoint: Folder that an earlier process of this trial reported, or another trial with PBT.
         trainer_options: Take the place of the recipe's trainer arguments.
     """
     global _previous_end
     began = _previous_end or time.time()
-    report = TrialReport(send, required=tuple(g.metric for g in plan.objective.goals), began=began)
+    required = tuple(goal.metric for goal in spec.objective.goals)
+    reports = TrialReport(report, required=required, began=began)
     try:
-        with users_place(plan), _own_memory(), tempfile.TemporaryDirectory() as scratch:
-            options = {**_QUIET, "default_root_dir": scratch, **(trainer_options or {})}
-            _fit(plan, overrides, report, checkpoint, options)
-            if not report.reports and checkpoint is None:
+        with spec.user_environment(), _memory_given_back(), tempfile.TemporaryDirectory() as scratch:
+            options = {**_WITHOUT_FILES, "default_root_dir": scratch, **(trainer_options or {})}
+            _fit(spec, overrides, reports, checkpoint, options)
+            if not reports.reports and checkpoint is None:
                 raise ValueError(
                     "a trial must validate at least once: give the recipe validation data, and a "
                     "`trainer.val_check_interval` within its length"
                 )
     except DivergedError as error:
-        return Outcome("diverged", str(error))
+        return Outcome(TrialStatus.DIVERGED, str(error))
     except Exception as error:  # whatever it is, the other trials go on
-        status = "out of memory" if _is_out_of_memory(error) else "failed"
+        status = TrialStatus.OUT_OF_MEMORY if _is_out_of_memory(error) else TrialStatus.FAILED
         return Outcome(status, f"{type(error).__name__}: {error}", traceback.format_exc())
     finally:
         _previous_end = time.time()
-    return Outcome("finished")
+    return Outcome(TrialStatus.FINISHED)
 
 
-def fit_once(
-    plan: TrialPlan, trainer_options: Mapping[str, Any], *, callbacks: Sequence[pl.Callback] = ()
+def fit_recipe(
+    spec: TrialSpec, trainer_options: Mapping[str, Any], *, callbacks: Sequence[pl.Callback] = ()
 ) -> tuple[str, ...]:
-    """Run the recipe as it is, apart from these trainer arguments; returns the names that it logged."""
-    with users_place(plan), _own_memory():
-        options = {**_QUIET, **here(plan), **trainer_options}
-        cli = plan.recipe.cli(plan.prepared, callbacks=callbacks, trainer_options=options)
+    """Run the recipe as it is, apart from some trainer arguments, outside of any trial.
+
+    Args:
+        spec: What the sweep's trials have in common.
+        trainer_options: Take the place of the recipe's trainer arguments.
+        callbacks: Added to the trainer's.
+
+    Returns:
+        The names of what it logged.
+    """
+    with spec.user_environment(), _memory_given_back():
+        options = {**_WITHOUT_FILES, **local_trainer_options(spec.resources), **trainer_options}
+        cli = spec.recipe.instantiate(spec.prepared, callbacks=callbacks, trainer_options=options)
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         return tuple(cli.trainer.callback_metrics)
 
 
-def tokenise(plan: TrialPlan) -> None:
+def tokenise(spec: TrialSpec) -> None:
     """Prepare the recipe's data, and nothing else."""
-    with users_place(plan):
-        cli = plan.recipe.cli(plan.prepared, trainer_options={**_QUIET, **here(plan)})
-        cli.datamodule.prepare_data()
+    with spec.user_environment():
+        options = {**_WITHOUT_FILES, **local_trainer_options(spec.resources)}
+        spec.recipe.instantiate(spec.prepared, trainer_options=options).datamodule.prepare_data()
 
 
-def here(plan: TrialPlan) -> dict[str, Any]:
-    """Trainer arguments for one process on what Ray gave it."""
-    return {"devices": 1, "num_nodes": 1, **({"accelerator": "cpu"} if plan.gpus == 0 else {})}
-
-
-_QUIET: dict[str, Any] = {
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-    "logger": False,
-    "default_root_dir": tempfile.gettempdir(),
-}
-"""A trial leaves no files but the sweep's."""
+def local_trainer_options(resources: Resources) -> dict[str, Any]:
+    """Trainer arguments of one process, on what Ray gave it."""
+    return {"devices": 1, "num_nodes": 1, **({} if resources.gpus else {"accelerator": "cpu"})}
 
 
 def _fit(
-    plan: TrialPlan,
+    spec: TrialSpec,
     overrides: Mapping[str, Any],
-    report: TrialReport,
+    reports: TrialReport,
     checkpoint: Path | None,
     trainer_options: dict[str, Any],
 ) -> None:
-    callbacks: list[pl.Callback] = [report]
-    if plan.kl_prompts and plan.recipe.is_preference:
-        from lightning_dpo.tuning.trial.kl import KLMonitor
-
-        callbacks.insert(0, KLMonitor(plan.kl_prompts, max_new_tokens=plan.kl_tokens))
+    callbacks: list[pl.Callback] = [reports]
+    if spec.kl_prompts and spec.recipe.traits.samples_completions:
+        callbacks.insert(0, KLMonitor(spec.kl_prompts, max_new_tokens=spec.kl_tokens))
     if checkpoint is not None:
-        callbacks.append(_TakeOverSettings())
-    cli = plan.recipe.cli(
-        {**overrides, **plan.prepared}, callbacks=callbacks, trainer_options=trainer_options
+        callbacks.append(_UseOwnLearningRate())
+    cli = spec.recipe.instantiate(
+        {**overrides, **spec.prepared}, callbacks=callbacks, trainer_options=trainer_options
     )
     cli.trainer.fit(
         cli.model,
@@ -187,12 +135,12 @@ def _fit(
     )
 
 
-class _TakeOverSettings(pl.Callback):
+class _UseOwnLearningRate(pl.Callback):
     """Gives a resumed optimizer the trial's own learning rate: with PBT the checkpoint is another trial's."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Scale the rates of optimizer and scheduler to what the trial's own configuration gives."""
-        fresh = _configured(pl_module.configure_optimizers())
+        fresh = _optimizers(pl_module.configure_optimizers())
         for optimizer, own in zip(trainer.optimizers, fresh, strict=False):
             for group, wanted in zip(optimizer.param_groups, own.param_groups, strict=False):
                 rate = wanted.get("initial_lr", wanted["lr"])
@@ -206,7 +154,7 @@ class _TakeOverSettings(pl.Callback):
                 scheduler.base_lrs = [g.get("initial_lr", g["lr"]) for g in scheduler.optimizer.param_groups]
 
 
-def _configured(result: Any) -> list[torch.optim.Optimizer]:
+def _optimizers(result: Any) -> list[torch.optim.Optimizer]:
     """The optimizers among the forms that `configure_optimizers` may return."""
     if isinstance(result, torch.optim.Optimizer):
         return [result]
@@ -217,21 +165,8 @@ def _configured(result: Any) -> list[torch.optim.Optimizer]:
 
 
 @contextlib.contextmanager
-def users_place(plan: TrialPlan) -> Iterator[None]:
-    """The user's working directory, where this machine has it, and import path."""
-    before = Path.cwd()
-    sys.path.extend(entry for entry in plan.import_path if entry not in sys.path)
-    if Path(plan.cwd).is_dir():
-        os.chdir(plan.cwd)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-@contextlib.contextmanager
-def _own_memory() -> Iterator[None]:
-    """Give everything back at the end, also when a scheduler stops the trial: the process may go on."""
+def _memory_given_back() -> Iterator[None]:
+    """Free memory at the end, also when a scheduler stops the trial: the process may train another one."""
     try:
         yield
     finally:

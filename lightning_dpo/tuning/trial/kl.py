@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 from torch import nn
 
 from lightning_dpo.evaluation import CompletionMonitor
-from lightning_dpo.training.dpo import DPOModule
 
 __all__ = ["KLMonitor"]
 
@@ -20,21 +19,25 @@ class KLMonitor(CompletionMonitor):
     """
 
     def __init__(self, num_prompts: int, **kwargs: Any) -> None:
-        """See `CompletionMonitor`."""
+        """Say how much to sample.
+
+        Args:
+            num_prompts: Validation prompts, of each rank.
+            kwargs: For `CompletionMonitor`.
+        """
         super().__init__(num_prompts, **kwargs)
         self._own: nn.Module | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Copy the policy before a checkpoint or a step changes it, or load the other model that is meant."""
-        if stage == "fit" and isinstance(pl_module, DPOModule):
-            self._own = pl_module.start_reference()
+        """Ask the module for its reference's model, before a checkpoint or a step changes the policy."""
+        start: Any = getattr(pl_module, "start_reference", None)
+        if stage == "fit" and start is not None:
+            self._own = start()
 
     def reference(self, module: Any) -> nn.Module | None:
-        """See `CompletionMonitor`."""
-        if self._own is None:
-            return super().reference(module)
-        return self._own.to(module.device)
+        """The model that the KL is measured to."""
+        return super().reference(module) if self._own is None else self._own.to(module.device)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let the copy go."""
+        """Let the model go."""
         self._own = None

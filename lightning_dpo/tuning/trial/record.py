@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from lightning_dpo.tuning.storage import Storage
+from lightning_dpo.tuning.trial.status import TrialStatus
 
-__all__ = ["Status", "TrialRecord", "load_records", "lost_to"]
+__all__ = ["TrialRecord", "load_records"]
 
-Status: TypeAlias = Literal["running", "finished", "stopped", "diverged", "out of memory", "failed"]
+_TOTALS = ("total_steps", "startup_seconds", "reference_passes")
+"""Of a report: what describes the whole trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +23,20 @@ class TrialRecord:
     Attributes:
         id: Ray's name for it.
         overrides: The values it set, by config path.
-        status: "finished"; "stopped" by the scheduler; or what went wrong.
+        status: How it stands; its text will do.
         reason: In words, where something went wrong.
         history: What it reported at each validation: metrics, step, epoch, seconds.
-        starts: How often it was started: once, and again after each loss of its process.
+        starts: How often it was started: once, and again after each time that its process died.
         total_steps: Optimizer steps of a whole trial.
         startup_seconds: From the end of the trial before in the same process to the first step.
         reference_passes: Batches for which this trial itself ran the reference.
         checkpoint: Folder of its last checkpoint, in the sweep's storage.
+        extra: The machine it ran on, and the traceback where it went wrong.
     """
 
     id: str
     overrides: Mapping[str, Any]
-    status: Status = "running"
+    status: TrialStatus = TrialStatus.RUNNING
     reason: str = ""
     history: tuple[Mapping[str, Any], ...] = ()
     starts: int = 0
@@ -42,6 +45,10 @@ class TrialRecord:
     reference_passes: int = 0
     checkpoint: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Take a status from its text, which is what files hold."""
+        object.__setattr__(self, "status", TrialStatus(self.status))
 
     @property
     def metrics(self) -> Mapping[str, Any]:
@@ -56,11 +63,12 @@ class TrialRecord:
     @property
     def is_ranked(self) -> bool:
         """Whether it takes part in the ranking: trials that went wrong do not."""
-        return self.status in ("finished", "stopped") and bool(self.history)
+        return self.status.is_ranked and bool(self.history)
 
-    def reported(self, metrics: Mapping[str, Any], **changes: Any) -> TrialRecord:
+    def reported(self, metrics: Mapping[str, Any]) -> TrialRecord:
         """The record after one more report."""
-        return replace(self, history=(*self.history, dict(metrics)), **changes)
+        totals = {name: metrics[name] for name in _TOTALS}
+        return replace(self, history=(*self.history, dict(metrics)), **totals)
 
     def restarted(self, saved: Mapping[str, Any] | None = None) -> TrialRecord:
         """The record at the start of a process, which goes on from a checkpoint where there is one.
@@ -71,7 +79,11 @@ class TrialRecord:
         """
         earlier = [entry for entry in self.history if saved is not None and entry["step"] < saved["step"]]
         kept = (*earlier, dict(saved)) if saved is not None else ()
-        return replace(self, history=kept, starts=self.starts + 1, status="running", reason="")
+        return replace(self, history=kept, starts=self.starts + 1, status=TrialStatus.RUNNING, reason="")
+
+    def ended(self, status: TrialStatus, *, reason: str = "", traceback: str = "") -> TrialRecord:
+        """The record at the trial's end."""
+        return replace(self, status=status, reason=reason, extra={**self.extra, "traceback": traceback})
 
     def save(self, storage: Storage) -> None:
         """Write it to the folder of records."""
@@ -91,11 +103,3 @@ def load_records(storage: Storage) -> list[TrialRecord]:
     """All records of a folder, in the order of their ids."""
     found = [TrialRecord.load(storage, name.removesuffix(".json")) for name in storage.names(".json")]
     return [record for record in found if record is not None]
-
-
-def lost_to(error: str) -> tuple[Status, str]:
-    """What became of a trial whose process Ray saw die, and why, from Ray's error."""
-    if "OutOfMemory" in error or "out of memory" in error:
-        return "out of memory", "the machine ran out of memory and Ray ended the process"
-    lines = [line for line in error.strip().splitlines() if line.strip()]
-    return "failed", lines[-1].strip() if lines else "unknown"

@@ -14,7 +14,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-__all__ = ["CHECKPOINT", "PROGRESS", "DivergedError", "TrialReport", "reference_passes"]
+from lightning_dpo.files import write_file
+
+__all__ = ["CHECKPOINT", "DivergedError", "TrialReport", "reference_passes", "saved_report"]
 
 CHECKPOINT = "trial.ckpt"
 """Name of Lightning's checkpoint in the folder that is reported."""
@@ -39,7 +41,7 @@ class TrialReport(pl.Callback):
 
     def __init__(
         self,
-        send: Callable[[dict[str, Any], Path | None], None],
+        report: Callable[[dict[str, Any], Path | None], None],
         *,
         required: tuple[str, ...],
         began: float,
@@ -47,11 +49,11 @@ class TrialReport(pl.Callback):
         """Say where reports go.
 
         Args:
-            send: Takes the metrics and the folder of the checkpoint.
+            report: Takes the metrics and the folder of the checkpoint.
             required: Metrics that must be among those that were logged.
             began: Since when the trial's start-up counts, seconds since 1970.
         """
-        self._send = send
+        self._report = report
         self._required = required
         self._began = began
         self._is_finite: torch.Tensor | None = None
@@ -85,7 +87,7 @@ class TrialReport(pl.Callback):
         self._check_loss(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report.
+        """Send the validation's metrics, with a checkpoint.
 
         Raises:
             DivergedError: If a required metric is not finite.
@@ -109,9 +111,8 @@ class TrialReport(pl.Callback):
             folder = Path(trainer.strategy.broadcast(own))
             trainer.save_checkpoint(folder / CHECKPOINT)
             if trainer.local_rank == 0:
-                folder.mkdir(exist_ok=True)
-                (folder / PROGRESS).write_text(json.dumps(metrics), encoding="utf-8")
-            self._send(metrics, folder if trainer.local_rank == 0 else None)
+                write_file(folder / PROGRESS, json.dumps(metrics))
+            self._report(metrics, folder if trainer.local_rank == 0 else None)
             trainer.strategy.barrier()
         self.reports += 1
 
@@ -132,13 +133,19 @@ class TrialReport(pl.Callback):
             raise DivergedError(f"the training loss is not finite at step {trainer.global_step}")
 
 
-def reference_passes(module: pl.LightningModule) -> int:
-    """Batches for which this module ran its reference; 0 where all came from a cache, or there is none."""
-    reference = getattr(module, "reference", None)
-    if reference is None or not getattr(module, "needs_reference", False):
-        return 0
-    counted = getattr(reference, "passes", None)
-    return 1 if counted is None else int(counted)
+def reference_passes(module: Any) -> int:
+    """Batches for which a module ran its reference; 0 where all came from a cache, or there is none."""
+    return int(getattr(getattr(module, "reference", None), "passes", 0))
+
+
+def saved_report(folder: Path) -> dict[str, Any]:
+    """What was reported with a checkpoint.
+
+    Args:
+        folder: Folder of the checkpoint.
+    """
+    report: dict[str, Any] = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    return report
 
 
 def _finite_steps(trainer: pl.Trainer) -> int:

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import Strategy
 from ray import train
-from ray.train.lightning import RayDDPStrategy
+from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 from ray.train.torch import get_device
 
 from lightning_dpo.parallel import FSDP1Strategy, FSDP2Strategy
+from lightning_dpo.tuning.cluster.resources import Resources
 
-__all__ = ["RayFSDP1Strategy", "RayFSDP2Strategy", "make_strategy"]
+__all__ = ["RayFSDP1Strategy", "RayFSDP2Strategy", "make_strategy", "worker_trainer_options"]
 
 
 class RayFSDP2Strategy(FSDP2Strategy):
@@ -32,7 +33,7 @@ class RayFSDP2Strategy(FSDP2Strategy):
 
 
 class RayFSDP1Strategy(FSDP1Strategy):
-    """FSDP1 likewise; needs GPUs."""
+    """FSDP1 over the workers of a Ray Train group; needs GPUs."""
 
     @property
     def root_device(self) -> torch.device:
@@ -55,3 +56,18 @@ def make_strategy(name: str) -> Strategy:
     }
     strategy: Strategy = strategies[name]()
     return strategy
+
+
+def worker_trainer_options(resources: Resources) -> dict[str, Any]:
+    """Trainer arguments of each worker of a group.
+
+    Args:
+        resources: What the group takes of the cluster.
+    """
+    return {
+        "devices": "auto" if resources.gpus else 1,
+        "num_nodes": 1,
+        "accelerator": "gpu" if resources.gpus else "cpu",
+        "strategy": make_strategy(resources.strategy),
+        "plugins": [RayLightningEnvironment()],  # type: ignore[no-untyped-call]
+    }

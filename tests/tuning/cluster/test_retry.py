@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lightning_dpo.tuning.cluster.retry import fit_all
+from lightning_dpo.tuning.cluster.retry import fit_with_retries
 
 
 class Tuner:
@@ -36,6 +36,6 @@ def test_trials_with_retries_left_are_taken_up_again(rounds: list[Any], used: in
         count += 1
         return next(restored)
 
-    outcome = fit_all(rounds[0], restore)
+    outcome = fit_with_retries(rounds[0], restore)
     assert count == used
     assert outcome is rounds[used - 1].outcome

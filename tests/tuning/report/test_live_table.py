@@ -110,6 +110,6 @@ def test_without_a_terminal_each_trial_is_one_line(monkeypatch: pytest.MonkeyPat
         trial = FakeTrial("79493_00059", {})
         table.update(trial, metrics={"step": 1})
         assert len(console.file.getvalue().splitlines()) == 58
-        monkeypatch.setattr(table_module, "_QUIET_SECONDS", 0.0)
+        monkeypatch.setattr(table_module, "QUIET_SECONDS", 0.0)
         table.update(trial, metrics={"step": 2})
         assert "58 of 60 trials have ended, 2 running" in console.file.getvalue().splitlines()[-1]

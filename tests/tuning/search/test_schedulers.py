@@ -6,7 +6,39 @@ from typing import Any
 import pytest
 from sweep_project import settings
 
-from lightning_dpo.tuning import SweepConfig, sweep
+from lightning_dpo.tuning import Objective, SearchSpace, SweepConfig, sweep
+from lightning_dpo.tuning.search.schedulers import make_scheduler
+
+SPACE = SearchSpace.parse({"model.loss.beta": {"loguniform": [0.01, 1.0]}})
+ONE, TWO = Objective.parse("m"), Objective.parse({"maximize": "a", "minimize": "b"})
+PBT, PB2 = "ray.tune.schedulers.PopulationBasedTraining", "ray.tune.schedulers.pb2.PB2"
+
+
+@pytest.mark.parametrize("objective", [ONE, TWO])
+@pytest.mark.parametrize("name", ["none", "asha", "hyperband", "median", "pbt"])
+def test_schedulers_by_name(name: str, objective: Objective) -> None:
+    assert make_scheduler(name, space=SPACE, objective=objective) is not None
+
+
+def test_schedulers_by_class_path() -> None:
+    path = "ray.tune.schedulers.AsyncHyperBandScheduler"
+    own = make_scheduler({"class_path": path, "init_args": {"max_t": 7}}, space=SPACE, objective=ONE)
+    assert own._max_t == 7
+    with pytest.raises(ValueError, match=r"`scheduler` must be one of none, asha.* importable .* got 'ahsa'"):
+        make_scheduler("ahsa", space=SPACE, objective=ONE)
+    with pytest.raises(ValueError, match="importable"):
+        make_scheduler("ray.tune.schedulers.Ahsa", space=SPACE, objective=ONE)
+    with pytest.raises(ValueError, match="does not take"):
+        make_scheduler({"class_path": "asha", "init_args": {"nonsense": 1}}, space=SPACE, objective=ONE)
+
+
+@pytest.mark.parametrize("path", ["pbt", PBT, PB2, "sweep_faults.OwnPopulation"])
+def test_checkpoints_are_copied_between_trials_of_one_process_only(path: str) -> None:
+    space = {"model.loss.beta": {"uniform": [0.1, 1.0]}}
+    for scheduler in (path, {"class_path": path, "init_args": {"perturbation_interval": 4}}):
+        SweepConfig(space=space, scheduler=scheduler)
+        with pytest.raises(ValueError, match=r"one process; got workers=2. Use asha"):
+            SweepConfig(space=space, scheduler=scheduler, workers=2)
 
 
 @pytest.mark.heavy

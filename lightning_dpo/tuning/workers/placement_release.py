@@ -1,4 +1,4 @@
-"""Gives back what a group of workers held when the process that drove it is gone.
+"""Gives back the machines' resources that a group of workers held when the process that drove it is gone.
 
 Ray keeps a placement group for as long as its job lives, not its creator; its own cleaner asks the dashboard,
 which not every cluster has.
@@ -12,16 +12,21 @@ from typing import Any
 import ray
 from ray.util.placement_group import remove_placement_group
 
-__all__ = ["Keeper"]
+__all__ = ["PlacementReleaser"]
 
 _SECONDS = 0.5
 
 
-class Keeper:
-    """Watches a group's desk, which ends with its driver; runs as an actor that outlives both."""
+class PlacementReleaser:
+    """Watches a group's mailbox, which ends with its driver; runs as an actor that outlives both."""
 
-    def __init__(self, desk: Any) -> None:
-        self._desk = desk
+    def __init__(self, mailbox: Any) -> None:
+        """Start watching.
+
+        Args:
+            mailbox: Ray's handle of the group's mailbox.
+        """
+        self._mailbox = mailbox
         self._is_over = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -35,7 +40,7 @@ class Keeper:
         pause = threading.Event()
         try:
             while True:
-                placement = ray.get(self._desk.placement.remote()) or placement
+                placement = ray.get(self._mailbox.placement.remote()) or placement
                 pause.wait(_SECONDS)
         except ray.exceptions.RayActorError:
             if placement is not None:

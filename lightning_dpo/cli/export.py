@@ -1,0 +1,32 @@
+"""The command `lightning-dpo export`: from a checkpoint to a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from lightning_dpo.training.export import export_checkpoint
+
+__all__ = ["export", "run"]
+
+
+def export(checkpoint: Path, output: Path, *, merge: bool = True) -> None:
+    """Write the policy of a checkpoint as a Hugging Face folder that `from_pretrained` loads.
+
+    Args:
+        checkpoint: A file or a sharded folder that `fit` saved.
+        output: The folder to write; must be missing or empty.
+        merge: Fold an adapter into the base weights; false writes the adapter alone.
+    """
+    print(f"exported to {export_checkpoint(checkpoint, output, merge=merge)}")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Export.
+
+    Args:
+        arguments: What follows `lightning-dpo export`.
+    """
+    auto_cli(export, args=list(arguments), as_positional=False, prog="lightning-dpo export")

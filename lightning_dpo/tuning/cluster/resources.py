@@ -1,0 +1,54 @@
+"""The processes of a trial: how many, what each one holds, and how they share a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Resources"]
+
+_DRIVER_CPUS = 0.01
+"""What a trial of several workers reserves besides them; Ray refuses 0."""
+
+_STRATEGIES = ("ddp", "fsdp1", "fsdp2")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one trial takes of a cluster.
+
+    Attributes:
+        workers: Processes.
+        cpus: CPUs of each worker.
+        gpus: GPUs of each worker; a fraction lets trials share one.
+        strategy: How several workers share a model: "ddp", "fsdp2" or "fsdp1".
+    """
+
+    workers: int = 1
+    cpus: float = 1
+    gpus: float = 0
+    strategy: str = "ddp"
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: If a value is out of range.
+        """
+        if self.workers < 1:
+            raise ValueError(f"`workers` must be at least 1, got {self.workers}")
+        if self.cpus <= 0:
+            raise ValueError(f"`cpus` must be above 0, got {self.cpus}; Ray places no process on none")
+        if self.gpus < 0:
+            raise ValueError(f"`gpus` must not be negative, got {self.gpus}")
+        if self.strategy not in _STRATEGIES:
+            raise ValueError(f"`strategy` must be one of {', '.join(_STRATEGIES)}, got {self.strategy!r}")
+
+    @property
+    def driver_cpus(self) -> float:
+        """CPUs of the process that drives a trial's workers; a single worker drives itself."""
+        return _DRIVER_CPUS if self.workers > 1 else 0.0
+
+    @property
+    def per_worker(self) -> dict[str, float]:
+        """What each worker takes, as Ray names it."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}

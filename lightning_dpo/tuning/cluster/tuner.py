@@ -1,0 +1,101 @@
+"""Ray's Tuner of a sweep: a new one, or one that goes on with what an earlier one left."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ray import tune
+from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import BasicVariantGenerator
+
+from lightning_dpo.tuning.config import SweepConfig
+from lightning_dpo.tuning.search.checkpoint_retention import retention
+from lightning_dpo.tuning.search.searchers import draws_by_itself
+from lightning_dpo.tuning.storage import Storage
+from lightning_dpo.tuning.trial.spec import TrialSpec
+from lightning_dpo.tuning.trial.trainable import run_trial
+
+__all__ = ["has_begun", "new_tuner", "restored_tuner"]
+
+_RAY_FOLDER = "ray"
+
+
+def new_tuner(
+    spec: TrialSpec,
+    config: SweepConfig,
+    *,
+    searcher: Any,
+    scheduler: TrialScheduler,
+    concurrency: int,
+    callback: tune.Callback,
+) -> Tuner:
+    """The tuner of a sweep that has not begun.
+
+    Args:
+        spec: What the sweep's trials have in common.
+        config: The sweep.
+        searcher: Chooses values.
+        scheduler: Stops trials early.
+        concurrency: Trials at once.
+        callback: Is told what happens to trials.
+    """
+    storage = Storage(spec.location)
+    is_plain = isinstance(searcher, BasicVariantGenerator)
+    if is_plain:
+        searcher.max_concurrent = concurrency  # Tune limits all other searchers itself
+    checkpoints, callbacks = retention(scheduler)
+    # Tune passes its metric on to the scheduler and to searchers that were given none.
+    single = len(spec.objective.goals) == 1
+    goal = spec.objective.primary
+    return Tuner(
+        _trainable(spec),
+        param_space={} if draws_by_itself(config.search) else spec.space.ray_config(),
+        tune_config=TuneConfig(
+            metric=goal.metric if single else None,
+            mode=goal.mode if single else None,
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=config.samples,
+            max_concurrent_trials=None if is_plain else concurrency,
+            # The process that drives a trial keeps its workers for the next one.
+            reuse_actors=config.reuse_processes,
+        ),
+        run_config=RunConfig(
+            name=_RAY_FOLDER,
+            storage_path=storage.path,
+            failure_config=FailureConfig(max_failures=config.retries),
+            checkpoint_config=checkpoints,
+            callbacks=[callback, *callbacks],
+            verbose=0,
+            **storage.ray_options(),
+        ),
+    )
+
+
+def has_begun(spec: TrialSpec) -> bool:
+    """Whether an earlier tuner left a state to go on with."""
+    return not (Storage(spec.location) / _RAY_FOLDER).is_empty()
+
+
+def restored_tuner(spec: TrialSpec) -> Tuner:
+    """The tuner that goes on with what another one left, trials with errors included.
+
+    Args:
+        spec: What the sweep's trials have in common.
+    """
+    folder = Storage(spec.location) / _RAY_FOLDER
+    return Tuner.restore(
+        folder.path, _trainable(spec), resume_unfinished=True, resume_errored=True, **folder.ray_options()
+    )
+
+
+def _trainable(spec: TrialSpec) -> Any:
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
+    resources = spec.resources
+    if resources.workers > 1:
+        taken = {"cpu": resources.driver_cpus}
+    else:
+        taken = {"cpu": resources.cpus, "gpu": resources.gpus}
+    return tune.with_resources(tune.with_parameters(run_trial, spec=spec), taken)

@@ -1,0 +1,111 @@
+"""The command line of `fit` for trials: one class reads a recipe, the other one makes what it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_dpo.training.cli import DPOCLI, class_arguments
+from lightning_dpo.tuning.config_paths import config_paths
+
+__all__ = ["KnownPaths", "ParsedRecipe", "TrialCLI"]
+
+
+class _RecipeCLI(DPOCLI):
+    """The command line of `fit`, for any module, without its files."""
+
+    def __init__(self, module: Any, data: Any, *, args: Sequence[str]) -> None:
+        """Parse, and instantiate where the subclass does.
+
+        Args:
+            module: The LightningModule's class, or None for the one that the recipe names, or the default.
+            data: The LightningDataModule's class, or None for the one that the recipe names, or the default.
+            args: The command line.
+        """
+        super().__init__(
+            module,
+            data,
+            args=args,
+            run=False,
+            save_config_callback=None,
+            parser_kwargs={"exit_on_error": False},
+        )
+
+
+class ParsedRecipe(_RecipeCLI):
+    """A recipe with its values, read and checked; nothing is made, and no random state is touched."""
+
+    def instantiate_classes(self) -> None:
+        """Make nothing."""
+
+    def _set_seed(self) -> None:
+        """Leave random states alone."""
+
+    def get(self, path: str, default: Any = None) -> Any:
+        """The value of a config path.
+
+        Args:
+            path: Such as ``model.reference``.
+            default: Where the recipe has no such path.
+        """
+        section, _, name = path.partition(".")
+        arguments = class_arguments(self.config.get(section))
+        return arguments.get(name, default) if name in arguments else default
+
+    def paths(self) -> set[str]:
+        """Every config path that the recipe has, inner ones too."""
+        return config_paths(self.config)
+
+    def to_yaml(self) -> str:
+        """The complete configuration, for `fit`."""
+        text: str = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
+        return text
+
+
+class KnownPaths(ParsedRecipe):
+    """A recipe read without the arguments that are unknown: a misspelt path is reported with those it has."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse what the command line itself knows; classes by their argument, without inner values."""
+        known = {action.dest for action in parser._actions}
+        args = [arg for arg in args if arg[2:].partition("=")[0].removesuffix(".class_path") in known]
+        super().parse_arguments(parser, args)
+
+
+class TrialCLI(_RecipeCLI):
+    """Makes model, data and trainer of a trial: no progress bar, and no files but the sweep's own."""
+
+    def __init__(
+        self,
+        module: Any,
+        data: Any,
+        *,
+        args: Sequence[str],
+        callbacks: Sequence[pl.Callback] = (),
+        trainer_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Parse and instantiate; nothing is trained.
+
+        Args:
+            module: The LightningModule's class.
+            data: The LightningDataModule's class, or None for the default.
+            args: The command line.
+            callbacks: Added to the trainer's.
+            trainer_options: Take the place of the configured trainer arguments.
+        """
+        self._callbacks = list(callbacks)
+        self._trainer_options = dict(trainer_options or {})
+        super().__init__(module, data, args=args)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        own = config.get("callbacks") or []
+        kept = [
+            callback
+            for callback in [*(own if isinstance(own, list) else [own]), *callbacks]
+            if not isinstance(callback, ProgressBar | ModelCheckpoint)
+        ]
+        return pl.Trainer(**{**config, **self._trainer_options, "callbacks": [*kept, *self._callbacks]})

@@ -1,0 +1,66 @@
+"""How a trial ends: what became of it, what its record says, and what Tune is told."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ray import tune
+
+from lightning_dpo.tuning.objective import Objective
+from lightning_dpo.tuning.trial.record import TrialRecord
+from lightning_dpo.tuning.trial.spec import TrialSpec
+from lightning_dpo.tuning.trial.status import TrialStatus
+
+__all__ = ["Outcome", "end_trial", "outcome_of_dead_process", "report_again"]
+
+
+class Outcome(NamedTuple):
+    """How a training run ended.
+
+    Attributes:
+        status: Finished, or what went wrong.
+        reason: In words, where something went wrong.
+        traceback: Traceback of the error, where there was one.
+    """
+
+    status: TrialStatus
+    reason: str = ""
+    traceback: str = ""
+
+
+def end_trial(spec: TrialSpec, record: TrialRecord, outcome: Outcome) -> None:
+    """Record how a trial ended, and tell Tune of one that went wrong: it counts as the worst there is.
+
+    Args:
+        spec: What the sweep's trials have in common.
+        record: What is known of the trial.
+        outcome: How it ended.
+    """
+    ended = record.ended(outcome.status, reason=outcome.reason, traceback=outcome.traceback)
+    ended.save(spec.records)
+    if ended.status.went_wrong:
+        report_again(spec.objective, ended)
+
+
+def report_again(objective: Objective, record: TrialRecord) -> None:
+    """Tell Tune of a trial that has ended: its last report, or the worst values where it went wrong.
+
+    Args:
+        objective: The sweep's goals.
+        record: The trial.
+    """
+    worst: dict[str, Any] = {goal.metric: goal.worst for goal in objective.goals}
+    tune.report({**record.metrics, **({} if record.is_ranked else worst), "status": str(record.status)})
+
+
+def outcome_of_dead_process(error: str) -> Outcome:
+    """What became of a trial whose process Ray saw die.
+
+    Args:
+        error: Text of Ray's error.
+    """
+    if "OutOfMemory" in error or "out of memory" in error:
+        reason = "the machine ran out of memory and Ray ended the process"
+        return Outcome(TrialStatus.OUT_OF_MEMORY, reason)
+    lines = [line for line in error.strip().splitlines() if line.strip()]
+    return Outcome(TrialStatus.FAILED, lines[-1].strip() if lines else "unknown")

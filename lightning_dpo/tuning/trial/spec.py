@@ -1,0 +1,67 @@
+"""TrialSpec: what every trial of a sweep has to know, sent to all machines once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_dpo.tuning.cluster.resources import Resources
+from lightning_dpo.tuning.objective import Objective
+from lightning_dpo.tuning.recipe.recipe import Recipe
+from lightning_dpo.tuning.search.space import SearchSpace
+from lightning_dpo.tuning.storage import Storage
+
+__all__ = ["TrialSpec"]
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What all trials of a sweep have in common.
+
+    Attributes:
+        recipe: What to train.
+        space: How Ray's config becomes overrides.
+        objective: Metrics that each report must have.
+        location: The sweep's folder.
+        cwd: Relative paths of the recipe start here.
+        import_path: Where the user's own classes are found.
+        resources: What a trial takes of the cluster.
+        retries: How often the workers of a trial start again after one of them died.
+        kl_prompts: Prompts to sample completions for.
+        kl_tokens: Longest of these completions.
+        prepared: Overrides that preparation found, such as the shared reference.
+    """
+
+    recipe: Recipe
+    space: SearchSpace
+    objective: Objective
+    location: str
+    cwd: str
+    import_path: tuple[str, ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    retries: int = 0
+    kl_prompts: int = 0
+    kl_tokens: int = 64
+    prepared: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def records(self) -> Storage:
+        """Folder of what trials write about themselves."""
+        return Storage(f"{self.location}/trials")
+
+    @contextlib.contextmanager
+    def user_environment(self) -> Iterator[None]:
+        """Work in the user's directory, where this machine has it, and with the user's import path."""
+        before = Path.cwd()
+        sys.path.extend(entry for entry in self.import_path if entry not in sys.path)
+        if Path(self.cwd).is_dir():
+            os.chdir(self.cwd)
+        try:
+            yield
+        finally:
+            os.chdir(before)

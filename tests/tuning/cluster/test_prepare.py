@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lightning_dpo.tuning.cluster.prepare import reference_pass_resources
+from lightning_dpo.tuning.cluster.resources import Resources
+
+
+def machines(count: int, **resources: float) -> list[dict[str, float]]:
+    return [dict(resources) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "trial", "expected"),
+    [
+        (machines(1, CPU=2), {}, None),  # the start of a group costs more than it gains
+        (machines(3, CPU=2), {}, (3, 0)),
+        (machines(3, CPU=2), {"workers": 2, "cpus": 2}, (3, 0)),
+        (machines(1, CPU=2), {"workers": 2}, (2, 0)),
+        (machines(2, CPU=64, GPU=8), {"gpus": 1}, (16, 1)),
+        (machines(2, CPU=64, GPU=8), {"gpus": 0.5, "cpus": 16}, (8, 1)),
+        ([*machines(1, CPU=8), *machines(1, CPU=8, GPU=1)], {"gpus": 1}, None),
+        (machines(1, CPU=8, GPU=2), {"gpus": 2}, None),
+    ],
+)
+def test_the_references_pass_takes_the_whole_cluster(
+    nodes: list[dict[str, float]], trial: dict[str, Any], expected: tuple[int, float] | None
+) -> None:
+    group = reference_pass_resources(Resources(**trial), nodes)
+    assert (None if group is None else (group.workers, group.gpus)) == expected

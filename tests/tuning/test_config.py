@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_dpo.cli.main import main
+from lightning_dpo.tuning import SweepConfig
+from lightning_dpo.tuning.config_paths import import_object, parse_arguments
+from lightning_dpo.tuning.objective import check_goals
+from lightning_dpo.tuning.search.schedulers import make_scheduler
+from lightning_dpo.tuning.search.searchers import make_searcher
+
+SWEEPS = sorted((Path(__file__).parents[2] / "tuning").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda path: path.name)
+def test_every_sweep_fits_its_recipe(file: Path) -> None:
+    config = SweepConfig.from_yaml(file, arguments=["--data.train", "pairs.jsonl", "--samples=3"])
+    assert config.samples == 3
+    assert config.name == (yaml.safe_load(file.read_text()).get("name") or file.stem)
+    assert file.read_text().startswith("# ")
+    assert f"lightning-dpo tune --config tuning/{file.name}" in file.read_text()
+    space, goals = config.search_space(), config.goals()
+    config.to_recipe().check(space.examples())
+    traits = config.to_recipe().traits
+    metrics = traits.metrics(kl=config.kl_prompts > 0)
+    assert metrics is not None
+    check_goals(goals, metrics=metrics, incomparable=traits.incomparable_metrics, varied=space.paths)
+    make_searcher(config.search, space=space, objective=goals, seed=0)
+    make_scheduler(config.scheduler, space=space, objective=goals)
+
+
+def test_there_are_sweeps() -> None:
+    assert {path.name for path in SWEEPS} >= {"beta_lr.yaml", "losses.yaml", "cluster.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"samples": 0}, "`samples` must be at least 1, got 0"),
+        ({"cpus": 0}, "`cpus`"),
+        ({"strategy": "fdsp2"}, "`strategy`"),
+        ({"workers": 2, "scheduler": "pbt"}, "one process"),
+        ({"objective": {"maximise": "x"}}, "`objective`"),
+    ],
+)
+def test_mistakes_in_a_sweep(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        SweepConfig(space={"model.loss.beta": 1}, **changes)
+
+
+def test_arguments_of_the_recipe() -> None:
+    assert parse_arguments(["--a.b=1", "--c", "x y", "--d=[1, 2]"]) == {"a.b": 1, "c": "x y", "d": [1, 2]}
+    with pytest.raises(ValueError, match="--a"):
+        parse_arguments(["--a", "--b=1"])
+    with pytest.raises(ValueError, match="importable"):
+        import_object("lightning_dpo.nothing")
+
+
+def test_help_lists_every_field_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["tune", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{field.name} " in shown for field in fields(SweepConfig))
+    assert "--resume" in shown

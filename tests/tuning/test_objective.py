@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lightning_dpo import DPOModule
+from lightning_dpo.tuning.objective import Objective, check_goals, pareto_front
+from lightning_dpo.tuning.recipe.module_traits import ModuleTraits
+
+TRAITS = ModuleTraits.of(DPOModule)
+LOGGED: dict[str, Any] = {
+    "metrics": TRAITS.metrics(kl=False),
+    "incomparable": TRAITS.incomparable_metrics,
+}
+
+
+@pytest.mark.parametrize("metric", ["val/loss", "val/rewards/margin", "val/rewards/chosen"])
+def test_ranking_by_what_scales_with_beta_is_refused(metric: str) -> None:
+    objective = Objective.parse({"minimize": metric})
+    with pytest.raises(ValueError, match="units of the loss and of beta"):
+        check_goals(objective, **LOGGED, varied=["model.loss.beta"])
+    check_goals(objective, **LOGGED, varied=["model.optimizer.lr"])
+
+
+def test_a_metric_that_is_not_logged_is_refused() -> None:
+    with pytest.raises(ValueError, match="did you mean 'val/rewards/accuracy'"):
+        check_goals(Objective.parse("val/accuracy"), **LOGGED)
+    with pytest.raises(ValueError, match="kl_prompts"):
+        check_goals(Objective.parse({"minimize": "val/kl"}), **LOGGED)
+
+
+def test_the_pareto_set() -> None:
+    assert pareto_front([(1, 1), (2, 0), (0, 2), (1, 0), (2, 0)]) == [0, 1, 2, 4]
