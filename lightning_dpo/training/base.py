@@ -35,6 +35,7 @@ from lightning_dpo.training.callbacks.throughput import Throughput
 from lightning_dpo.training.checkpoint_io import WholeCheckpoints
 from lightning_dpo.training.compile import compile_backbone, outside_of_graphs
 from lightning_dpo.training.export import export_model
+from lightning_dpo.training.metrics.weighted_means import WeightedMeans
 from lightning_dpo.training.model_record import (
     RECORD_KEY,
     ModelRecord,
@@ -43,7 +44,6 @@ from lightning_dpo.training.model_record import (
     rebuild,
 )
 from lightning_dpo.training.step_output import StepOutput
-from lightning_dpo.training.weighted_means import WeightedMeans
 from lightning_dpo.types import CompletionBatch, CompletionLogps
 
 __all__ = ["PolicyModule"]

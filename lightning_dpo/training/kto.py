@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_dpo.losses import KTOLoss, UnpairedLoss
 from lightning_dpo.training.callbacks.startup_check import StartupCheck
 from lightning_dpo.training.compile import outside_of_graphs
-from lightning_dpo.training.feedback_metrics import (
+from lightning_dpo.training.metrics.feedback import (
     CLASS_METRICS,
     FeedbackMeans,
     FeedbackStatistics,

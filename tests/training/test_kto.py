@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from lightning_dpo import DPOModule, FeedbackDataModule, KTOModule, PreferenceDataModule
 from lightning_dpo.losses import DPOLoss, KTOLoss, UnpairedAPOZeroLoss
 from lightning_dpo.reference.fill import FillReferenceCache
-from lightning_dpo.training.feedback_metrics import reward_auc
+from lightning_dpo.training.metrics.feedback import reward_auc
 from lightning_dpo.types import FeedbackBatch, TokenExample
 
 
