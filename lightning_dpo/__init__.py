@@ -6,19 +6,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_dpo.data.datamodule import PreferenceDataModule
+    from lightning_dpo.data.feedback import FeedbackDataModule
     from lightning_dpo.models.lora import LoraSettings
     from lightning_dpo.training.base import PolicyModule
     from lightning_dpo.training.dpo import DPOModule
-    from lightning_dpo.types import PairBatch, PairLogps, PreferencePair, TokenPair
+    from lightning_dpo.training.kto import KTOModule
+    from lightning_dpo.types import (
+        FeedbackBatch,
+        PairBatch,
+        PairLogps,
+        PreferencePair,
+        TokenExample,
+        TokenPair,
+    )
 
 __all__ = [
     "DPOModule",
+    "FeedbackBatch",
+    "FeedbackDataModule",
+    "KTOModule",
     "LoraSettings",
     "PairBatch",
     "PairLogps",
     "PolicyModule",
     "PreferenceDataModule",
     "PreferencePair",
+    "TokenExample",
     "TokenPair",
 ]
 
@@ -26,12 +39,16 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DPOModule": "lightning_dpo.training.dpo",
+    "KTOModule": "lightning_dpo.training.kto",
     "LoraSettings": "lightning_dpo.models.lora",
     "PolicyModule": "lightning_dpo.training.base",
     "PreferenceDataModule": "lightning_dpo.data.datamodule",
+    "FeedbackDataModule": "lightning_dpo.data.feedback",
+    "FeedbackBatch": "lightning_dpo.types",
     "PairBatch": "lightning_dpo.types",
     "PairLogps": "lightning_dpo.types",
     "PreferencePair": "lightning_dpo.types",
+    "TokenExample": "lightning_dpo.types",
     "TokenPair": "lightning_dpo.types",
 }
 

@@ -20,6 +20,7 @@ class Reason(StrEnum):
     EMPTY = "empty completion"
     IDENTICAL = "identical completions"
     DIVERGING = "diverging prompts"
+    LABEL = "not a label"
     TEMPLATE = "refused by the chat template"
     LONG = "over-long"
     WEIGHTLESS = "weight 0"

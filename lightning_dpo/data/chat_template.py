@@ -7,36 +7,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
-from lightning_dpo.types import PreferencePair
+from lightning_dpo.types import Feedback, PreferencePair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ChatTemplate", "PairTexts"]
+__all__ = ["ChatTemplate", "RowTexts", "completions_of"]
 
 _SHOWN = 40
 
 
-class PairTexts(NamedTuple):
-    """A pair as the texts that are tokenised.
+class RowTexts(NamedTuple):
+    """A pair or a judged completion as the texts that are tokenised.
 
     Attributes:
-        prompt: What both completions continue.
-        chosen: The preferred completion, with the template's end of turn where there is a template.
-        rejected: The other completion, with the same.
+        prompt: What the completions continue.
+        completions: Each completion by its column, with the template's end of turn where there is a template.
         is_chat: Whether a chat template wrote them, special tokens at the start included.
         ended: For each completion, whether the template ended it with a special token.
     """
 
     prompt: str
-    chosen: str
-    rejected: str
+    completions: dict[str, str]
     is_chat: bool
-    ended: tuple[bool, bool]
+    ended: tuple[bool, ...]
+
+
+def completions_of(row: PreferencePair | Feedback) -> dict[str, Any]:
+    """The completions of a row, text or messages, by their columns."""
+    if isinstance(row, Feedback):
+        return {"completion": row.completion}
+    return {"chosen": row.chosen, "rejected": row.rejected}
 
 
 class ChatTemplate:
-    """Applies a chat template to pairs, and checks that it continues prompts without changing them.
+    """Applies a chat template to conversations, and checks that it continues prompts without changing them.
 
     Attributes:
         text: Jinja text, or None for the tokenizer's own.
@@ -72,28 +77,27 @@ class ChatTemplate:
         special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
         self._ends = tuple(special | set(tokenizer.all_special_tokens))
 
-    def __call__(self, pair: PreferencePair) -> PairTexts:
-        """Turn a pair of messages into texts.
+    def __call__(self, row: PreferencePair | Feedback) -> RowTexts:
+        """Turn messages into texts.
 
         Raises:
             BadRow: If the template refuses the messages, or does not begin the whole conversation with the
                 prompt as it is rendered at inference.
         """
-        assert not isinstance(pair.prompt, str)
-        prompt = self._apply(pair.prompt, pair.tools, generation_prompt=True)
-        chosen, chosen_ended = self._completion(pair, "chosen", prompt)
-        rejected, rejected_ended = self._completion(pair, "rejected", prompt)
-        return PairTexts(prompt, chosen, rejected, is_chat=True, ended=(chosen_ended, rejected_ended))
-
-    def _completion(self, pair: PreferencePair, name: str, prompt: str) -> tuple[str, bool]:
-        whole = self._apply([*pair.prompt, *getattr(pair, name)], pair.tools, generation_prompt=False)
-        if not whole.startswith(prompt):
-            raise BadRow(Reason.TEMPLATE, _difference(prompt, whole, name))
-        text = whole[len(prompt) :]
-        # What a template writes behind the end of a turn is never generated.
-        stripped = text.rstrip()
-        ended = stripped.endswith(self._ends)
-        return (stripped if ended else text), ended
+        assert not isinstance(row.prompt, str)
+        prompt = self._apply(row.prompt, row.tools, generation_prompt=True)
+        texts: dict[str, str] = {}
+        ended: list[bool] = []
+        for name, completion in completions_of(row).items():
+            whole = self._apply([*row.prompt, *completion], row.tools, generation_prompt=False)
+            if not whole.startswith(prompt):
+                raise BadRow(Reason.TEMPLATE, _difference(prompt, whole, name))
+            text = whole[len(prompt) :]
+            # What a template writes behind the end of a turn is never generated.
+            stripped = text.rstrip()
+            ended.append(stripped.endswith(self._ends))
+            texts[name] = stripped if ended[-1] else text
+        return RowTexts(prompt, texts, is_chat=True, ended=tuple(ended))
 
     def _apply(self, messages: Any, tools: Any, *, generation_prompt: bool) -> str:
         from jinja2 import TemplateError

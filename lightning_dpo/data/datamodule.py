@@ -1,10 +1,10 @@
-"""PreferenceDataModule: load, check, tokenise and batch preference pairs."""
+"""Data modules that load, check, tokenise and batch rows; PreferenceDataModule does so with pairs."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -12,37 +12,45 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_dpo.data.bad_rows import BadRowAction, BadRowHandling, RowReport
-from lightning_dpo.data.loader import PairDataset, PairLoader
+from lightning_dpo.data.formats import PAIRS, RowKind
+from lightning_dpo.data.loader import PairDataset, PairLoader, TokenDataset
 from lightning_dpo.data.parser import choose_parser
 from lightning_dpo.data.preprocess import default_processes, prepare
 from lightning_dpo.data.sampler import OrderedPairBatchSampler, PairBatchSampler
 from lightning_dpo.data.sources import RowsLike, open_source
 from lightning_dpo.data.token_store import TokenStore
-from lightning_dpo.data.tokenization import PairTokenizer
+from lightning_dpo.data.tokenization import PairTokenizer, RowTokenizer
 from lightning_dpo.data.truncation import LongPairAction, TokenLimits
 from lightning_dpo.files import cache_folder
+from lightning_dpo.types import PairBatch
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PreferenceDataModule"]
+__all__ = ["PreferenceDataModule", "TokenDataModule"]
 
 _DEFAULT_BATCH_SIZE = 8
 
 
-class PreferenceDataModule(pl.LightningDataModule):
-    """Preference pairs in any public format, as batches of token ids.
+class TokenDataModule(pl.LightningDataModule):
+    """What data modules share, whatever their rows hold.
 
     Rows are checked, tokenised once in parallel, kept in Arrow files and found again on the next run; memory
-    does not grow with the data. Which pairs make up each batch is decided ahead, by the seed alone.
+    does not grow with the data. Which rows make up each batch is decided ahead, by the seed alone.
 
     Attributes:
         tokenizer: The tokenizer: as given, and loaded once the data is prepared.
         reports: What became of every row, for "train" and "validation".
-        train_pairs: The training pairs, after `setup`.
-        validation_pairs: The validation pairs, after `setup`, or None.
+        batch_type: What its batches are.
     """
+
+    batch_type: ClassVar[type]
+    _tokenizer_class: type[RowTokenizer]
+    _rows: RowKind
+    _folder: str
+    """Where tokenised rows of this kind are kept, in the cache folder."""
+    _dataset: type[TokenDataset]
 
     def __init__(
         self,
@@ -74,36 +82,38 @@ class PreferenceDataModule(pl.LightningDataModule):
     ) -> None:
         """Say what to read; nothing is read before `prepare_data`.
 
+        An example is a pair, or one judged completion.
+
         Args:
             train: A file (.jsonl, .json, .csv, .tsv, .parquet, also with .gz), a folder, a glob pattern, a
                 hub id (``org/name``, ``org/name:split``), a list of these, a `datasets.Dataset`, or rows.
-            validation: Pairs to validate on, named in any of the ways of `train`.
+            validation: Rows to validate on, named in any of the ways of `train`.
             tokenizer: A folder, a hub id, a .gguf file, ``package:NAME/FILE``, or a tokenizer. It should be
                 the policy's.
-            format: A name in `lightning_dpo.data.formats.FORMATS`, such as "text", "hh" or "messages"; None
-                detects it.
+            format: A name in `lightning_dpo.data.formats.FORMATS`, such as "text", "hh" or "messages" (for
+                judged completions in `FEEDBACK_FORMATS`); None detects it.
             columns: Other names of columns, such as ``{"prompt": "question"}``.
             chat_template: Used in place of the tokenizer's: Jinja text, or a path that ends in .jinja.
             chat_template_kwargs: Further variables for the template, such as ``{"enable_thinking": False}``.
             max_length: Tokens of the prompt and one completion together.
             max_prompt_length: Tokens of the prompt. None lets prompts have what completions leave, and at
                 least half of `max_length`.
-            on_long: "truncate" shortens longer pairs (prompts from the left, completions from the right);
+            on_long: "truncate" shortens longer examples (prompts from the left, completions from the right);
                 "drop" leaves them out.
             on_bad_row: "drop" goes on without rows that cannot be used, counted by reason; "raise" stops at
                 the first.
             max_bad_fraction: Stop if a larger share of the rows is bad.
-            batch_size: Pairs of a batch, 8 if `tokens_per_batch` is not given either; with it, at most so
+            batch_size: Examples of a batch, 8 if `tokens_per_batch` is not given either; with it, at most so
                 many.
-            tokens_per_batch: Tokens of a batch (prompts and both completions, padding included), filled with
-                pairs of like length.
-            validation_batch_size: Pairs of a validation batch; None takes the two settings above.
-            validation_split: Share of the training pairs that is held out to validate on; not used where
+            tokens_per_batch: Tokens of a batch (prompts and all completions, padding included), filled with
+                examples of like length.
+            validation_batch_size: Examples of a validation batch; None takes the two settings above.
+            validation_split: Share of the training rows that is held out to validate on; not used where
                 `validation` is given.
             train_limit: Read only this many rows of `train`, from the start.
             validation_limit: Read only this many rows of `validation`, from the start.
-            shuffle: Shuffle the training pairs, differently in each epoch.
-            seed: Decides the order of the pairs and the validation split.
+            shuffle: Shuffle the training examples, differently in each epoch.
+            seed: Decides the order of the examples and the validation split.
             num_workers: Processes that collate batches.
             num_processes: Processes that tokenise; None takes the cores there are.
             cache_dir: Where tokenised data is kept; None is $LIGHTNING_DPO_CACHE or the user's cache folder.
@@ -136,8 +146,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.cache_dir = cache_dir
         self.trust_remote_code = trust_remote_code
         self.reports: dict[str, RowReport] = {}
-        self.train_pairs: PairDataset | None = None
-        self.validation_pairs: PairDataset | None = None
+        self._train: TokenDataset | None = None
+        self._validation: TokenDataset | None = None
         self._stores: dict[str, TokenStore] = {}
         self._check_settings()
         if validation is None and validation_split is None:
@@ -159,22 +169,22 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the tokenised pairs."""
+        """Open the tokenised rows."""
         self._prepare()
         train = self._stores["train"]
-        self.train_pairs = PairDataset(train)
+        self._train = self._dataset(train)
         if "validation" in self._stores:
-            self.validation_pairs = PairDataset(self._stores["validation"])
+            self._validation = self._dataset(self._stores["validation"])
         elif self.validation_split is not None:
             self._split(train, self.validation_split)
 
     def train_dataloader(self) -> PairLoader:
         """Batches of this rank, shuffled anew in each epoch."""
-        assert self.train_pairs is not None, "setup() comes first"
+        assert self._train is not None, "setup() comes first"
         trainer = self.trainer
         overfit = getattr(trainer, "overfit_batches", 0) > 0
         if self.tokens_per_batch is not None:
-            longer = int((self.train_pairs.lengths() > self.tokens_per_batch).sum())
+            longer = int((self._train.lengths() > self.tokens_per_batch).sum())
             if longer:
                 rank_zero_warn(
                     f"{longer} pairs are longer than `tokens_per_batch` ({self.tokens_per_batch}) and have a "
@@ -182,38 +192,38 @@ class PreferenceDataModule(pl.LightningDataModule):
                 )
         sampler_class = PairBatchSampler if self.shuffle and not overfit else OrderedPairBatchSampler
         sampler = sampler_class(
-            self.train_pairs.lengths(),
+            self._train.lengths(),
             batch_size=self.batch_size,
             tokens_per_batch=self.tokens_per_batch,
             seed=self.seed,
             accumulate=_accumulation(trainer) if trainer else 1,
-            weights=self.train_pairs.weights(),
+            weights=self._train.weights(),
             **self._place(),
         )
         if trainer is None:
-            return self._loader(self.train_pairs, sampler)
+            return self._loader(self._train, sampler)
         sampler.limit(trainer.limit_train_batches)
-        return self._loader(self.train_pairs, sampler, batches_done=partial(_batches_done, trainer))
+        return self._loader(self._train, sampler, batches_done=partial(_batches_done, trainer))
 
     def val_dataloader(self) -> PairLoader:
         """Batches of this rank, in a fixed order."""
-        assert self.validation_pairs is not None, "setup() comes first"
+        assert self._validation is not None, "setup() comes first"
         own = self.validation_batch_size
         sampler = OrderedPairBatchSampler(
-            self.validation_pairs.lengths(),
+            self._validation.lengths(),
             batch_size=self.batch_size if own is None else own,
             tokens_per_batch=self.tokens_per_batch if own is None else None,
-            weights=self.validation_pairs.weights(),
+            weights=self._validation.weights(),
             **self._place(),
         )
-        return self._loader(self.validation_pairs, sampler)
+        return self._loader(self._validation, sampler)
 
     def _forgo_validation(self) -> None:
         """Take the hook back, so that Lightning does not validate; an empty list would make it warn."""
-        if type(self).val_dataloader is PreferenceDataModule.val_dataloader:
+        if type(self).val_dataloader is TokenDataModule.val_dataloader:
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
 
-    def _loader(self, pairs: PairDataset, sampler: PairBatchSampler, **options: Any) -> PairLoader:
+    def _loader(self, pairs: TokenDataset, sampler: PairBatchSampler, **options: Any) -> PairLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return PairLoader(
             pairs, pair_sampler=sampler, num_workers=self.num_workers, pin_memory=on_gpu, **options
@@ -232,11 +242,13 @@ class PreferenceDataModule(pl.LightningDataModule):
         # What costs little is checked for all splits first: paths, columns, then the tokenizer.
         sources = {split: open_source(rows, split=split) for split, rows in missing.items()}
         parsers = {
-            split: choose_parser(source, split=split, format=self.format, columns=self.columns)
+            split: choose_parser(
+                source, split=split, format=self.format, columns=self.columns, kind=self._rows
+            )
             for split, source in sources.items()
         }
         for split, source in sources.items():
-            tokenizer = PairTokenizer(
+            tokenizer = self._tokenizer_class(
                 self._loaded_tokenizer(),
                 limits=self.limits,
                 format=parsers[split].format,
@@ -248,7 +260,7 @@ class PreferenceDataModule(pl.LightningDataModule):
                 split=split,
                 parser=parsers[split],
                 tokenizer=tokenizer,
-                folder=(Path(self.cache_dir) if self.cache_dir else cache_folder()) / "pairs",
+                folder=(Path(self.cache_dir) if self.cache_dir else cache_folder()) / self._folder,
                 processes=self.num_processes or default_processes(),
                 limit=self.row_limits[split],
                 handling=self.bad_row_handling,
@@ -259,7 +271,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         if self.tokenizer is None:
             raise ValueError(
                 "`tokenizer` must be given, and be the policy's; got None. "
-                "Pass the same string as for the policy: PreferenceDataModule(..., tokenizer=...)"
+                f"Pass the same string as for the policy: {type(self).__name__}(..., tokenizer=...)"
             )
         if isinstance(self.tokenizer, str):
             from lightning_dpo.models.load import load_tokenizer
@@ -296,8 +308,35 @@ class PreferenceDataModule(pl.LightningDataModule):
                 f"`validation_split` must leave pairs on both sides, got {share} of {len(store)} pairs"
             )
         order = np.random.default_rng(self.seed).permutation(len(store))
-        self.validation_pairs = PairDataset(store, indices=np.sort(order[:count]))
-        self.train_pairs = PairDataset(store, indices=np.sort(order[count:]))
+        self._validation = self._dataset(store, indices=np.sort(order[:count]))
+        self._train = self._dataset(store, indices=np.sort(order[count:]))
+
+
+class PreferenceDataModule(TokenDataModule):
+    """Preference pairs in any public format, as batches of token ids.
+
+    Attributes:
+        train_pairs: The training pairs, after `setup`.
+        validation_pairs: The validation pairs, after `setup`, or None.
+    """
+
+    batch_type = PairBatch
+    _tokenizer_class = PairTokenizer
+    _rows = PAIRS
+    _folder = "pairs"
+    _dataset = PairDataset
+
+    @property
+    def train_pairs(self) -> PairDataset | None:
+        """The training pairs, after `setup`."""
+        assert self._train is None or isinstance(self._train, PairDataset)
+        return self._train
+
+    @property
+    def validation_pairs(self) -> PairDataset | None:
+        """The validation pairs, after `setup`, or None."""
+        assert self._validation is None or isinstance(self._validation, PairDataset)
+        return self._validation
 
 
 def _accumulation(trainer: pl.Trainer) -> int | dict[int, int]:

@@ -1,9 +1,10 @@
-"""Tokenised pairs and a sampler -> a data loader of PairBatch that can go on in the middle of an epoch."""
+"""Tokenised rows and a sampler -> a data loader of batches that can go on in the middle of an epoch."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,19 +12,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_dpo.data.sampler import BatchIndices, PairBatchSampler
 from lightning_dpo.data.token_store import TokenStore
-from lightning_dpo.types import PairBatch, TokenPair
+from lightning_dpo.types import FeedbackBatch, PairBatch, TokenExample, TokenPair
 
-__all__ = ["PairDataset", "PairLoader"]
-
-_Number = TypeVar("_Number", np.int64, np.float32)
+__all__ = ["FeedbackDataset", "PairDataset", "PairLoader", "SplitPairDataset", "TokenDataset"]
 
 
-class PairDataset(Dataset[PairBatch]):
-    """Tokenised pairs, batch by batch: a worker of the loader turns a `BatchIndices` into a `PairBatch`.
+class TokenDataset(Dataset[Any], ABC):
+    """Tokenised rows, batch by batch: a worker of the loader turns a `BatchIndices` into a batch.
 
     Attributes:
-        store: The tokenised pairs.
-        indices: Which of them, (pairs,); all if None.
+        store: The tokenised rows.
+        indices: Which of them, (rows,); all if None.
     """
 
     def __init__(self, store: TokenStore, *, indices: npt.NDArray[np.int64] | None = None) -> None:
@@ -32,8 +31,37 @@ class PairDataset(Dataset[PairBatch]):
         self.indices = indices
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Number of rows."""
         return len(self.store) if self.indices is None else len(self.indices)
+
+    @abstractmethod
+    def __getitem__(self, batch: BatchIndices) -> PairBatch | FeedbackBatch:
+        """Collate a batch."""
+
+    def row(self, index: int) -> int:
+        """The number in the source, from 0, of a row of this data set."""
+        return self.store.row(index if self.indices is None else int(self.indices[index]))
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each row, its prompt and all its completions, (rows,)."""
+        lengths: npt.NDArray[np.int64] = np.sum(self.store.part_lengths, axis=0, dtype=np.int64)
+        return self._of_mine(lengths)
+
+    def weights(self) -> npt.NDArray[np.float32] | None:
+        """What each row counts, (rows,); None where the data do not say, so that all count 1."""
+        return None if self.store.weights is None else self._of_mine(self.store.weights)
+
+    def _arrays(self, index: int) -> Any:
+        """A row, its ids as arrays."""
+        row: Any = self.store[index if self.indices is None else int(self.indices[index])]
+        return type(row)(*(p if isinstance(p, bool) else np.asarray(p, dtype=np.int64) for p in row))
+
+    def _of_mine(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return values if self.indices is None else values[self.indices]
+
+
+class PairDataset(TokenDataset):
+    """Tokenised pairs as batches of pairs."""
 
     def __getitem__(self, batch: BatchIndices) -> PairBatch:
         """Collate the pairs of a batch."""
@@ -49,29 +77,67 @@ class PairDataset(Dataset[PairBatch]):
 
     def pair(self, index: int) -> TokenPair:
         """One pair, by its number in this data set; its ids are arrays."""
-        pair = self.store[index if self.indices is None else int(self.indices[index])]
-        return TokenPair(*(np.asarray(part, dtype=np.int64) for part in pair))  # type: ignore[arg-type]
+        pair: TokenPair = self._arrays(index)
+        return pair
+
+
+class FeedbackDataset(TokenDataset):
+    """Tokenised examples as batches of feedback."""
+
+    def __getitem__(self, batch: BatchIndices) -> FeedbackBatch:
+        """Collate the examples of a batch."""
+        examples = [self.example(int(index)) for index in batch.indices]
+        return FeedbackBatch.from_examples(
+            examples, weights=batch.weights.tolist(), denominator=batch.denominator
+        )
+
+    def example(self, index: int) -> TokenExample:
+        """One example, by its number in this data set; its ids are arrays."""
+        example: TokenExample = self._arrays(index)
+        return example
+
+    def labels(self) -> npt.NDArray[np.bool_]:
+        """Whether each example is desirable, (examples,)."""
+        return np.zeros(0, dtype=np.bool_) if self.store.labels is None else self._of_mine(self.store.labels)
+
+
+class SplitPairDataset(FeedbackDataset):
+    """Tokenised pairs, each as two examples: its chosen completion, desirable, then its rejected one.
+
+    Attributes:
+        indices: Which pairs, (pairs,); all if None.
+    """
+
+    def __len__(self) -> int:
+        """Number of examples, two for each pair."""
+        return 2 * super().__len__()
+
+    def example(self, index: int) -> TokenExample:
+        """One example, by its number in this data set; its ids are arrays."""
+        pair: TokenPair = self._arrays(index // 2)
+        is_chosen = index % 2 == 0
+        return TokenExample(pair.prompt_ids, pair.chosen_ids if is_chosen else pair.rejected_ids, is_chosen)
 
     def row(self, index: int) -> int:
-        """The number of a pair's row in the source, from 0."""
-        return self.store.row(index if self.indices is None else int(self.indices[index]))
+        """The number in the source, from 0, of the pair that an example is from."""
+        return super().row(index // 2)
 
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each pair, prompt and both completions, (pairs,)."""
-        store = self.store
-        lengths = store.prompt_lengths.astype(np.int64) + store.chosen_lengths + store.rejected_lengths
-        return self._of(lengths)
+        """Tokens of each example, its prompt and its completion, (examples,)."""
+        prompts, chosen, rejected = (self._of_mine(part) for part in self.store.part_lengths)
+        return np.stack([prompts + chosen, prompts + rejected], axis=1).ravel().astype(np.int64)
 
     def weights(self) -> npt.NDArray[np.float32] | None:
-        """What each pair counts, (pairs,); None where the data do not say, so that all count 1."""
-        return None if self.store.weights is None else self._of(self.store.weights)
+        """What each example counts, as its pair does, (examples,); None where all count 1."""
+        weights = super().weights()
+        return None if weights is None else np.repeat(weights, 2)
 
-    def _of(self, values: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
-        """Those of the store's values that are of this data set's pairs."""
-        return values if self.indices is None else values[self.indices]
+    def labels(self) -> npt.NDArray[np.bool_]:
+        """Whether each example is desirable, (examples,)."""
+        return np.tile(np.array([True, False]), len(self) // 2)
 
 
-class PairLoader(DataLoader[PairBatch]):
+class PairLoader(DataLoader[Any]):
     """A data loader of the batches that a sampler has decided on.
 
     It turns to the sampler when the first batch is asked for, not when the iterator is made: Lightning makes
@@ -83,7 +149,7 @@ class PairLoader(DataLoader[PairBatch]):
 
     def __init__(
         self,
-        pairs: PairDataset,
+        pairs: TokenDataset,
         *,
         pair_sampler: PairBatchSampler,
         batches_done: Callable[[], int] | None = None,
@@ -111,7 +177,7 @@ class PairLoader(DataLoader[PairBatch]):
         self.pair_sampler = pair_sampler
         self._batches_done = batches_done
 
-    def __iter__(self) -> Iterator[PairBatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.pair_sampler.start = 0 if self._batches_done is None else self._batches_done()
         yield from super().__iter__()
 

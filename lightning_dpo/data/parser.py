@@ -1,4 +1,4 @@
-"""Which format rows have, and record -> PreferencePair."""
+"""Which format rows have, and record -> PreferencePair or Feedback."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
-from lightning_dpo.data.formats import FORMATS, NUMBER_COLUMNS, Row, detect_format, parse_row
+from lightning_dpo.data.formats import PAIRS, Row, RowKind, detect_format
 from lightning_dpo.data.readers import Record, decode
 from lightning_dpo.data.sources import RowSource
-from lightning_dpo.types import PreferencePair
+from lightning_dpo.types import Feedback, PreferencePair
 
 __all__ = ["PROBED_ROWS", "RowParser", "choose_parser"]
 
@@ -19,50 +19,59 @@ PROBED_ROWS = 64
 
 
 class RowParser(NamedTuple):
-    """Record -> PreferencePair.
+    """Record -> pair, or judged completion.
 
     Attributes:
-        format: One of `FORMATS`.
+        format: One of the formats of its kind.
         columns: Our name of a column -> its name in the data.
-        numbers: Which of `NUMBER_COLUMNS` the data have.
+        kind: What the rows hold.
+        numbers: Which of the kind's columns of numbers the data have.
     """
 
     format: str
     columns: Mapping[str, str]
+    kind: RowKind = PAIRS
     numbers: tuple[str, ...] = ()
 
-    def __call__(self, record: Record) -> PreferencePair:
+    def __call__(self, record: Record) -> PreferencePair | Feedback:
         """Read a record.
 
         Raises:
-            BadRow: If it holds no usable pair.
+            BadRow: If it holds nothing that can be used.
         """
-        pair = parse_row(_renamed(decode(record), self.columns), format=self.format)
-        for name in NUMBER_COLUMNS:
+        pair = self.kind.parse(_renamed(decode(record), self.columns), format=self.format)
+        for name in self.kind.numbers:
             if name not in self.numbers and getattr(pair, name) is not None:
                 detail = f"`{name}` is given, but in none of the first {PROBED_ROWS} rows"
                 raise BadRow(Reason.MALFORMED, detail)
-        if "margin" in self.numbers and pair.margin is None:
+        if "margin" in self.numbers and getattr(pair, "margin", None) is None:
             raise BadRow(Reason.MALFORMED, "`margin` is missing, and other rows have it")
         return pair
 
 
 def choose_parser(
-    source: RowSource, *, split: str, format: str | None, columns: Mapping[str, str]
+    source: RowSource,
+    *,
+    split: str,
+    format: str | None,
+    columns: Mapping[str, str],
+    kind: RowKind = PAIRS,
 ) -> RowParser:
     """Check or detect the format, from the first rows.
 
     Args:
         source: The rows.
         split: The argument that named them.
-        format: One of `FORMATS`; None detects it.
+        format: One of the formats of the kind; None detects it.
         columns: Our name of a column -> its name in the data.
+        kind: What the rows should hold.
 
     Raises:
         ValueError: If there are no rows, the format is unknown, or the columns fit none.
     """
-    if format is not None and format not in FORMATS:
-        raise ValueError(f"`format` must be one of {', '.join(FORMATS)}, got {format!r}")
+    if format is not None and format not in kind.formats:
+        hint = f". {kind.hint}" if format in kind.others else ""
+        raise ValueError(f"`format` must be one of {', '.join(kind.formats)}, got {format!r}{hint}")
     first = list(islice(source, PROBED_ROWS))
     if not first:
         raise ValueError(f"`{split}` must hold at least one row, got none in {source.name!r}")
@@ -73,7 +82,7 @@ def choose_parser(
             row = decode(record)
             rows.append(row)
             if format is not None:
-                parse_row(_renamed(row, columns), format=format)
+                kind.parse(_renamed(row, columns), format=format)
         except BadRow as error:
             if error.reason in (Reason.MALFORMED, Reason.UNICODE):
                 malformed.append(f"{file}:{record.line}: {error.detail}")
@@ -89,8 +98,9 @@ def choose_parser(
             f"`{split}` must hold {expected}, got none among the first {len(first)}; {malformed[0]}"
         )
     named = [_renamed(row, columns) for row in rows]
-    numbers = tuple(name for name in NUMBER_COLUMNS if any(_is_given(row, name) for row in named))
-    return RowParser(format or detect_format(named, argument=split), columns, numbers)
+    numbers = tuple(name for name in kind.numbers if any(_is_given(row, name) for row in named))
+    found = format or detect_format(named, argument=split, kind=kind)
+    return RowParser(found, columns, kind, numbers)
 
 
 def _is_given(row: Row, column: str) -> bool:

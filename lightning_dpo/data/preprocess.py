@@ -1,4 +1,4 @@
-"""Rows -> tokenised pairs on disk, in parallel and once.
+"""Rows -> tokenised rows on disk, in parallel and once.
 
 `datasets.map` would not do: it knows no file and line of a bad row, counts no reasons, and needs a copy of
 all data as Arrow files, where here rows stream by and only token ids are written.
@@ -27,8 +27,8 @@ from lightning_dpo.data.parser import PROBED_ROWS, RowParser
 from lightning_dpo.data.readers import Record
 from lightning_dpo.data.sources import RowSource
 from lightning_dpo.data.token_store import EntryWriter, TokenStore, arrow_batch, new_entry
-from lightning_dpo.data.tokenization import PairTokenizer, Tokenised
-from lightning_dpo.types import PreferencePair
+from lightning_dpo.data.tokenization import RowTokenizer, Tokenised
+from lightning_dpo.types import Feedback, PreferencePair
 
 __all__ = ["cache_key", "default_processes", "prepare"]
 
@@ -45,7 +45,7 @@ class _Chunk(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-    """A chunk's pairs, and the rows left out: number within the chunk, reason and detail."""
+    """A chunk's tokenised rows, and those left out: number within the chunk, reason and detail."""
 
     batch: pa.RecordBatch
     truncated: int
@@ -57,7 +57,7 @@ def prepare(
     *,
     split: str,
     parser: RowParser,
-    tokenizer: PairTokenizer,
+    tokenizer: RowTokenizer,
     folder: Path,
     processes: int,
     limit: int | None,
@@ -71,8 +71,8 @@ def prepare(
         source: The rows.
         split: The argument that named them.
         parser: How a row is read.
-        tokenizer: How a pair is tokenised.
-        folder: Where tokenised pairs are kept.
+        tokenizer: How a row is tokenised.
+        folder: Where tokenised rows are kept.
         processes: Processes to work in; few rows are tokenised in this one.
         limit: Only this many rows, from the start.
         handling: What happens where rows are bad.
@@ -92,17 +92,17 @@ def prepare(
     )
     path = folder / key
     if TokenStore.exists(path):
-        store = TokenStore(path)
+        store = TokenStore(path, tokenizer.kind)
         rank_zero_info(f"reused {store.report.rows} tokenised {split} rows from {path}")
     else:
         _probe_template(source, parser, tokenizer)
         chunks = _chunks(islice(source, limit))
         with (
-            new_entry(path, numbers=parser.numbers) as entry,
+            new_entry(path, tokenizer.kind, numbers=parser.numbers) as entry,
             closing(_work(chunks, parser, tokenizer, processes)) as outcomes,
         ):
             _write_entry(entry, outcomes, RowReport(source.name, parser.format), handling)
-        store = TokenStore(path)
+        store = TokenStore(path, tokenizer.kind)
         rank_zero_info(f"tokenised {store.report.rows} {split} rows into {path}")
     rank_zero_info(store.report.table())
     handling.apply_to_report(store.report, split=split)
@@ -134,7 +134,7 @@ def default_processes() -> int:
     return min(16, available)
 
 
-def _probe_template(source: RowSource, parser: RowParser, tokenizer: PairTokenizer) -> None:
+def _probe_template(source: RowSource, parser: RowParser, tokenizer: RowTokenizer) -> None:
     """Try the chat template on the first rows, so that one that does not fit is found at once."""
     refused: BadRow | None = None
     for _, record in islice(source, PROBED_ROWS):
@@ -183,7 +183,7 @@ def _chunks(records: Iterable[tuple[str, Record]]) -> Iterator[_Chunk]:
 
 
 def _work(
-    chunks: Iterator[_Chunk], parser: RowParser, tokenizer: PairTokenizer, processes: int
+    chunks: Iterator[_Chunk], parser: RowParser, tokenizer: RowTokenizer, processes: int
 ) -> Generator[tuple[_Chunk, _Outcome], None, None]:
     """Outcomes in the order of the chunks, at most a few chunks ahead of what is taken."""
     head = list(islice(chunks, 2 * processes))
@@ -216,10 +216,10 @@ def _result(pending: deque[tuple[_Chunk, Future[_Outcome]]]) -> tuple[_Chunk, _O
     return chunk, future.result()
 
 
-_worker: tuple[RowParser, PairTokenizer] | None = None
+_worker: tuple[RowParser, RowTokenizer] | None = None
 
 
-def _start_worker(parser: RowParser, tokenizer: PairTokenizer) -> None:
+def _start_worker(parser: RowParser, tokenizer: RowTokenizer) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _worker = (parser, tokenizer)
@@ -231,9 +231,9 @@ def _run_in_worker(first: int, records: list[Record]) -> _Outcome:
 
 
 def _tokenise_chunk(
-    first: int, records: list[Record], parser: RowParser, tokenizer: PairTokenizer
+    first: int, records: list[Record], parser: RowParser, tokenizer: RowTokenizer
 ) -> _Outcome:
-    pairs: list[PreferencePair] = []
+    pairs: list[PreferencePair | Feedback] = []
     numbers: list[int] = []
     left_out: list[tuple[int, Reason, str]] = []
     for number, record in enumerate(records):
@@ -243,7 +243,7 @@ def _tokenise_chunk(
         except BadRow as bad:
             left_out.append((number, bad.reason, bad.detail))
     kept: list[Tokenised] = []
-    sources: list[PreferencePair] = []
+    sources: list[PreferencePair | Feedback] = []
     rows: list[int] = []
     for number, pair, result in zip(numbers, pairs, tokenizer(pairs), strict=True):
         if isinstance(result, BadRow):
@@ -253,10 +253,10 @@ def _tokenise_chunk(
             sources.append(pair)
             rows.append(first + number)
     values = {name: [_number(pair, name) for pair in sources] for name in parser.numbers}
-    batch = arrow_batch([result.pair for result in kept], rows=rows, numbers=values)
+    batch = arrow_batch([result.pair for result in kept], rows=rows, kind=tokenizer.kind, numbers=values)
     return _Outcome(batch, sum(result.truncated for result in kept), sorted(left_out))
 
 
-def _number(pair: PreferencePair, name: str) -> float:
+def _number(pair: PreferencePair | Feedback, name: str) -> float:
     value = getattr(pair, name)
     return 1.0 if value is None else float(value)  # only a weight may be missing

@@ -1,4 +1,4 @@
-"""Which pairs make up each batch, on every rank: decided ahead, from the seed and the epoch alone."""
+"""Which examples make up each batch, on every rank: decided ahead, from the seed and the epoch alone."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class PairBatchSampler(DistributedSampler[BatchIndices]):
         """Divide pairs into batches.
 
         Args:
-            lengths: Tokens of each pair, prompt and both completions, (pairs,).
+            lengths: Tokens of each pair, or other example: its prompt and all its completions, (pairs,).
             batch_size: Pairs of a batch; with `tokens_per_batch`, at most so many.
             tokens_per_batch: Tokens of a batch, padding to its longest pair included. A pair that is longer
                 has a batch of its own.
@@ -209,7 +209,7 @@ class OrderedPairBatchSampler(PairBatchSampler, SequentialSampler):  # type: ign
         """Divide pairs into batches, in order.
 
         Args:
-            lengths: Tokens of each pair, prompt and both completions, (pairs,).
+            lengths: Tokens of each pair, or other example: its prompt and all its completions, (pairs,).
             settings: The other arguments of `PairBatchSampler` but `shuffle`.
         """
         super().__init__(lengths, shuffle=False, **settings)

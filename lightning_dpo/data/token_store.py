@@ -1,4 +1,4 @@
-"""Tokenised pairs on disk: Arrow files that are memory-mapped, found again by what they were made from."""
+"""Tokenised rows on disk: Arrow files that are memory-mapped, found again by what they were made from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,15 @@ import pyarrow as pa
 
 from lightning_dpo.data.bad_rows import RowReport
 from lightning_dpo.files import scratch_folder
-from lightning_dpo.types import TokenPair
+from lightning_dpo.types import TokenExample, TokenPair
 
-__all__ = ["SCHEMA", "EntryWriter", "TokenStore", "arrow_batch", "new_entry"]
+__all__ = ["EXAMPLE_SCHEMA", "SCHEMA", "EntryWriter", "TokenRow", "TokenStore", "arrow_batch", "new_entry"]
 
-_PAIRS, _REPORT = "pairs.arrow", "report.json"
+_FILES = {TokenPair: "pairs.arrow", TokenExample: "examples.arrow"}
+_REPORT = "report.json"
+
+TokenRow: TypeAlias = TokenPair | TokenExample
+"""A row of the data as token ids."""
 
 SCHEMA = pa.schema(
     [
@@ -30,32 +34,52 @@ SCHEMA = pa.schema(
 """Token ids of each pair, and the number of its row in the source, from 0."""
 
 
-def schema_with(numbers: Sequence[str]) -> pa.Schema:
-    """The schema of pairs that have further numbers; `SCHEMA` where they have none.
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.list_(pa.int32())) for name in ("prompt_ids", "completion_ids")),
+        pa.field("label", pa.bool_()),
+        pa.field("row", pa.int64()),
+    ]
+)
+"""Token ids of each example, whether it is desirable, and the number of its row in the source, from 0."""
+
+_SCHEMAS = {TokenPair: SCHEMA, TokenExample: EXAMPLE_SCHEMA}
+
+
+def schema_with(numbers: Sequence[str], kind: type[TokenRow] = TokenPair) -> pa.Schema:
+    """The schema of rows that have further numbers; that of their kind alone where they have none.
 
     Args:
         numbers: What the numbers are called: "margin", "weight".
+        kind: What the rows are.
     """
-    return pa.schema([*SCHEMA, *(pa.field(name, pa.float32()) for name in numbers)])
+    return pa.schema([*_SCHEMAS[kind], *(pa.field(name, pa.float32()) for name in numbers)])
 
 
 def arrow_batch(
-    pairs: Sequence[TokenPair],
+    pairs: Sequence[TokenRow],
     *,
     rows: Sequence[int],
+    kind: type[TokenRow] = TokenPair,
     numbers: Mapping[str, Sequence[float]] | None = None,
 ) -> pa.RecordBatch:
-    """Pairs as Arrow columns.
+    """Tokenised rows as Arrow columns.
 
     Args:
-        pairs: Token ids.
-        rows: The number of each pair's row in the source, from 0.
-        numbers: Further numbers of each pair, by what they are called.
+        pairs: Pairs or examples.
+        rows: The number of each one's row in the source, from 0.
+        kind: What they are.
+        numbers: Further numbers of each row, by what they are called.
     """
     numbers = numbers or {}
-    columns = [_ids([pair[part] for pair in pairs]) for part in range(len(TokenPair._fields))]
+    schema = schema_with(list(numbers), kind)
+    columns = [_column([pair[k] for pair in pairs], schema.types[k]) for k in range(len(kind._fields))]
     columns += [pa.array(rows, pa.int64()), *(pa.array(column, pa.float32()) for column in numbers.values())]
-    return pa.RecordBatch.from_arrays(columns, schema=schema_with(list(numbers)))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _column(values: Sequence[Any], type: pa.DataType) -> pa.Array:
+    return _ids(values) if pa.types.is_list(type) else pa.array(values, type)
 
 
 def _ids(parts: Sequence[Sequence[int]]) -> pa.ListArray:
@@ -66,64 +90,69 @@ def _ids(parts: Sequence[Sequence[int]]) -> pa.ListArray:
 
 
 class _Piece(NamedTuple):
-    """One record batch: where the ids of each pair begin, the ids, and numbers; views of the mapped file."""
+    """One record batch: where the ids of each part begin, the ids, labels and numbers; views of the file."""
 
     offsets: tuple[npt.NDArray[np.int32], ...]
     values: tuple[npt.NDArray[np.int32], ...]
+    labels: npt.NDArray[np.bool_] | None
     rows: npt.NDArray[np.int64]
     numbers: dict[str, npt.NDArray[np.float32]]
 
 
-class TokenStore(Sequence[TokenPair]):
-    """Tokenised pairs, read from disk as they are asked for; only their lengths and numbers are in memory.
+class TokenStore(Sequence[TokenRow]):
+    """Tokenised pairs or examples, read from disk as asked for; only lengths and numbers are in memory.
 
     Attributes:
         path: The cache entry.
+        kind: What it holds, TokenPair or TokenExample.
         report: What became of every row.
-        prompt_lengths: Tokens of each prompt, (pairs,).
-        chosen_lengths: Tokens of each preferred completion, (pairs,).
-        rejected_lengths: Tokens of each other completion, (pairs,).
-        margins: By how much each chosen completion's score is above the rejected one's, (pairs,); None where
+        part_lengths: Tokens of the prompt, and of the completion or of both in turn, (rows,) each.
+        labels: Whether each example is desirable, (rows,); None for pairs.
+        margins: By how much each chosen completion's score is above the rejected one's, (rows,); None where
             the data do not say.
-        weights: What each pair counts, (pairs,); None where the data do not say, so that all count 1.
+        weights: What each row counts, (rows,); None where the data do not say, so that all count 1.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: type[TokenRow] = TokenPair) -> None:
         """Open a cache entry that `new_entry` wrote."""
         self.path = path
+        self.kind = kind
         self.report = RowReport.from_dict(json.loads((path / _REPORT).read_text(encoding="utf-8")))
         self._open()
-        lengths = [[np.diff(piece.offsets[part]) for piece in self._pieces] for part in range(3)]
-        self.prompt_lengths, self.chosen_lengths, self.rejected_lengths = (
-            np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32) for parts in lengths
+        empty = np.zeros(0, dtype=np.int32)
+        self.part_lengths = tuple(
+            np.concatenate([empty, *(np.diff(piece.offsets[part]) for piece in self._pieces)])
+            for part in range(_parts(kind))
         )
+        labels = [piece.labels for piece in self._pieces if piece.labels is not None]
+        self.labels = np.concatenate(labels) if labels else None
         self.margins, self.weights = (self._numbers(name) for name in ("margin", "weight"))
 
     @staticmethod
     def exists(path: Path) -> bool:
         """Whether there is a complete cache entry."""
-        return (path / _REPORT).is_file() and (path / _PAIRS).is_file()
+        return (path / _REPORT).is_file() and any((path / name).is_file() for name in _FILES.values())
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     @overload
-    def __getitem__(self, index: int) -> TokenPair: ...
+    def __getitem__(self, index: int) -> TokenRow: ...
     @overload
-    def __getitem__(self, index: slice) -> list[TokenPair]: ...
-    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
-        """A pair, its ids as int32 arrays that cannot be written to."""
+    def __getitem__(self, index: slice) -> list[TokenRow]: ...
+    def __getitem__(self, index: int | slice) -> TokenRow | list[TokenRow]:
+        """A pair or an example, its ids as int32 arrays that cannot be written to."""
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
         piece, at = self._find(index)
-        prompt, chosen, rejected = (
+        ids = [
             values[offsets[at] : offsets[at + 1]]
             for offsets, values in zip(piece.offsets, piece.values, strict=True)
-        )
-        return TokenPair(prompt, chosen, rejected)  # type: ignore[arg-type]
+        ]
+        return self.kind(*ids) if piece.labels is None else self.kind(*ids, bool(piece.labels[at]))  # type: ignore[arg-type, call-arg]
 
     def row(self, index: int) -> int:
-        """The number of a pair's row in the source, from 0."""
+        """The number in the source, from 0, of the row at an index."""
         piece, at = self._find(index)
         return int(piece.rows[at])
 
@@ -141,40 +170,46 @@ class TokenStore(Sequence[TokenPair]):
 
     def _find(self, index: int) -> tuple[_Piece, int]:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"there are {len(self)} pairs, got index {index}")
+            raise IndexError(f"there are {len(self)} rows, got index {index}")
         index %= len(self)
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._pieces[number], index - int(self._starts[number])
 
     def _open(self) -> None:
-        self._file = pa.memory_map(str(self.path / _PAIRS))
+        self._file = pa.memory_map(str(self.path / _FILES[self.kind]))
         reader = pa.ipc.open_file(self._file)
         batches = [reader.get_batch(k) for k in range(reader.num_record_batches)]
-        self._pieces = [_piece(batch) for batch in batches if batch.num_rows]
+        self._pieces = [_piece(batch, self.kind) for batch in batches if batch.num_rows]
         self._starts = np.cumsum([0, *(len(piece.rows) for piece in self._pieces)])
 
 
-def _piece(batch: pa.RecordBatch) -> _Piece:
-    columns = [batch.column(k) for k in range(3)]
+def _parts(kind: type[TokenRow]) -> int:
+    """Columns of token ids: those before the label and the row."""
+    return sum(pa.types.is_list(type) for type in _SCHEMAS[kind].types)
+
+
+def _piece(batch: pa.RecordBatch, kind: type[TokenRow]) -> _Piece:
+    columns = [batch.column(k) for k in range(_parts(kind))]
     return _Piece(
         tuple(column.offsets.to_numpy() for column in columns),
         tuple(column.values.to_numpy() for column in columns),
-        batch.column(3).to_numpy(),
-        {name: batch.column(name).to_numpy() for name in batch.schema.names[4:]},
+        batch.column("label").to_numpy(zero_copy_only=False) if kind is TokenExample else None,
+        batch.column("row").to_numpy(),
+        {name: batch.column(name).to_numpy() for name in batch.schema.names[len(_SCHEMAS[kind]) :]},
     )
 
 
 class EntryWriter:
     """Writes a cache entry."""
 
-    def __init__(self, folder: Path, numbers: Sequence[str]) -> None:
+    def __init__(self, folder: Path, kind: type[TokenRow], numbers: Sequence[str]) -> None:
         """Begin an entry in an empty folder."""
         self._folder = folder
-        self._file = pa.OSFile(str(folder / _PAIRS), "wb")
-        self._writer = pa.ipc.new_file(self._file, schema_with(numbers))
+        self._file = pa.OSFile(str(folder / _FILES[kind]), "wb")
+        self._writer = pa.ipc.new_file(self._file, schema_with(numbers, kind))
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append pairs."""
+        """Append rows."""
         self._writer.write_batch(batch)
 
     def finish(self, report: RowReport) -> None:
@@ -182,27 +217,30 @@ class EntryWriter:
         (self._folder / _REPORT).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
 
     def close(self) -> None:
-        """Close the file of pairs."""
+        """Close the file of rows."""
         self._writer.close()
         self._file.close()
 
 
 @contextmanager
-def new_entry(path: Path, *, numbers: Sequence[str] = ()) -> Iterator[EntryWriter]:
+def new_entry(
+    path: Path, kind: type[TokenRow] = TokenPair, *, numbers: Sequence[str] = ()
+) -> Iterator[EntryWriter]:
     """Write a cache entry that appears complete or not at all.
 
     Processes may write the same entry at the same time: the first to finish is kept.
 
     Args:
         path: The folder that appears.
-        numbers: What further numbers the pairs have.
+        kind: What it will hold.
+        numbers: What further numbers the rows have.
 
     Raises:
         OSError: If it cannot be written.
     """
     try:
         with scratch_folder(path) as folder:
-            writer = EntryWriter(folder, numbers)
+            writer = EntryWriter(folder, kind, numbers)
             try:
                 yield writer
             finally:

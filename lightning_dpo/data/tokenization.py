@@ -1,48 +1,54 @@
-"""PreferencePair -> TokenPair: text or chat messages become token ids, special tokens included."""
+"""Rows -> token ids: text or chat messages become tokens, special tokens included."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
-from lightning_dpo.data.chat_template import ChatTemplate, PairTexts
-from lightning_dpo.data.formats import FORMATS
-from lightning_dpo.data.truncation import TokenLimits, truncate
-from lightning_dpo.types import PreferencePair, TokenPair
+from lightning_dpo.data.chat_template import ChatTemplate, RowTexts, completions_of
+from lightning_dpo.data.formats import FEEDBACK_FORMATS, FORMATS, Format
+from lightning_dpo.data.truncation import TokenLimits, shorten
+from lightning_dpo.types import Feedback, PreferencePair, TokenExample, TokenPair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PairTokenizer", "Tokenised", "tokenizer_identity"]
+__all__ = ["FeedbackTokenizer", "PairTokenizer", "RowTokenizer", "Tokenised", "tokenizer_identity"]
 
 _ANCHOR = "\n"
 _SHOWN = 20
 
 
 class Tokenised(NamedTuple):
-    """A pair that can be trained on.
+    """A row that can be trained on.
 
     Attributes:
-        pair: Its token ids.
+        pair: Its token ids: a pair, or one judged completion.
         truncated: Whether any part was shortened.
     """
 
-    pair: TokenPair
+    pair: TokenPair | TokenExample
     truncated: bool
 
 
-class PairTokenizer:
-    """Turns pairs into token ids.
+class RowTokenizer(ABC):
+    """Turns rows into token ids.
 
     A prompt is tokenised once, on its own, as it is at inference; completions are tokenised as its
-    continuation. So both sides share the exact prompt ids, and no token merges across the boundary.
+    continuation. So both sides of a pair share the exact prompt ids, and no token merges across the boundary.
 
     Attributes:
-        limits: How long a pair may be.
+        kind: What a row becomes.
+        formats: The formats that rows may have been read as, by name.
+        limits: How long a prompt with a completion may be.
     """
+
+    kind: ClassVar[type[TokenPair] | type[TokenExample]]
+    formats: ClassVar[Mapping[str, Format]]
 
     def __init__(
         self,
@@ -58,7 +64,7 @@ class PairTokenizer:
         Args:
             tokenizer: Any Hugging Face tokenizer with an end-of-sequence token.
             limits: How long a pair may be.
-            format: Name of the format the pairs were read as.
+            format: Name of the format the rows were read as.
             chat_template: Used in place of the tokenizer's own.
             chat_template_kwargs: Further variables for the template, such as ``enable_thinking``.
 
@@ -78,8 +84,8 @@ class PairTokenizer:
         self._anchor = _anchor_ids(tokenizer)
         self._template: ChatTemplate | None = None
         self._variables = dict(chat_template_kwargs or {})
-        self._as_text = FORMATS[format].as_text
-        if not FORMATS[format].is_chat:
+        self._as_text = self.formats[format].as_text
+        if not self.formats[format].is_chat:
             return
         if chat_template is not None or tokenizer.chat_template is not None:
             self._template = ChatTemplate(tokenizer, chat_template=chat_template, variables=self._variables)
@@ -91,7 +97,7 @@ class PairTokenizer:
             )
 
     def key_parts(self) -> dict[str, Any]:
-        """What decides the ids of a pair, for the key of the cache."""
+        """What decides the ids of a row, for the key of the cache."""
         return {
             "tokenizer": tokenizer_identity(self._tokenizer),
             "limits": self.limits,
@@ -99,45 +105,50 @@ class PairTokenizer:
             "variables": self._variables,
         }
 
-    def __call__(self, pairs: Sequence[PreferencePair]) -> list[Tokenised | BadRow]:
-        """Tokenise pairs; many at once is much faster than one by one.
+    def __call__(self, rows: Sequence[Any]) -> list[Tokenised | BadRow]:
+        """Tokenise rows; many at once is much faster than one by one.
 
         Returns:
-            For each pair its ids, or why it cannot be used.
+            For each row its ids, or why it cannot be used.
         """
-        results: list[Tokenised | BadRow | None] = [None] * len(pairs)
-        usable: list[tuple[int, PairTexts]] = []
-        for index, pair in enumerate(pairs):
+        results: list[Tokenised | BadRow | None] = [None] * len(rows)
+        usable: list[tuple[int, RowTexts]] = []
+        for index, row in enumerate(rows):
             try:
-                usable.append((index, self._texts(pair)))
+                usable.append((index, self._texts(row)))
             except BadRow as bad:
                 results[index] = bad
         texts = [text for _, text in usable]
         prompts = self._encode_prompts(texts)
-        completions = self._encode_completions([t.chosen for t in texts] + [t.rejected for t in texts])
-        for number, (index, text) in enumerate(usable):
-            chosen, rejected = (completions[k] for k in (number, number + len(usable)))
+        completions = iter(self._encode_completions([c for t in texts for c in t.completions.values()]))
+        for (index, text), prompt in zip(usable, prompts, strict=True):
+            own = [next(completions) for _ in text.completions]
             try:
-                results[index] = self._finish(text, prompts[number], chosen, rejected)
+                results[index] = self._finish(rows[index], text, prompt, own)
             except BadRow as bad:
                 results[index] = bad
         assert None not in results
         return results  # type: ignore[return-value]
 
-    def _texts(self, pair: PreferencePair) -> PairTexts:
+    @abstractmethod
+    def _as_ids(
+        self, row: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]]
+    ) -> TokenPair | TokenExample:
+        """Make what a row becomes."""
+
+    def _texts(self, row: PreferencePair | Feedback) -> RowTexts:
         if self._template is not None:
-            texts = self._template(pair)
+            texts = self._template(row)
         else:
-            plain = pair if self._as_text is None else self._as_text(pair)
+            plain = row if self._as_text is None else self._as_text(row)
             assert isinstance(plain.prompt, str)
-            assert isinstance(plain.chosen, str)
-            assert isinstance(plain.rejected, str)
-            texts = PairTexts(plain.prompt, plain.chosen, plain.rejected, is_chat=False, ended=(False, False))
-        for name in ("prompt", "chosen", "rejected"):
-            _check_unicode(getattr(texts, name), name)
+            completions = completions_of(plain)
+            texts = RowTexts(plain.prompt, completions, is_chat=False, ended=(False,) * len(completions))
+        for name, text in {"prompt": texts.prompt, **texts.completions}.items():
+            _check_unicode(text, name)
         return texts
 
-    def _encode_prompts(self, texts: Sequence[PairTexts]) -> list[list[int]]:
+    def _encode_prompts(self, texts: Sequence[RowTexts]) -> list[list[int]]:
         prompts = self._ids([text.prompt for text in texts])
         for text, ids in zip(texts, prompts, strict=True):
             # A chat template writes the first tokens itself.
@@ -170,37 +181,65 @@ class PairTokenizer:
         )
         return cast("list[list[int]]", encoded["input_ids"])
 
-    def _finish(
-        self, text: PairTexts, prompt: list[int], chosen: list[int], rejected: list[int]
-    ) -> Tokenised:
-        for name, ids, ended in zip(("chosen", "rejected"), (chosen, rejected), text.ended, strict=True):
+    def _finish(self, row: Any, text: RowTexts, prompt: list[int], completions: list[list[int]]) -> Tokenised:
+        for name, ids, ended in zip(text.completions, completions, text.ended, strict=True):
             while len(ids) > 1 and ids[-1] == ids[-2] == self._eos:
                 ids.pop()
             if not ids or (ids == [self._eos] and not ended):
                 raise BadRow(Reason.EMPTY, f"`{name}` has no tokens")
             if ids[-1] != self._eos and not ended:
                 ids.append(self._eos)
-        if chosen == rejected:
+        if _are_same(completions):
             raise BadRow(Reason.IDENTICAL, "`chosen` and `rejected` are the same tokens")
-        whole = TokenPair(prompt, chosen, rejected)
-        pair = truncate(whole, self.limits, keep=self._kept_prefix(prompt))
-        if pair == whole:
-            return Tokenised(pair, truncated=False)
+        short_prompt, short = shorten(prompt, completions, self.limits, keep=self._kept_prefix(prompt))
+        if (short_prompt, short) == (prompt, completions):
+            return Tokenised(self._as_ids(row, prompt, completions), truncated=False)
         if self.limits.on_long == "drop":
-            sizes = f"{len(prompt)} + {max(len(chosen), len(rejected))} tokens"
+            sizes = f"{len(prompt)} + {max(map(len, completions))} tokens"
             limit = f"`max_length` is {self.limits.max_length}"
             if self.limits.max_prompt_length is not None:
                 limit += f", `max_prompt_length` {self.limits.max_prompt_length}"
             raise BadRow(Reason.LONG, f"{sizes}, {limit}")
-        if pair.chosen_ids == pair.rejected_ids:
+        if _are_same(short):
             raise BadRow(
                 Reason.IDENTICAL, f"the same after truncation to `max_length` ({self.limits.max_length})"
             )
-        return Tokenised(pair, truncated=True)
+        return Tokenised(self._as_ids(row, short_prompt, short), truncated=True)
 
     def _kept_prefix(self, prompt: Sequence[int]) -> int:
         bos = self._tokenizer.bos_token_id
         return 1 if bos is not None and prompt[0] == bos else 0
+
+
+class PairTokenizer(RowTokenizer):
+    """Turns preference pairs into token pairs."""
+
+    kind = TokenPair
+    formats = FORMATS
+
+    def _as_ids(
+        self, row: PreferencePair, prompt: Sequence[int], completions: Sequence[Sequence[int]]
+    ) -> TokenPair:
+        chosen, rejected = completions
+        return TokenPair(prompt, chosen, rejected)
+
+
+class FeedbackTokenizer(RowTokenizer):
+    """Turns judged completions into token examples."""
+
+    kind = TokenExample
+    formats = FEEDBACK_FORMATS
+
+    def _as_ids(
+        self, row: Feedback, prompt: Sequence[int], completions: Sequence[Sequence[int]]
+    ) -> TokenExample:
+        [completion] = completions
+        return TokenExample(prompt, completion, row.label)
+
+
+def _are_same(completions: Sequence[Sequence[int]]) -> bool:
+    """Whether there are several completions, all of them alike."""
+    return len(completions) > 1 and all(completion == completions[0] for completion in completions)
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from lightning_dpo.types import TokenPair
 
-__all__ = ["LongPairAction", "TokenLimits", "truncate"]
+__all__ = ["LongPairAction", "TokenLimits", "shorten", "truncate"]
 
 LongPairAction: TypeAlias = Literal["truncate", "drop"]
 
@@ -42,25 +43,43 @@ class TokenLimits(NamedTuple):
 
 
 def truncate(pair: TokenPair, limits: TokenLimits, *, keep: int = 0) -> TokenPair:
-    """Shorten a pair: the prompt from the left, completions from the right, none to nothing.
-
-    The prompt gives way first, down to half of `max_length` (or to `max_prompt_length`); it stays the same
-    for both completions. A completion that is cut loses its end-of-sequence token with its end.
+    """Shorten a pair, see `shorten`.
 
     Args:
         pair: The whole pair.
         limits: How long it may be.
         keep: Tokens at the start of the prompt that stay: a beginning-of-sequence token.
     """
-    size = len(pair.prompt_ids)
-    longest = max(len(pair.chosen_ids), len(pair.rejected_ids))
+    completions = (pair.chosen_ids, pair.rejected_ids)
+    prompt, (chosen, rejected) = shorten(pair.prompt_ids, completions, limits, keep=keep)
+    return TokenPair(prompt, chosen, rejected)
+
+
+def shorten(
+    prompt: Sequence[int], completions: Sequence[Sequence[int]], limits: TokenLimits, *, keep: int = 0
+) -> tuple[Sequence[int], list[Sequence[int]]]:
+    """Shorten a prompt from the left and its completions from the right, none to nothing.
+
+    The prompt gives way first, down to half of `max_length` (or to `max_prompt_length`); it stays the same
+    for all completions. A completion that is cut loses its end-of-sequence token with its end.
+
+    Args:
+        prompt: Ids of the whole prompt.
+        completions: Ids of each of its completions.
+        limits: How long it may be with one of them.
+        keep: Tokens at the start of the prompt that stay: a beginning-of-sequence token.
+
+    Returns:
+        What is left of the prompt and of its completions.
+    """
+    size = len(prompt)
+    longest = max(map(len, completions))
     most = limits.max_length - 1 if limits.max_prompt_length is None else limits.max_prompt_length
     least = max(1, limits.max_length // 2) if limits.max_prompt_length is None else most
     room = max(least, limits.max_length - longest)
     wanted = min(size, most, room)
-    prompt = pair.prompt_ids
     if wanted < size:
         keep = min(keep, wanted - 1)
         prompt = [*prompt[:keep], *prompt[size - wanted + keep :]]
     rest = limits.max_length - wanted
-    return TokenPair(prompt, pair.chosen_ids[:rest], pair.rejected_ids[:rest])
+    return prompt, [completion[:rest] for completion in completions]

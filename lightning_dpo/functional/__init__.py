@@ -40,6 +40,7 @@ from lightning_dpo.functional.scores import (
     js_divergence_score,
     reverse_kl_score,
 )
+from lightning_dpo.functional.unpaired import kto_loss, kto_z0, unpaired_apo_zero_loss
 
 __all__ = [
     "Divergence",
@@ -60,6 +61,8 @@ __all__ = [
     "hinge_loss",
     "ipo_loss",
     "js_divergence_score",
+    "kto_loss",
+    "kto_z0",
     "log_odds",
     "nca_loss",
     "odpo_loss",
@@ -70,4 +73,5 @@ __all__ = [
     "simpo_loss",
     "sppo_loss",
     "unlikelihood_loss",
+    "unpaired_apo_zero_loss",
 ]

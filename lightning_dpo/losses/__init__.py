@@ -16,6 +16,7 @@ from lightning_dpo.losses.margin import (
 )
 from lightning_dpo.losses.offset import ODPOLoss, RDPOLoss
 from lightning_dpo.losses.reference_free import CPOLoss, ORPOLoss, SFTLoss, SimPOLoss, UnlikelihoodLoss
+from lightning_dpo.losses.unpaired import KTOLoss, UnpairedAPOZeroLoss, UnpairedLoss
 
 __all__ = [
     "LDDPO",
@@ -32,6 +33,7 @@ __all__ = [
     "EXOLoss",
     "HingeLoss",
     "IPOLoss",
+    "KTOLoss",
     "LengthNormalizedDPOLoss",
     "MarginLoss",
     "NCALoss",
@@ -44,4 +46,6 @@ __all__ = [
     "SPPOLoss",
     "SimPOLoss",
     "UnlikelihoodLoss",
+    "UnpairedAPOZeroLoss",
+    "UnpairedLoss",
 ]

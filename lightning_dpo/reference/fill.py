@@ -30,6 +30,9 @@ class ScoredModule(Protocol):
     def plan(self) -> ScoringPlan:
         """How its policy is scored."""
 
+    def reference_completions(self, batch: Any) -> CompletionBatch:
+        """The completions of a batch that the reference is asked for."""
+
 
 class FillReferenceCache(pl.Callback):
     """Computes missing reference log-probabilities before training, and says at the end what was used.
@@ -108,7 +111,11 @@ def fill_cache(module: ScoredModule, *, trainer: pl.Trainer) -> None:
             cache.load(trainer.strategy.broadcast(_names(cache)))
             work = _Pass(module, reference, trainer)
             try:
-                batches = trainer_completions(trainer, needs_all=reference.needs_all)
+                batches = trainer_completions(
+                    trainer,
+                    needs_all=reference.needs_all,
+                    completions_of=module.reference_completions,
+                )
                 work.run(missing_batches(batches, reference))
             finally:
                 reference.release()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
@@ -61,12 +61,18 @@ def missing_batches(
         del waiting[:count]
 
 
-def trainer_completions(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[CompletionBatch]:
+def trainer_completions(
+    trainer: pl.Trainer,
+    *,
+    needs_all: bool,
+    completions_of: Callable[[Any], CompletionBatch] = HasCompletions.completions,
+) -> Iterator[CompletionBatch]:
     """The prompts and completions that a run is about to take on this rank, training data first.
 
     Args:
         trainer: The trainer as its run begins.
         needs_all: See `trainer_batches`.
+        completions_of: What the reference is asked for of a batch.
 
     Raises:
         ValueError: If a loader yields batches that have no completions.
@@ -77,7 +83,7 @@ def trainer_completions(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[Com
                 f'`reference="cached"` needs data loaders that yield PairBatch, got '
                 f"{type(batch).__name__}; collate with PairBatch.from_pairs"
             )
-        yield batch.completions()
+        yield completions_of(batch)
 
 
 def trainer_batches(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[Any]:

@@ -35,6 +35,7 @@ from lightning_dpo.training.callbacks.throughput import Throughput
 from lightning_dpo.training.checkpoint_io import WholeCheckpoints
 from lightning_dpo.training.compile import compile_backbone, outside_of_graphs
 from lightning_dpo.training.export import export_model
+from lightning_dpo.training.metrics.weighted_means import WeightedMeans
 from lightning_dpo.training.model_record import (
     RECORD_KEY,
     ModelRecord,
@@ -43,7 +44,6 @@ from lightning_dpo.training.model_record import (
     rebuild,
 )
 from lightning_dpo.training.step_output import StepOutput
-from lightning_dpo.training.weighted_means import WeightedMeans
 from lightning_dpo.types import CompletionBatch, CompletionLogps
 
 __all__ = ["PolicyModule"]
@@ -65,6 +65,7 @@ class PolicyModule(pl.LightningModule):
         shown_after_validation: Those of them that it shows of a validation.
         shares_reference: Whether trials of a sweep can read the reference's log-probabilities from one cache.
         exports: Whether a checkpoint becomes a Hugging Face folder.
+        batch_type: What batches it takes, where that is one of this package's types.
         samples_completions: Whether completions can be sampled from its policy, which gives their KL.
     """
 
@@ -75,6 +76,7 @@ class PolicyModule(pl.LightningModule):
     shares_reference: ClassVar[bool] = False
     exports: ClassVar[bool] = True
     samples_completions: ClassVar[bool] = False
+    batch_type: ClassVar[type | None] = None
 
     def __init__(
         self,
@@ -161,6 +163,21 @@ class PolicyModule(pl.LightningModule):
         Returns:
             The loss, and a number for each of `metric_names`; see `StepOutput.of`.
         """
+
+    def setup(self, stage: str) -> None:
+        """Refuse a data module of the other kind of feedback, before a model is loaded.
+
+        Raises:
+            ValueError: If its batches are not of `batch_type`.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        given = getattr(data, "batch_type", None)
+        if self.batch_type is not None and given is not None and not issubclass(given, self.batch_type):
+            raise ValueError(
+                f"`datamodule` must give {self.batch_type.__name__} for {type(self).__name__}, got "
+                f"{type(data).__name__}, which gives {given.__name__}. DPOModule learns from pairs, which "
+                "PreferenceDataModule reads; KTOModule from judged completions, from FeedbackDataModule"
+            )
 
     @property
     def tokenizer_source(self) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
-from lightning_dpo.losses import DPOLoss, PreferenceLoss
+from lightning_dpo.losses import DPOLoss, PreferenceLoss, UnpairedLoss
 from lightning_dpo.scoring.forward import ScoringPlan
 from lightning_dpo.training.callbacks.startup_check import StartupCheck
 from lightning_dpo.training.metrics import METRIC_NAMES, pair_statistics
@@ -27,6 +27,7 @@ class DPOModule(ReferencedModule):
         loss: The preference loss.
     """
 
+    batch_type = PairBatch
     metric_names = tuple(METRIC_NAMES.values())
     in_progress_bar = ("loss", "rewards/margin", "rewards/accuracy")
     shown_after_validation = ("loss", "rewards/accuracy")
@@ -54,6 +55,11 @@ class DPOModule(ReferencedModule):
         """
         super().__init__(policy, **kwargs)
         self.loss = DPOLoss() if loss is None else loss
+        if isinstance(loss, UnpairedLoss):
+            raise ValueError(
+                f"`loss` must be a loss of pairs, such as DPOLoss, got {type(loss).__name__}; losses of "
+                "judged completions belong to KTOModule"
+            )
         if self.spec.kind == "none" and self.loss.needs_reference:
             raise ValueError(
                 f'`reference="none"` does not go with {type(self.loss).__name__}, which compares with a '
@@ -93,6 +99,11 @@ class DPOModule(ReferencedModule):
             The policy's log-probabilities, with the pairs' margins where they have some, the reference's or
             None, and the tokens computed for each.
         """
+        if not isinstance(batch, PairBatch):
+            raise ValueError(
+                f"`batch` must be a PairBatch for DPOModule, got {type(batch).__name__}; collate pairs with "
+                "PairBatch.from_pairs, or train on judged completions with KTOModule"
+            )
         completions = batch.completions()
         reference = self.reference.logps(completions, plan=self.plan())
         policy = PairLogps.of(self.logps(completions))

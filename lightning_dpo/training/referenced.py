@@ -21,6 +21,7 @@ from lightning_dpo.scoring.forward import ScoringPlan
 from lightning_dpo.training.base import PolicyModule
 from lightning_dpo.training.callbacks.exact_resume import MOVING
 from lightning_dpo.training.callbacks.reference_sync import ReferenceSync
+from lightning_dpo.types import CompletionBatch
 
 __all__ = ["ReferencedModule"]
 
@@ -133,6 +134,11 @@ class ReferencedModule(PolicyModule):
         if is_first:
             self.reference.match(self.policy)
         return plan
+
+    def reference_completions(self, batch: Any) -> CompletionBatch:
+        """The completions of a batch that `step` asks the reference for, which a cached one has to hold."""
+        completions: CompletionBatch = batch.completions()
+        return completions
 
     def reference_identity(self) -> list[float] | str | None:
         """What tells this reference from another one, for a run that is resumed; None without a reference."""

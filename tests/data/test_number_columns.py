@@ -12,11 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from feedback_rows import ready_feedback
 from pair_rows import GOOD, jsonl, parts, ready
 from tiny_tokenizers import CHATML, byte_level
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
-from lightning_dpo.data.formats import FORMATS, parse_row
+from lightning_dpo.data.datamodule import PreferenceDataModule
+from lightning_dpo.data.formats import FORMATS, PAIRS, parse_row
 from lightning_dpo.data.token_store import SCHEMA
 
 MARGINS = [0.5 + n for n in range(40)]
@@ -216,6 +218,15 @@ def test_an_entry_that_an_older_version_made_of_numbered_rows_is_not_taken(
 ) -> None:
     path = jsonl(tmp_path / "a.jsonl", NUMBERED)
     with monkeypatch.context() as older:
-        older.setattr("lightning_dpo.data.parser.NUMBER_COLUMNS", ())
+        older.setattr(PreferenceDataModule, "_rows", PAIRS._replace(numbers=()))
         assert ready(path, tokenizer=tokenizer).train_pairs.store.weights is None
     assert ready(path, tokenizer=tokenizer).train_pairs.store.weights.tolist() == WEIGHTS
+
+
+def test_both_completions_of_a_split_pair_count_what_the_pair_counts(tokenizer) -> None:
+    data = ready_feedback(
+        NUMBERED[:4], unpaired_from_pairs=True, tokenizer=tokenizer, batch_size=8, shuffle=False
+    )
+    [batch] = data.train_dataloader()
+    assert batch.weights.tolist() == [1.0, 1.0, 2.0, 2.0, 0.25, 0.25, 3.0, 3.0]
+    assert batch.denominator == 12.5

@@ -8,9 +8,18 @@ from decimal import Decimal
 from typing import Any, NamedTuple, TypeAlias
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
-from lightning_dpo.types import PreferencePair
+from lightning_dpo.types import Message
 
-__all__ = ["Format", "Row", "has_text_completions", "kind_of", "read_number", "read_text", "shared_length"]
+__all__ = [
+    "Format",
+    "Row",
+    "has_text_completions",
+    "is_empty",
+    "kind_of",
+    "read_number",
+    "read_text",
+    "shared_length",
+]
 
 _SMALLEST, _LARGEST = 1.2e-38, 3.4e38
 """About the smallest float32 above 0, with all its digits, and the largest."""
@@ -20,20 +29,19 @@ Row: TypeAlias = Mapping[str, Any]
 
 
 class Format(NamedTuple):
-    """A way in which public data sets write preference pairs.
+    """A way in which public data sets write preference pairs or judged completions.
 
     Attributes:
         fits: Whether a row looks like it; it may assume that no format further down in `FORMATS` fits.
-        read: Row -> pair. It raises `BadRow` where the row does not hold one.
-        is_chat: Whether the pair's parts are messages, for which the tokenizer needs a chat template.
-        as_text: Pair of messages -> pair of text, for tokenizers without a chat template; None if there is
-            no such form.
+        read: Row -> pair or judged completion. It raises `BadRow` where the row does not hold one.
+        is_chat: Whether its parts are messages, for which the tokenizer needs a chat template.
+        as_text: Messages -> text, for tokenizers without a chat template; None if there is no such form.
     """
 
     fits: Callable[[Row], bool]
-    read: Callable[[Row], PreferencePair]
+    read: Callable[[Row], Any]
     is_chat: bool = True
-    as_text: Callable[[PreferencePair], PreferencePair] | None = None
+    as_text: Callable[[Any], Any] | None = None
 
 
 def has_text_completions(row: Row) -> bool:
@@ -92,3 +100,10 @@ def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
     """How many characters or turns two sequences have in common at their start."""
     shorter = min(len(first), len(second))
     return next((index for index in range(shorter) if first[index] != second[index]), shorter)
+
+
+def is_empty(completion: str | list[Message]) -> bool:
+    """Whether a completion says nothing: no text, and no tool call."""
+    if isinstance(completion, str):
+        return not completion.strip()
+    return not completion or (not completion[-1]["content"].strip() and not completion[-1].get("tool_calls"))

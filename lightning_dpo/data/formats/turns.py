@@ -10,7 +10,7 @@ from lightning_dpo.data.bad_rows import BadRow, Reason
 from lightning_dpo.data.formats.base import Row
 from lightning_dpo.types import Message, PreferencePair
 
-__all__ = ["answer", "as_messages", "as_tools", "conversation", "with_system"]
+__all__ = ["answer", "as_messages", "as_tools", "check_continuation", "conversation", "with_system"]
 
 _ROLES = {
     "human": "user",
@@ -42,7 +42,7 @@ def as_messages(row: Row, column: str) -> list[Message]:
     if isinstance(value, Mapping):
         value = [value]
     if value is None or (isinstance(value, (list, tuple)) and not value and column != "prompt"):
-        reason = Reason.EMPTY if column in ("chosen", "rejected") else Reason.MALFORMED
+        reason = Reason.EMPTY if column in ("chosen", "rejected", "completion") else Reason.MALFORMED
         raise BadRow(reason, f"`{column}` is {'missing' if value is None else 'empty'}")
     if not isinstance(value, (list, tuple)):
         raise BadRow(Reason.MALFORMED, f"`{column}` is not a list of messages but {type(value).__name__}")
@@ -91,13 +91,26 @@ def conversation(
         BadRow: If there is no prompt, or a continuation has a turn that a model does not write.
     """
     for name, part in (("chosen", chosen), ("rejected", rejected)):
-        strays = [message["role"] for message in part if message["role"] not in ("assistant", "tool")]
-        if strays or (part and part[0]["role"] != "assistant"):
-            where = f"a {strays[0]} turn" if strays else "a tool's answer first"
-            raise BadRow(Reason.DIVERGING, f"where the conversations part, `{name}` has {where}")
+        check_continuation(name, part)
     if not turns:
         raise BadRow(Reason.DIVERGING, "there is no prompt: the conversations share no turn")
     return PreferencePair(with_system(row, turns), chosen, rejected, as_tools(row))
+
+
+def check_continuation(column: str, part: list[Message]) -> None:
+    """Refuse a continuation with a turn that a model does not write.
+
+    Args:
+        column: Where the conversation is.
+        part: Its turns behind the prompt.
+
+    Raises:
+        BadRow: If there is such a turn.
+    """
+    strays = [message["role"] for message in part if message["role"] not in ("assistant", "tool")]
+    if strays or (part and part[0]["role"] != "assistant"):
+        where = f"a {strays[0]} turn" if strays else "a tool's answer first"
+        raise BadRow(Reason.DIVERGING, f"where the conversations part, `{column}` has {where}")
 
 
 def _message(turn: Any, column: str) -> Message:

@@ -8,10 +8,10 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_dpo.losses import PreferenceLoss
+from lightning_dpo.losses import PreferenceLoss, UnpairedLoss
 from lightning_dpo.reference.base import Reference
 from lightning_dpo.training.step_output import StepOutput
-from lightning_dpo.types import PairLogps
+from lightning_dpo.types import CompletionLogps, PairLogps
 
 __all__ = ["ComparedModule", "StartupCheck"]
 
@@ -25,13 +25,13 @@ class ComparedModule(Protocol):
     Attributes:
         policy: The model that trains.
         reference: Where reference log-probabilities come from.
-        loss: The preference loss.
+        loss: What is minimised.
         latest: What the last step left.
     """
 
     policy: nn.Module
     reference: Reference
-    loss: PreferenceLoss
+    loss: PreferenceLoss | UnpairedLoss
     latest: StepOutput | None
 
 
@@ -53,15 +53,10 @@ class StartupCheck(pl.Callback):
         if trainer.global_step > 0 or trainer.fit_loop.total_batch_idx > 0:
             return
         seen = module.latest
-        if (
-            seen is None
-            or not isinstance(seen.policy, PairLogps)
-            or not isinstance(seen.reference, PairLogps)
-        ):
+        if seen is None or seen.policy is None or seen.reference is None:
             return
-        policy = torch.cat([seen.policy.chosen, seen.policy.rejected])
-        reference = torch.cat([seen.reference.chosen, seen.reference.rejected])
-        lengths = torch.cat([seen.policy.chosen_lengths, seen.policy.rejected_lengths])
+        policy, lengths = _by_completion(seen.policy)
+        reference, _ = _by_completion(seen.reference)
         error = float(((policy - reference).abs() / lengths).nan_to_num(nan=torch.inf).max())
         if error <= _TOLERANCE["half" if _computes_in_half(trainer, module) else "precise"]:
             return
@@ -75,6 +70,15 @@ class StartupCheck(pl.Callback):
             f"Likely cause: {_likely_cause(module)}. "
             "If the reference is meant to differ, set `startup_check=False`."
         )
+
+
+def _by_completion(logps: PairLogps | CompletionLogps) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and lengths of all completions."""
+    if isinstance(logps, CompletionLogps):
+        return logps.logps, logps.lengths
+    return torch.cat([logps.chosen, logps.rejected]), torch.cat(
+        [logps.chosen_lengths, logps.rejected_lengths]
+    )
 
 
 def _computes_in_half(trainer: pl.Trainer, module: ComparedModule) -> bool:

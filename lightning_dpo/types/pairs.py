@@ -1,4 +1,4 @@
-"""The words every other file speaks: pairs, prompts with their completions, and their log-probabilities."""
+"""Pairs, prompts with their completions, and their log-probabilities."""
 
 from __future__ import annotations
 
@@ -115,11 +115,11 @@ class CompletionBatch:
                 )
         flat = [completion for answers in completions for completion in answers]
         return cls(
-            prompt_ids=_flat(prompts),
-            completion_ids=_flat(flat),
-            prompt_lengths=_lengths(prompts),
-            completion_lengths=_lengths(flat),
-            prompt_of=torch.arange(len(prompts)).repeat_interleave(_lengths(completions)),
+            prompt_ids=flat_ids(prompts),
+            completion_ids=flat_ids(flat),
+            prompt_lengths=lengths_of(prompts),
+            completion_lengths=lengths_of(flat),
+            prompt_of=torch.arange(len(prompts)).repeat_interleave(lengths_of(completions)),
         )
 
     def __len__(self) -> int:
@@ -145,8 +145,8 @@ class CompletionBatch:
         place[prompts] = torch.arange(len(prompts))
         kept = (place[self.prompt_of] >= 0).nonzero().squeeze(1)
         return CompletionBatch(
-            prompt_ids=_pick(self.prompt_ids, self.prompt_lengths, prompts),
-            completion_ids=_pick(self.completion_ids, self.completion_lengths, kept),
+            prompt_ids=pick_ids(self.prompt_ids, self.prompt_lengths, prompts),
+            completion_ids=pick_ids(self.completion_ids, self.completion_lengths, kept),
             prompt_lengths=self.prompt_lengths[prompts],
             completion_lengths=self.completion_lengths[kept],
             prompt_of=place[self.prompt_of[kept]],
@@ -256,12 +256,12 @@ class PairBatch:
                 )
         prompts, chosen, rejected = zip(*pairs, strict=True)
         return cls(
-            prompt_ids=_flat(prompts),
-            chosen_ids=_flat(chosen),
-            rejected_ids=_flat(rejected),
-            prompt_lengths=_lengths(prompts),
-            chosen_lengths=_lengths(chosen),
-            rejected_lengths=_lengths(rejected),
+            prompt_ids=flat_ids(prompts),
+            chosen_ids=flat_ids(chosen),
+            rejected_ids=flat_ids(rejected),
+            prompt_lengths=lengths_of(prompts),
+            chosen_lengths=lengths_of(chosen),
+            rejected_lengths=lengths_of(rejected),
             weights=torch.ones(len(pairs)) if weights is None else torch.tensor(weights, dtype=torch.float32),
             denominator=denominator,
             margins=None if margins is None else torch.tensor(margins, dtype=torch.float32),
@@ -313,16 +313,24 @@ class PairBatch:
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-def _flat(parts: Sequence[Sequence[int]]) -> Tensor:
+def flat_ids(parts: Sequence[Sequence[int]]) -> Tensor:
+    """The ids of all parts, end to end."""
     return torch.cat([torch.as_tensor(part, dtype=torch.long) for part in parts])
 
 
-def _lengths(parts: Sequence[Sequence[Any]]) -> Tensor:
+def lengths_of(parts: Sequence[Sequence[Any]]) -> Tensor:
+    """How many elements each part has, (parts,)."""
     return torch.tensor([len(part) for part in parts])
 
 
-def _pick(ids: Tensor, lengths: Tensor, numbers: Tensor) -> Tensor:
-    """The ids of some parts, end to end."""
+def pick_ids(ids: Tensor, lengths: Tensor, numbers: Tensor) -> Tensor:
+    """The ids of some parts, end to end.
+
+    Args:
+        ids: Ids of all parts, end to end.
+        lengths: How many each part has, (parts,).
+        numbers: Which parts, (count,).
+    """
     parts = torch.split(ids, lengths.tolist())
     return torch.cat([parts[number] for number in numbers.tolist()])
 
