@@ -17,7 +17,7 @@ from lightning_dpo.data.loader import PairDataset, PairLoader, TokenDataset
 from lightning_dpo.data.parser import choose_parser
 from lightning_dpo.data.preprocess import default_processes, prepare
 from lightning_dpo.data.sampler import OrderedPairBatchSampler, PairBatchSampler
-from lightning_dpo.data.sources import RowsLike, open_source
+from lightning_dpo.data.sources import DataArgument, RowsLike, open_source
 from lightning_dpo.data.token_store import TokenStore
 from lightning_dpo.data.tokenization import PairTokenizer, RowTokenizer
 from lightning_dpo.data.truncation import LongPairAction, TokenLimits
@@ -25,7 +25,6 @@ from lightning_dpo.files import cache_folder
 from lightning_dpo.types import PairBatch
 
 if TYPE_CHECKING:
-    import datasets
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["PreferenceDataModule", "TokenDataModule"]
@@ -54,9 +53,9 @@ class TokenDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        train: str | list[str] | list[dict[str, Any]] | datasets.Dataset,
+        train: DataArgument,
         *,
-        validation: str | list[str] | list[dict[str, Any]] | datasets.Dataset | None = None,
+        validation: DataArgument | None = None,
         tokenizer: str | PreTrainedTokenizerBase | None = None,
         format: str | None = None,
         columns: dict[str, str] | None = None,

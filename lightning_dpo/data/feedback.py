@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_dpo.data.datamodule import TokenDataModule
 from lightning_dpo.data.formats import FEEDBACK, PAIRS
 from lightning_dpo.data.loader import FeedbackDataset, SplitPairDataset
+from lightning_dpo.data.sources import DataArgument
 from lightning_dpo.data.tokenization import FeedbackTokenizer, PairTokenizer, RowTokenizer
 from lightning_dpo.types import FeedbackBatch
-
-if TYPE_CHECKING:
-    import datasets
 
 __all__ = ["FeedbackDataModule"]
 
@@ -32,7 +30,7 @@ class FeedbackDataModule(TokenDataModule):
 
     def __init__(
         self,
-        train: str | list[str] | list[dict[str, Any]] | datasets.Dataset,
+        train: DataArgument,
         *,
         unpaired_from_pairs: bool = False,
         **kwargs: Any,

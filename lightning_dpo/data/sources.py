@@ -16,7 +16,13 @@ from lightning_dpo.data.readers import READERS, Record, read_file, read_table, s
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["RowSource", "RowsLike", "open_source"]
+    DataArgument: TypeAlias = str | list[str] | list[dict[str, Any]] | Dataset
+else:
+    # jsonargparse finds this one. With a class in it, a file's name would be that of a configuration, and
+    # the text of a CSV file be taken in the place of its name.
+    DataArgument = str | list[str] | list[dict[str, Any]]
+
+__all__ = ["DataArgument", "RowSource", "RowsLike", "open_source"]
 
 RowsLike: TypeAlias = "str | Path | Dataset | Sequence[str | Mapping[str, Any]]"
 

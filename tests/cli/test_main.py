@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import re
 import subprocess
@@ -123,6 +124,19 @@ def test_another_progress_bar_takes_the_place_of_the_default(folder: Path) -> No
     other = "--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar"
     cli = DPOCLI(args=["fit", *TINY, other, "--trainer.fast_dev_run=true"])
     assert type(cli.trainer.progress_bar_callback).__name__ == "TQDMProgressBar"
+
+
+def test_a_csv_file_is_named_as_any_other(folder: Path) -> None:
+    # Not read as a configuration, whose text would take the place of the name.
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    with Path("pairs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    command = ["fit", "--model.policy=model", "--trainer.max_steps=1", "--trainer.accelerator=cpu"]
+    main([*command, "--data.train=pairs.csv", "--data.validation=pairs.csv", "--data.num_processes=1"])
+    recipe = yaml.safe_load((next(folder.rglob("config.yaml"))).read_text())
+    assert (recipe["data"]["train"], recipe["data"]["validation"]) == ("pairs.csv", "pairs.csv")
 
 
 def test_interpolations_see_the_command_line(folder: Path) -> None:
