@@ -25,17 +25,27 @@ from lightning_dpo.tuning.cluster.resources import Resources
 from lightning_dpo.tuning.cluster.retry import fit_with_retries
 
 NODES, GPUS, WORKERS, TRIALS = 8, 8, 4, 64
+AT_ONCE = 14  # groups that all machines hold beside their drivers
+
+
+def hold(mark: Path, *, trials: int, seconds: float) -> None:
+    """Wait until so many trials hold their workers at the same time, this one among them, or for so long."""
+    mark.touch()
+    deadline = time.monotonic() + seconds
+    while len(list(mark.parent.glob("*.holding"))) < trials and time.monotonic() < deadline:
+        time.sleep(0.05)
+    mark.unlink()
 
 
 def trial(config: dict[str, Any], *, folder: str) -> None:
-    """Take what a group of workers takes, all or nothing, and hold it for a moment."""
+    """Take what a group of workers takes, all or nothing, and hold it while the others take theirs."""
     bundles = [{"CPU": 1.0, "GPU": 1.0}] * WORKERS
     asked = time.time()
     group = placement_group(bundles, strategy="PACK")
     ray.get(group.ready())
     began = time.time()
     nodes = list(placement_group_table(group)["bundles_to_node_id"].values())
-    time.sleep(1.0)
+    hold(Path(folder) / f"{config['number']}-{os.getpid()}.holding", trials=AT_ONCE, seconds=1.0)
     remove_placement_group(group)
     record = {"waited": began - asked, "began": began, "ended": time.time(), "nodes": nodes}
     (Path(folder) / f"{config['number']}-{os.getpid()}-{began}.json").write_text(json.dumps(record))
