@@ -10,12 +10,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from feedback_rows import feedback_loader, random_examples
-from tiny_models import VOCAB, tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_models import tiny_model
 from torch import Tensor
 from torch.optim import AdamW
 from training import trainer
-from transformers import PreTrainedTokenizerFast
+from trl_peer import EOS, SETTINGS, text, word_tokenizer
 
 from lightning_dpo.losses import KTOLoss, UnpairedAPOZeroLoss, UnpairedLoss
 from lightning_dpo.training.kto import KTOModule
@@ -28,7 +27,6 @@ STEPS = 6
 BATCH_SIZE = 4
 LEARNING_RATE = 5e-3
 BETA = 0.2
-PAD, EOS = 0, 2
 WEIGHTS = {"desirable_weight": 1.5, "undesirable_weight": 0.75}
 
 
@@ -40,24 +38,8 @@ class Run(NamedTuple):
     weights: dict[str, Tensor]
 
 
-def word(index: int) -> str:
-    """Delimited, so that the special tokens are found in no other word."""
-    return f"<{index}>"
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One word for each id, so that text given to TRL comes back as exactly the ids that we use."""
-    words = {word(index): index for index in range(VOCAB)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=word(PAD)))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=word(PAD), eos_token=word(EOS))
-
-
 def rows_for_trl(examples: Sequence[TokenExample]) -> Any:
     """Each batch from back to front: TRL takes the completion before, and this package the one behind."""
-
-    def text(ids: Sequence[int]) -> str:
-        return "".join(f" {word(index)}" for index in ids)
 
     batches = [examples[k : k + BATCH_SIZE][::-1] for k in range(0, len(examples), BATCH_SIZE)]
     return datasets.Dataset.from_list(
@@ -80,21 +62,12 @@ def run_trl(examples: Sequence[TokenExample], folder: Path, *, loss_type: str) -
         output_dir=str(folder),
         max_steps=STEPS,
         per_device_train_batch_size=BATCH_SIZE,
-        train_sampling_strategy="sequential",
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
-        optim="adamw_torch",
-        weight_decay=0.0,
         max_grad_norm=0.3,
         beta=BETA,
         loss_type=loss_type,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
+        **SETTINGS,
         **WEIGHTS,
     )
     run = Recording(

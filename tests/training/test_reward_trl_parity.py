@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import pytest
 import torch
-from tiny_models import VOCAB, random_pairs, tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_models import random_pairs, tiny_model
 from torch import Tensor
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from training import PairsWithMargins, trainer
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification
+from trl_peer import EOS, PAD, SETTINGS, word_tokenizer
 
 from lightning_dpo import TokenPair
 from lightning_dpo.training.reward_model import RewardModule
@@ -27,7 +27,6 @@ STEPS = 8
 BATCH_SIZE = 3
 LEARNING_RATE = 5e-3
 MAX_GRAD_NORM = 0.5
-PAD, EOS = 0, 2
 
 
 class Run(NamedTuple):
@@ -62,13 +61,6 @@ def classifier(name: str) -> Any:
     return model
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    words = {f"<{index}>": index for index in range(VOCAB)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=f"<{PAD}>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=f"<{PAD}>", eos_token=f"<{EOS}>")
-
-
 def run_trl(name: str, pairs: Sequence[TokenPair], folder: Path, *, margins: bool) -> Run:
     losses: list[float] = []
     accuracies: list[float] = []
@@ -92,19 +84,10 @@ def run_trl(name: str, pairs: Sequence[TokenPair], folder: Path, *, margins: boo
         output_dir=str(folder),
         max_steps=STEPS,
         per_device_train_batch_size=BATCH_SIZE,
-        train_sampling_strategy="sequential",
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
-        optim="adamw_torch",
-        weight_decay=0.0,
         max_grad_norm=MAX_GRAD_NORM,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
+        **SETTINGS,
     )
     run = Recording(
         model=classifier(name),

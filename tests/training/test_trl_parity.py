@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import pytest
 import torch
-from tiny_models import VOCAB, random_pairs, tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_models import random_pairs, tiny_model
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from training import loader, trainer
-from transformers import PreTrainedTokenizerFast, get_scheduler
+from transformers import get_scheduler
+from trl_peer import EOS, SETTINGS, text, word_tokenizer
 
 from lightning_dpo import DPOModule, TokenPair
 from lightning_dpo.losses import APOZeroLoss, DPOLoss, IPOLoss, PreferenceLoss, RobustDPOLoss
@@ -29,7 +29,6 @@ BATCH_SIZE = 3
 LEARNING_RATE = 5e-3
 MAX_GRAD_NORM = 0.3
 BETA = 0.2
-PAD, EOS = 0, 2
 
 
 class Run(NamedTuple):
@@ -45,23 +44,7 @@ def pairs_for(accumulate: int) -> list[TokenPair]:
     return [TokenPair(p.prompt_ids, [*p.chosen_ids, EOS], [*p.rejected_ids, EOS]) for p in pairs]
 
 
-def word(index: int) -> str:
-    """Delimited, so that the special tokens are found in no other word."""
-    return f"<{index}>"
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One word for each id, so that text given to TRL comes back as exactly the ids that we use."""
-    words = {word(index): index for index in range(VOCAB)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=word(PAD)))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=word(PAD), eos_token=word(EOS))
-
-
 def rows_for_trl(pairs: Sequence[TokenPair]) -> Any:
-    def text(ids: Sequence[int]) -> str:
-        return "".join(f" {word(index)}" for index in ids)
-
     return datasets.Dataset.from_list(
         [dict(zip(("prompt", "chosen", "rejected"), map(text, pair), strict=True)) for pair in pairs]
     )
@@ -89,21 +72,12 @@ def run_trl(pairs: Sequence[TokenPair], folder: Path, *, accumulate: int, **opti
         max_steps=STEPS,
         per_device_train_batch_size=BATCH_SIZE,
         gradient_accumulation_steps=accumulate,
-        train_sampling_strategy="sequential",
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="linear",
         warmup_steps=WARMUP_STEPS,
-        optim="adamw_torch",
-        weight_decay=0.0,
         max_grad_norm=MAX_GRAD_NORM,
         beta=BETA,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
+        **SETTINGS,
         **options,
     )
     run = Recording(
