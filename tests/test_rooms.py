@@ -59,9 +59,10 @@ def test_the_graph_sees_imports_within_functions(tmp_path: Path) -> None:
 
 def test_files_and_folders_stay_small() -> None:
     # At the top stand twelve rooms, two files, and the import path of ReferenceSync that recipes name.
-    for folder in [path for path in (ROOT / "lightning_dpo").rglob("*") if path.is_dir()]:
+    top = ROOT / "lightning_dpo"
+    for folder in [top, *(path for path in top.rglob("*") if path.is_dir())]:
         entries = [p for p in folder.iterdir() if p.suffix == ".py" or (p.is_dir() and p.name[0] != "_")]
-        assert len([p for p in entries if p.name != "__init__.py"]) <= 14, folder
+        assert len([p for p in entries if p.name != "__init__.py"]) <= (15 if folder == top else 14), folder
     for file in (ROOT / "lightning_dpo").rglob("*.py"):
         assert len(file.read_text(encoding="utf-8").splitlines()) <= 400, file
 
