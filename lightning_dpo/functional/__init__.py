@@ -24,6 +24,17 @@ from lightning_dpo.functional.margin import (
     rdpo_loss,
     robust_dpo_loss,
 )
+from lightning_dpo.functional.policy_gradient import (
+    ClippedLoss,
+    adapted_kl_coefficient,
+    clipped_policy_loss,
+    clipped_value_loss,
+    gae,
+    k3_kl,
+    kl_penalised_rewards,
+    whiten,
+)
+from lightning_dpo.functional.preferences import PreferredPairs, preferred_pairs
 from lightning_dpo.functional.reference_free import (
     cpo_loss,
     log_odds,
@@ -43,7 +54,10 @@ from lightning_dpo.functional.scores import (
 from lightning_dpo.functional.unpaired import kto_loss, kto_z0, unpaired_apo_zero_loss
 
 __all__ = [
+    "ClippedLoss",
     "Divergence",
+    "PreferredPairs",
+    "adapted_kl_coefficient",
     "alpha_divergence_score",
     "aot_margin",
     "apo_down_loss",
@@ -51,6 +65,8 @@ __all__ = [
     "bco_loss",
     "bradley_terry_loss",
     "chi_squared_kl_score",
+    "clipped_policy_loss",
+    "clipped_value_loss",
     "cpo_loss",
     "discopop_loss",
     "divergence_score",
@@ -58,15 +74,19 @@ __all__ = [
     "dpop_loss",
     "exo_loss",
     "forward_kl_score",
+    "gae",
     "hinge_loss",
     "ipo_loss",
     "js_divergence_score",
+    "k3_kl",
+    "kl_penalised_rewards",
     "kto_loss",
     "kto_z0",
     "log_odds",
     "nca_loss",
     "odpo_loss",
     "orpo_loss",
+    "preferred_pairs",
     "rdpo_loss",
     "reverse_kl_score",
     "robust_dpo_loss",
@@ -74,4 +94,5 @@ __all__ = [
     "sppo_loss",
     "unlikelihood_loss",
     "unpaired_apo_zero_loss",
+    "whiten",
 ]

@@ -19,6 +19,7 @@ class PreferenceLoss(nn.Module, ABC):
     Attributes:
         needs_reference: Whether `forward` reads the reference's log-probs. False saves the reference model.
         needs_confidence: Whether `forward` reads the policy's confidences, which scoring then computes.
+        needs_margins: Whether `forward` reads the pairs' margins, which the data must then say.
         mixes_pairs: Whether one pair's loss holds other pairs' completions, so that weights of single pairs
             have no meaning.
         beta: Scale of the rewards. A loss without such a constant leaves it at 1.
@@ -26,6 +27,7 @@ class PreferenceLoss(nn.Module, ABC):
 
     needs_reference: bool = True
     needs_confidence: bool = False
+    needs_margins: bool = False
     mixes_pairs: bool = False
     beta: float = 1.0
 

@@ -18,6 +18,7 @@ class ComposedLoss(PreferenceLoss):
     def _take_over(self, parts: list[PreferenceLoss]) -> None:
         self.needs_reference = any(part.needs_reference for part in parts)
         self.needs_confidence = any(part.needs_confidence for part in parts)
+        self.needs_margins = any(part.needs_margins for part in parts)
         self.mixes_pairs = any(part.mixes_pairs for part in parts)
         leading = _leading(parts)
         if _has_beta(leading):

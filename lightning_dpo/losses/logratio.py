@@ -58,8 +58,8 @@ class BCOLoss(LogRatioLoss):
     """Binary classifier optimisation, https://arxiv.org/abs/2404.04656.
 
     The reward that divides chosen from rejected is the mean of all rewards seen in training so far, over all
-    ranks; every pair counts the same and none is forgotten. A batch enters the mean before its loss is taken.
-    Validation reads the mean and leaves it as it is. Checkpoints keep it.
+    ranks; every pair counts what its weight says and none is forgotten. A batch enters the mean before its
+    loss is taken. Validation reads the mean and leaves it as it is. Checkpoints keep it.
 
     Args:
         beta: Strength of the KL constraint, greater than 0.
@@ -76,13 +76,13 @@ class BCOLoss(LogRatioLoss):
         super().__init__(beta)
         self.track_delta = track_delta
         self.register_buffer("delta", torch.zeros(()))
-        self.register_buffer("pairs_seen", torch.zeros((), dtype=torch.long))
+        self.register_buffer("pairs_seen", torch.zeros(()))
 
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,); in training mode the running mean takes the batch in first."""
         chosen, rejected = self.logratios(policy, reference)
         if self.track_delta and self.training:
-            self._update((self.beta * (chosen + rejected) / 2).detach())
+            self._update((self.beta * (chosen + rejected) / 2).detach(), policy.weights)
         return functional.bco_loss(
             chosen, rejected_logratio=rejected, beta=self.beta, shift=self.delta.to(chosen)
         )
@@ -92,19 +92,20 @@ class BCOLoss(LogRatioLoss):
         return 2 * math.log(2)
 
     @torch.no_grad()
-    def _update(self, rewards: Tensor) -> None:
-        total = torch.stack([rewards.sum().float(), rewards.new_tensor(len(rewards)).float()])
+    def _update(self, rewards: Tensor, weights: Tensor | None) -> None:
+        weights = torch.ones_like(rewards) if weights is None else weights.to(rewards)
+        total = torch.stack([(rewards * weights).sum(), weights.sum()]).float()
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(total)
         # In place, and where the buffers are: strategies keep hold of a module's buffers, moved or not.
         rewards_sum, pairs = total.to(self.delta.device)
-        self.pairs_seen += pairs.long()
+        self.pairs_seen += pairs
         self.delta += (rewards_sum - pairs * self.delta) / self.pairs_seen
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BCOLoss:  # noqa: FBT001
         # A module cast to bfloat16 would round the mean to three digits and lose late updates altogether.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.delta = self.delta.float()
+        self.delta, self.pairs_seen = self.delta.float(), self.pairs_seen.float()
         return self
 
 

@@ -88,6 +88,8 @@ class ODPOLoss(MarginLoss):
         ValueError: If an argument is out of its range.
     """
 
+    needs_margins = True
+
     def __init__(
         self,
         beta: float = 0.1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightning_dpo import functional
@@ -111,7 +112,7 @@ class SFTLoss(ReferenceFreeLoss):
     Args:
         token_weighted: False takes each completion's mean over tokens, so that every pair counts the same.
             True makes the mean over pairs the mean over the batch's tokens, so that every token counts the
-            same; the batch is each rank's micro-batch.
+            same, or as its pair does where pairs have weights; the batch is each rank's micro-batch.
     """
 
     def __init__(self, *, token_weighted: bool = False) -> None:
@@ -121,7 +122,10 @@ class SFTLoss(ReferenceFreeLoss):
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,), nats per token; `reference` is not read."""
         lengths = policy.chosen_lengths.to(policy.chosen.dtype)
-        return -policy.chosen / (lengths.mean() if self.token_weighted else lengths)
+        if not self.token_weighted:
+            return -policy.chosen / lengths
+        weights = torch.ones_like(lengths) if policy.weights is None else policy.weights.to(lengths)
+        return -policy.chosen * weights.sum() / (weights * lengths).sum()
 
     def rewards(self, policy: PairLogps, reference: PairLogps | None = None) -> tuple[Tensor, Tensor]:
         """Log-probs per token of the chosen and the rejected completions, (batch,) each, nats.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_dpo.models.unwrap import causal_lm
 
-__all__ = ["HiddenStateNetwork", "model_logits"]
+__all__ = ["HiddenStateNetwork", "computes_last_logits", "model_logits"]
 
 _IDS_AND_MASK = ("input_ids", "attention_mask")
 
@@ -39,7 +39,9 @@ class HiddenStateNetwork(Protocol):
         """The module that maps hidden states, (tokens, hidden), to logits, (tokens, vocab)."""
 
 
-def model_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def model_logits(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, *, last: int | None = None
+) -> Tensor:
     """Call a model for its logits, (rows, seq_len, vocab).
 
     A Hugging Face model is called as its library says. Any other module is called by the names of its
@@ -50,14 +52,24 @@ def model_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) ->
         model: The model.
         input_ids: Token ids, (rows, seq_len).
         attention_mask: 1 for tokens and 0 for padding, (rows, seq_len).
+        last: How many positions at the end of a row to give logits of; None gives all. The others are not
+            computed where `computes_last_logits`.
     """
     if hasattr(causal_lm(model), "get_output_embeddings"):
-        output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        options = {"logits_to_keep": last} if last is not None and computes_last_logits(model) else {}
+        output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options)
     else:
         args, kwargs = _arguments(model, input_ids, attention_mask)
         output = model(*args, **kwargs)
     logits: Tensor = output if isinstance(output, Tensor) else output.logits
-    return logits
+    return logits if last is None else logits[:, -last:]
+
+
+def computes_last_logits(model: nn.Module) -> bool:
+    """Whether a model can be called for the logits of its last positions alone."""
+    lm = causal_lm(model)
+    parameters = inspect.signature(lm.forward).parameters
+    return hasattr(lm, "get_output_embeddings") and "logits_to_keep" in parameters
 
 
 def _arguments(

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 __all__ = ["clip_gradients", "gradient_norm"]
 
@@ -31,14 +35,25 @@ def gradient_norm(gradients: Sequence[Tensor], *, strategy: Any = None) -> Tenso
     return norm
 
 
-def clip_gradients(model: nn.Module | None, *, limit: float) -> bool:
-    """Clip by norm under FSDP1, where only the wrapped model can; returns whether that was done."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
+def clip_gradients(trainer: Any, optimizer: Optimizer, *, limit: float | None, algorithm: str | None) -> bool:
+    """Clip where Lightning's own way would not do; returns whether that was done.
 
-    if not isinstance(model, FullyShardedDataParallel):
-        return False
-    model.clip_grad_norm_(limit)
-    return True
+    Args:
+        trainer: Lightning's.
+        optimizer: The optimizer whose gradients are clipped.
+        limit: Norm or value that gradients are clipped to; None or 0 leaves them.
+        algorithm: "norm", "value", or None for "norm".
+    """
+    by_norm = limit is not None and algorithm in (None, "norm")
+    if by_norm and isinstance(trainer.model, FullyShardedDataParallel):
+        trainer.model.clip_grad_norm_(float(limit or 0))  # under FSDP1 only the wrapped model can
+        return True
+    plugin = trainer.precision_plugin
+    if isinstance(plugin, MixedPrecision) and plugin.scaler is None and limit:
+        # Lightning keeps fused optimizers from clipping for float16's loss scale; here is none.
+        Precision.clip_gradients(plugin, optimizer, limit, GradClipAlgorithmType(algorithm or "norm"))
+        return True
+    return False
 
 
 def _is_fsdp1(strategy: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from lightning_dpo.files import current_name
@@ -38,6 +39,7 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
         reshard_after_forward: bool = True,
         cpu_offload: bool = False,
         block_classes: Sequence[str] | None = None,
+        reduce_each_batch: bool = False,
         save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
         timeout: timedelta = timedelta(minutes=30),
@@ -49,6 +51,8 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
                 the backward pass; False needs more memory and communicates less.
             cpu_offload: Keep shards, gradients and optimizer state in the CPU's memory; for GPUs.
             block_classes: Class names of the parts to shard one by one; None takes the model's own blocks.
+            reduce_each_batch: Reduce gradients after each of the batches that a step accumulates, not once a
+                step: communicates more, and holds no whole gradients between them.
             save_distributed_checkpoint: Write a folder to which each rank writes its part; False gathers the
                 weights on rank 0 and writes one file.
             process_group_backend: Passed on to torch.distributed.
@@ -65,6 +69,23 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
         self.reshard_after_forward = reshard_after_forward
         self.cpu_offload = cpu_offload
         self.block_classes = block_classes
+        self.reduce_each_batch = reduce_each_batch
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Leave gradients where they are; Lightning asks for this in all batches of a step but the last."""
+        if self.reduce_each_batch:
+            yield
+            return
+        assert self.lightning_module is not None
+        parts = [part for part in self.lightning_module.modules() if isinstance(part, FSDPModule)]
+        for part in parts:
+            part.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.set_requires_gradient_sync(True, recurse=False)
 
     @property
     def _saves_folders(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_dpo.scoring.forward import ScoringPlan
 from lightning_dpo.types import CompletionBatch, CompletionLogps
@@ -32,6 +32,21 @@ class Reference(ABC):
             batch: Prompts and completions, on the policy's device.
             plan: How the policy is scored; the reference's confidences are never computed.
         """
+
+    def token_logps(self, batch: CompletionBatch, *, plan: ScoringPlan) -> Tensor:
+        """Log-probability of each completion token, without gradient, (completion_tokens,).
+
+        Args:
+            batch: Prompts and completions, on the policy's device.
+            plan: How the policy is scored.
+
+        Raises:
+            ValueError: If the reference has no weights at hand to score completions with.
+        """
+        raise ValueError(
+            f"`reference` must score single tokens, got a {type(self).__name__}, which does not; use "
+            '"frozen", "adapter" or a model'
+        )
 
     @property
     def model(self) -> nn.Module | None:

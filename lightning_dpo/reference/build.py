@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import lightning.pytorch as pl
+import torch
 from torch import nn
 
 from lightning_dpo.files import cache_folder
@@ -25,7 +26,12 @@ ModelLoader: TypeAlias = Callable[[str | nn.Module], nn.Module]
 
 
 def build_reference(
-    spec: ReferenceSpec, *, policy: nn.Module, load: ModelLoader, start: str | nn.Module | None = None
+    spec: ReferenceSpec,
+    *,
+    policy: nn.Module,
+    load: ModelLoader,
+    start: str | nn.Module | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Reference:
     """Make a reference that is not cached, before the policy changes.
 
@@ -34,6 +40,7 @@ def build_reference(
         policy: The policy, as built.
         load: Makes another model.
         start: What to make a model from that equals a policy which is split over ranks and cannot be copied.
+        dtype: Type that a reference with weights of its own is kept in; None is the policy's.
 
     Raises:
         ValueError: If the model cannot be loaded or does not go with the policy.
@@ -44,10 +51,10 @@ def build_reference(
     if spec.kind == "adapter" or (spec.kind == "frozen" and hasattr(policy, "disable_adapter")):
         return AdapterReference(policy)
     if spec.kind == "frozen" and not is_sharded(policy):
-        return FrozenReference.copy_of(policy)
+        return FrozenReference.copy_of(policy, dtype=dtype)
     source = start if spec.kind == "frozen" else spec.model
     assert source is not None, "a policy that is split over ranks is built from something"
-    return FrozenReference(load(source), policy=policy, name=str(spec))
+    return FrozenReference(load(source), policy=policy, name=str(spec), dtype=dtype)
 
 
 def weights_identity(

@@ -286,8 +286,8 @@ def missing_prompts(batch: CompletionBatch, found: Lookup) -> Tensor:
 
 def _served(found: Lookup, batch: CompletionBatch) -> CompletionLogps:
     device, count = batch.prompt_ids.device, len(batch)
-    lengths = batch.completion_lengths
+    lengths, counted = batch.completion_lengths, batch.counted_lengths
     assert (found.lengths[:count] == lengths.numpy()).all(), "a completion's key says its length"
     logps = torch.from_numpy(found.logps).to(device, non_blocking=True)
     common = None if batch.common_lengths is None else logps[count:]
-    return CompletionLogps(logps[:count], lengths.to(device, non_blocking=True), common)
+    return CompletionLogps(logps[:count], counted.to(device, non_blocking=True), common)

@@ -6,14 +6,14 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_dpo.models.modes import evaluating
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.reference.base import Reference
-from lightning_dpo.scoring.forward import ScoringPlan, score
-from lightning_dpo.scoring.lm_head import find_head
+from lightning_dpo.scoring.forward import ScoringPlan, completion_logps, lay_out, score_rows
+from lightning_dpo.scoring.lm_head import TokenLogps, find_head
 from lightning_dpo.types import CompletionBatch, CompletionLogps
 
 __all__ = ["AdapterReference", "FrozenReference"]
@@ -24,13 +24,21 @@ class FrozenReference(Reference):
 
     can_update = True
 
-    def __init__(self, model: nn.Module, *, policy: nn.Module, name: str = "reference") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        policy: nn.Module,
+        name: str = "reference",
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Freeze a model as the reference.
 
         Args:
             model: The reference; frozen and put in eval mode in place.
             policy: The model it is compared with.
             name: What errors call it.
+            dtype: Floating-point type that it is kept in; None is the policy's.
 
         Raises:
             ValueError: If the two have different vocabularies or architectures.
@@ -49,11 +57,12 @@ class FrozenReference(Reference):
                 f"{kinds[1].__name__} ({name}); pass the model that the policy started from"
             )
         self._model = model.eval().requires_grad_(False)
+        self._dtype = dtype
 
     @classmethod
-    def copy_of(cls, policy: nn.Module) -> FrozenReference:
-        """A copy of the policy as it is now."""
-        return cls(copy.deepcopy(policy), policy=policy)
+    def copy_of(cls, policy: nn.Module, *, dtype: torch.dtype | None = None) -> FrozenReference:
+        """A copy of the policy as it is now, in a floating-point type of its own or the policy's."""
+        return cls(copy.deepcopy(policy).to(dtype), policy=policy, dtype=dtype)
 
     @property
     def model(self) -> nn.Module:
@@ -61,9 +70,9 @@ class FrozenReference(Reference):
         return self._model
 
     def match(self, policy: nn.Module) -> None:
-        """Move to the policy's device and floating-point type, and run attention as it does."""
+        """Move to the policy's device, and to its type if none was given; attend as it does."""
         parameter = next(policy.parameters())
-        self._model.to(device=parameter.device, dtype=parameter.dtype)
+        self._model.to(device=parameter.device, dtype=self._dtype or parameter.dtype)
         ours, theirs = causal_lm(policy), causal_lm(self._model)
         if isinstance(ours, PreTrainedModel) and isinstance(theirs, PreTrainedModel):
             implementation = ours.config.get_text_config()._attn_implementation
@@ -73,10 +82,18 @@ class FrozenReference(Reference):
     @torch.no_grad()
     def logps(self, batch: CompletionBatch, *, plan: ScoringPlan) -> CompletionLogps:
         """One forward pass of the frozen model."""
+        return completion_logps(self._scored(batch, plan), batch)
+
+    @torch.no_grad()
+    def token_logps(self, batch: CompletionBatch, *, plan: ScoringPlan) -> Tensor:
+        """One forward pass of the frozen model."""
+        return self._scored(batch, plan).logps
+
+    def _scored(self, batch: CompletionBatch, plan: ScoringPlan) -> TokenLogps:
         if self._model.training:  # a reference that is saved is part of the module, which has its mode set
             self._model.eval()
         self.passes += 1
-        return score(self._model, batch, plan=plan._replace(confidences=False))
+        return _score(self._model, batch, plan)
 
 
 class AdapterReference(Reference):
@@ -98,9 +115,22 @@ class AdapterReference(Reference):
     @torch.no_grad()
     def logps(self, batch: CompletionBatch, *, plan: ScoringPlan) -> CompletionLogps:
         """One forward pass of the base weights, in eval mode."""
+        return completion_logps(self._scored(batch, plan), batch)
+
+    @torch.no_grad()
+    def token_logps(self, batch: CompletionBatch, *, plan: ScoringPlan) -> Tensor:
+        """One forward pass of the base weights, in eval mode."""
+        return self._scored(batch, plan).logps
+
+    def _scored(self, batch: CompletionBatch, plan: ScoringPlan) -> TokenLogps:
         self.passes += 1
         with self._policy.disable_adapter(), evaluating(self._policy):
-            return score(self._policy, batch, plan=plan._replace(confidences=False))
+            return _score(self._policy, batch, plan)
+
+
+def _score(model: nn.Module, batch: CompletionBatch, plan: ScoringPlan) -> TokenLogps:
+    rows = lay_out(batch, model=model, plan=plan)
+    return score_rows(model, rows, plan=plan._replace(confidences=False))
 
 
 def _vocabulary(model: nn.Module) -> int | None:

@@ -96,55 +96,62 @@ def trainer_batches(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[Any]:
         needs_all: Whether to take whole loaders where the trainer is limited to a part of them. A part is
             enough where it is certain to be the part that is used.
     """
-    for loader, limit in _loaders(trainer, needs_all=needs_all):
+    for loader, limit, is_all in _loaders(trainer, needs_all=needs_all):
         if math.isinf(limit):
             continue
         whole = needs_all and not isinstance(loader, PairLoader) and sized_len(loader) is not None
         with isolate_rng():
-            yield from _batches(loader, None if whole else int(limit))
+            yield from _batches(loader, None if whole else int(limit), is_all=is_all)
 
 
-def _loaders(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[tuple[Any, float]]:
-    """Data loaders as the trainer uses them, divided over ranks, and how many batches it takes of each."""
+def _loaders(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[tuple[Any, float, bool]]:
+    """Data loaders as the trainer uses them, divided over ranks, and how many batches it takes of each.
+
+    The third of each says whether more than one epoch takes them, which may draw other pairs.
+    """
     if trainer.state.fn != TrainerFn.FITTING:
         loop = trainer.validate_loop
-        yield from zip(_flat(trainer.val_dataloaders), loop.max_batches, strict=True)
+        for loader, batches in zip(_flat(trainer.val_dataloaders), loop.max_batches, strict=True):
+            yield loader, batches, False
         return
     fit_loop = trainer.fit_loop
     was_set_up = fit_loop._combined_loader is not None
     with isolate_rng():
         fit_loop.setup_data()
     if fit_loop._combined_loader is not None:
-        limit = _training_batches(trainer, needs_all=needs_all)
+        limit, is_all = _training_batches(trainer, needs_all=needs_all)
         try:
             for loader in _flat(trainer.train_dataloader):
-                yield loader, limit
+                yield loader, limit, is_all
         finally:
             if not was_set_up:
                 fit_loop._combined_loader = None  # the loop sets it up itself, after a checkpoint is restored
     if trainer.enable_validation:
         loop = fit_loop.epoch_loop.val_loop
         loop.setup_data()
-        yield from zip(_flat(trainer.val_dataloaders), loop.max_batches, strict=True)
+        for loader, batches in zip(_flat(trainer.val_dataloaders), loop.max_batches, strict=True):
+            yield loader, batches, False
 
 
-def _training_batches(trainer: pl.Trainer, *, needs_all: bool) -> float:
-    """Batches of an epoch that are used; all, where later epochs use others and all are needed."""
+def _training_batches(trainer: pl.Trainer, *, needs_all: bool) -> tuple[float, bool]:
+    """Batches of an epoch that are used; all, and that it is all, where later epochs use others."""
     fit_loop = trainer.fit_loop
     steps = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else math.inf
     limit = min(fit_loop.max_batches, steps)
     one_epoch = trainer.max_epochs in (0, 1) or steps <= fit_loop.max_batches
     if needs_all and not one_epoch:
-        return max([limit, *(sized_len(loader) or 0 for loader in _flat(trainer.train_dataloader))])
-    return limit
+        return max([limit, *(sized_len(loader) or 0 for loader in _flat(trainer.train_dataloader))]), True
+    return limit, False
 
 
-def _batches(loader: Any, limit: int | None) -> Iterator[Any]:
+def _batches(loader: Any, limit: int | None, *, is_all: bool = False) -> Iterator[Any]:
     if not isinstance(loader, PairLoader):
         yield from islice(loader, limit)
         return
     # By its sampler, from the beginning: the loader itself would pass over what was trained on already.
     sampler, start = loader.pair_sampler, loader.pair_sampler.start
+    if is_all and sampler.is_mixed:
+        sampler, start, limit = sampler.unmixed(), 0, None
     sampler.start = 0
     batches = iter(sampler)
     sampler.start = start

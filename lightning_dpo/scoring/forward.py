@@ -14,18 +14,22 @@ from lightning_dpo.scoring.layout import InputRows, packed_rows, separate_rows, 
 from lightning_dpo.scoring.lm_head import TokenLogps, find_head, head_logps, logits_logps
 from lightning_dpo.scoring.masks import FLEX_BLOCK, dense_mask, row_masks
 from lightning_dpo.scoring.prefix_attention import PREFIX_ATTENTION
+from lightning_dpo.scoring.varlen_attention import VARLEN_ATTENTION
 from lightning_dpo.types import CompletionBatch, CompletionLogps
+from lightning_dpo.types.devices import send
 
 __all__ = [
     "GATHERED_ENTRY",
     "LayoutName",
     "ScoringPlan",
+    "TokenStates",
     "completion_logits",
     "completion_logps",
     "completion_states",
     "lay_out",
     "score",
     "score_rows",
+    "token_states",
 ]
 
 LayoutName: TypeAlias = Literal["shared", "concatenated"]
@@ -50,6 +54,19 @@ class ScoringPlan(NamedTuple):
     layout: LayoutName = "concatenated"
     chunked_head: bool = False
     confidences: bool = False
+
+
+class TokenStates(NamedTuple):
+    """What a forward pass knows of completion tokens.
+
+    Attributes:
+        logps: Log-probability of each token, (completion_tokens,), float32.
+        states: Last hidden state before each token, (completion_tokens, hidden), in the type that the model
+            computes in.
+    """
+
+    logps: Tensor
+    states: Tensor
 
 
 def lay_out(batch: CompletionBatch, *, model: nn.Module, plan: ScoringPlan) -> InputRows:
@@ -95,6 +112,16 @@ def score_rows(model: nn.Module, rows: InputRows, *, plan: ScoringPlan) -> Token
     )
 
 
+def token_states(model: nn.Module, rows: InputRows) -> TokenStates:
+    """Log-probabilities of completion tokens, and the hidden states that they come from, in one pass.
+
+    Args:
+        model: One whose plan has a chunked head.
+        rows: As `lay_out` gives them.
+    """
+    return _gathered(_token_states, model, rows)
+
+
 def completion_states(model: nn.Module, rows: InputRows, *, positions: Tensor) -> Tensor:
     """Last hidden states, which is what the head maps to logits, at some positions of rows.
 
@@ -130,12 +157,13 @@ def completion_logps(tokens: TokenLogps, batch: CompletionBatch) -> CompletionLo
     """Sum tokens into completions.
 
     Args:
-        tokens: Per-token results in the order of the batch's completions.
-        batch: Says how long completions are.
+        tokens: Results of each token that counts, in the order of the batch's completions.
+        batch: Says how long completions are, and which tokens count.
     """
     device, lengths = tokens.logps.device, batch.completion_lengths
-    owner = torch.arange(len(lengths)).repeat_interleave(lengths).to(device, non_blocking=True)
-    counts = lengths.to(device, non_blocking=True)
+    counted = slice(None) if batch.counted is None else batch.counted.nonzero().squeeze(1)
+    owner = send(torch.arange(len(lengths)).repeat_interleave(lengths)[counted], device)
+    counts = send(batch.counted_lengths, device)
 
     def total(values: Tensor) -> Tensor:
         return values.new_zeros(len(lengths)).index_add(0, owner, values)
@@ -144,8 +172,8 @@ def completion_logps(tokens: TokenLogps, batch: CompletionBatch) -> CompletionLo
     if batch.common_lengths is not None:
         ends = lengths.cumsum(0)
         offsets = torch.arange(int(ends[-1])) - (ends - lengths).repeat_interleave(lengths)
-        is_common = offsets < batch.common_lengths.repeat_interleave(lengths)
-        common = total(tokens.logps * is_common.to(device, non_blocking=True))
+        is_common = (offsets < batch.common_lengths.repeat_interleave(lengths))[counted]
+        common = total(tokens.logps * send(is_common, device))
     confidences = None if tokens.confidences is None else total(tokens.confidences) / counts
     return CompletionLogps(total(tokens.logps), counts, common, confidences)
 
@@ -164,6 +192,13 @@ def _head_logps(model: nn.Module, rows: InputRows, plan: ScoringPlan) -> TokenLo
     )
 
 
+def _token_states(model: nn.Module, rows: InputRows) -> TokenStates:
+    head = find_head(causal_lm(model))
+    assert head is not None, "a plan with a chunked head is only made for models that have one"
+    states = _states_at(model, rows, rows.predict)
+    return TokenStates(head_logps(states, head=head, targets=rows.targets).logps, states)
+
+
 def _states_at(model: nn.Module, rows: InputRows, positions: Tensor) -> Tensor:
     return _hidden_states(causal_lm(model), rows).flatten(0, 1).index_select(0, positions)
 
@@ -179,9 +214,12 @@ def _attention(model: nn.Module) -> str:
 def _lay_out(batch: CompletionBatch, way: str) -> InputRows:
     if way == "separate":
         return separate_rows(batch)
-    if way == PREFIX_ATTENTION:
+    if way in (PREFIX_ATTENTION, VARLEN_ATTENTION):
         return single_row(batch)
-    return packed_rows(batch, multiple=FLEX_BLOCK if way == "flex_attention" else 1)
+    if way == "flex_attention":
+        # Of one row, whatever the batch: only its length varies, so that the kernel is not compiled anew.
+        return single_row(batch, multiple=FLEX_BLOCK)
+    return packed_rows(batch)
 
 
 def _hidden_states(lm: Any, rows: InputRows) -> Tensor:

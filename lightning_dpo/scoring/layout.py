@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_dpo.types import CompletionBatch
+from lightning_dpo.types.devices import send
 
 __all__ = ["InputRows", "pack", "packed_rows", "separate_rows", "single_row", "visible"]
 
@@ -20,7 +22,7 @@ _PADDING = -1
 class InputRows:
     """Input of one forward pass, and where its completion tokens are predicted.
 
-    Completion tokens are listed in the order of the batch's completions.
+    Completion tokens are listed in the order of the batch's completions, without those that do not count.
 
     Attributes:
         input_ids: Token ids, (rows, seq_len); padding is 0.
@@ -39,6 +41,7 @@ class InputRows:
         spans: Lengths of each prompt and of its completions, in the order in which they stand in a single row
             without padding, (prompts, 1 + completions of a prompt at most), on the CPU, 0 where a prompt has
             fewer completions; None for other layouts.
+        masks: Attention masks that were made for these rows, for all layers and models of a batch.
     """
 
     input_ids: Tensor
@@ -51,6 +54,7 @@ class InputRows:
     shared: bool
     num_tokens: int
     spans: Tensor | None = None
+    masks: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def attention_mask(self) -> Tensor:
@@ -133,14 +137,19 @@ def packed_rows(batch: CompletionBatch, *, multiple: int = 1) -> InputRows:
     return _shared_rows(batch, sizes, pack(sizes.totals, longest), width)
 
 
-def single_row(batch: CompletionBatch) -> InputRows:
-    """Lay everything out in one row without padding, for attention that goes prompt by prompt.
+def single_row(batch: CompletionBatch, *, multiple: int | None = None) -> InputRows:
+    """Lay everything out in one row, for attention that computes nothing that nobody sees.
 
     Args:
         batch: Prompts and completions; each prompt is followed by all its completions.
+        multiple: The row's length is rounded up to a multiple of this, for attention that goes by a mask; by
+            default there is no padding, and `spans` say how attention goes prompt by prompt.
     """
     sizes = _Sizes(batch)
-    rows = _shared_rows(batch, sizes, [list(range(len(sizes.prompts)))], sum(sizes.totals))
+    width = -(-sum(sizes.totals) // (multiple or 1)) * (multiple or 1)
+    rows = _shared_rows(batch, sizes, [list(range(len(sizes.prompts)))], width)
+    if multiple is not None:
+        return rows
     most = max(map(len, sizes.answers))
     spans = [
         [prompt, *(sizes.completions[c] for c in answers), *[0] * (most - len(answers))]
@@ -249,19 +258,22 @@ def _rows(
     within = _ranges(lengths)
     predict = torch.tensor(after).repeat_interleave(lengths) + within - 1
     predict[within == 0] = torch.tensor(first)
+    targets = batch.completion_ids
+    if batch.counted is not None:
+        # The head need not run where nothing is asked of it.
+        places = batch.counted.nonzero().squeeze(1)
+        predict, targets = predict[places], targets[send(places, device)]
     last = torch.tensor(after) + lengths - 1
-    source, position_ids, sequence, completion = (
-        indices.to(device, non_blocking=True).view(4, *shape).unbind()
-    )
+    source, position_ids, sequence, completion = send(indices, device).view(4, *shape).unbind()
     ids = torch.cat([batch.prompt_ids, batch.completion_ids])
     return InputRows(
         input_ids=ids[source].masked_fill(sequence == _PADDING, 0),
         position_ids=position_ids,
         sequence=sequence,
         completion=completion,
-        predict=predict.to(device, non_blocking=True),
-        targets=batch.completion_ids,
-        last=last.to(device, non_blocking=True),
+        predict=send(predict, device),
+        targets=targets,
+        last=send(last, device),
         shared=shared,
         num_tokens=len(destination),
     )

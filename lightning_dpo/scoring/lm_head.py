@@ -10,8 +10,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_dpo.models.own import HiddenStateNetwork
+from lightning_dpo.models.precision import autocast_dtype
+from lightning_dpo.models.unwrap import causal_lm
 
-__all__ = ["CHUNK_ELEMENTS", "LMHead", "TokenLogps", "find_head", "head_logps", "logits_logps"]
+__all__ = [
+    "CHUNK_ELEMENTS",
+    "LMHead",
+    "TokenLogps",
+    "find_head",
+    "head_logps",
+    "logits_logps",
+    "require_head",
+]
 
 CHUNK_ELEMENTS = 2**24
 """Logits held at once: 64 MiB in float32, whatever the vocabulary."""
@@ -74,6 +84,26 @@ def find_head(model: nn.Module) -> LMHead | None:
         scale=(scale or 1.0) * (multiplier or 1.0) / (divisor or 1.0),
         softcap=getattr(config, "final_logit_softcapping", None),
     )
+
+
+def require_head(policy: nn.Module, *, use: str) -> nn.Module:
+    """The module that maps a policy's last hidden states to logits.
+
+    Args:
+        policy: A language model, with an adapter or without.
+        use: What is read from the hidden states, for the error.
+
+    Raises:
+        ValueError: If the model shows neither.
+    """
+    head = find_head(causal_lm(policy))
+    if head is None:
+        raise ValueError(
+            f"`policy` must show its last hidden states, which {use} are read from: a Hugging Face causal "
+            "language model, or a network that offers what lightning_dpo.models.own asks for; got "
+            f"{type(policy).__name__}"
+        )
+    return head.module
 
 
 def head_logps(
@@ -219,8 +249,7 @@ class _LinearLogps(torch.autograd.Function):
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
     """The type matrix products run in: autocast's where it is on, else the hidden states' own."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    return autocast_dtype(hidden.device) or hidden.dtype
 
 
 def _logits_function(

@@ -23,7 +23,7 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def row_masks(rows: InputRows, *, config: Any, dtype: torch.dtype) -> AttentionMask:
-    """The masks a transformers model takes in place of those it would build itself.
+    """The masks a transformers model takes in place of those it would build itself; made once for a batch.
 
     Models of one kind of layer take one mask; hybrid models (Gemma 2 and 3, gpt-oss) take a dict of one
     mask for each kind, and the window of a sliding layer is part of its mask.
@@ -38,9 +38,19 @@ def row_masks(rows: InputRows, *, config: Any, dtype: torch.dtype) -> AttentionM
     if not kinds:
         kinds = {_FULL if window is None else _SLIDING}
     implementation = config._attn_implementation
+    key = (implementation, dtype, window, *sorted(kinds))
+    if key not in rows.masks:
+        rows.masks[key] = _build_masks(rows, kinds, window, implementation, dtype)
+    masks: AttentionMask = rows.masks[key]
+    return masks
+
+
+def _build_masks(
+    rows: InputRows, kinds: set[str], window: int | None, implementation: str, dtype: torch.dtype
+) -> AttentionMask:
     if rows.spans is not None:
-        assert kinds == {_FULL}, "prefix attention knows no windows"
-        return rows.spans[None, None]
+        spans = rows.spans[None, None]  # one object, which attention for ragged rows keeps its cuts in
+        return dict.fromkeys(sorted(kinds), spans) if len(kinds) > 1 else spans
 
     def build(span: int | None) -> Tensor | BlockMask:
         if implementation == "flex_attention":

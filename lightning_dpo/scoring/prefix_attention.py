@@ -11,20 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-__all__ = ["PREFIX_ATTENTION", "prefix_attention", "register_prefix_attention"]
+__all__ = ["PREFIX_ATTENTION", "prefix_attention"]
 
 PREFIX_ATTENTION = "lightning_dpo_prefix"
 """Name under which transformers models find it, as their `attn_implementation`, once it is registered."""
-
-
-def register_prefix_attention() -> None:
-    """Make `PREFIX_ATTENTION` known to transformers; any number of times."""
-    AttentionInterface.register(PREFIX_ATTENTION, prefix_attention)
-    AttentionMaskInterface.register(PREFIX_ATTENTION, sdpa_mask)
 
 
 def prefix_attention(

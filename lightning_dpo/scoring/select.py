@@ -3,33 +3,61 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal, NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from lightning_dpo.models.modes import evaluating
+from lightning_dpo.models.precision import ComputeType, compute_type
 from lightning_dpo.models.unwrap import causal_lm
-from lightning_dpo.scoring.forward import ScoringPlan, lay_out, score_rows
+from lightning_dpo.scoring.forward import ScoringPlan
 from lightning_dpo.scoring.lm_head import find_head
-from lightning_dpo.scoring.prefix_attention import PREFIX_ATTENTION, register_prefix_attention
-from lightning_dpo.types import CompletionBatch
+from lightning_dpo.scoring.prefix_attention import PREFIX_ATTENTION, prefix_attention
+from lightning_dpo.scoring.trial import Trial
+from lightning_dpo.scoring.varlen_attention import VARLEN_ATTENTION, has_kernel, varlen_attention
 
-__all__ = ["LayoutChoice", "Selection", "select_plan"]
+__all__ = [
+    "Agreement",
+    "LayoutChoice",
+    "Selection",
+    "register_attention",
+    "require_states",
+    "select_plan",
+]
 
 LayoutChoice = Literal["auto", "shared", "concatenated"]
 
+Agreement: TypeAlias = Callable[[float], float]
+"""Gives every rank the largest of the numbers that ranks have."""
+
 _log = logging.getLogger(__name__)
 
-_LONGEST_WINDOW = {"cpu": 1024, "cuda": 8192}
-"""A sliding window up to this is crossed by the trial; longer ones would make it slow."""
+FASTEST: dict[str, tuple[str, ...]] = {
+    "cuda": (VARLEN_ATTENTION, "flex_attention"),
+    "cpu": (PREFIX_ATTENTION,),
+}
+"""Attention that computes only what is seen, by device, the fastest first. FlexAttention takes what the
+kernel for ragged sequences cannot do, and has no backward pass on the CPU."""
 
-FASTEST = {"cuda": "flex_attention", "cpu": PREFIX_ATTENTION}
-"""Attention that computes only what is seen: FlexAttention has no backward pass on the CPU."""
+_EXACT = 1e-4
+"""Nats that a token's log-probability may be off where products run in float32."""
 
-_TRIAL_SIZES = ((16, 12, 17), (5, 9, 4), (3, 1, 6))
-"""Tokens of each trial prompt and of its two completions: of several lengths, packed two to a row."""
+_ROUNDING: dict[ComputeType, float] = {"tf32": 1e-2, "float16": 2e-2, "bfloat16": 0.1}
+"""Nats that log-probabilities may be off on average where products are rounded: single tokens go further."""
+
+_OF_A_MISTAKE = 0.05
+"""Where products are rounded, a difference must also be below this share of what a mistake would make."""
+
+_GRADIENT: dict[ComputeType, float] = {"tf32": 3e-2, "float16": 5e-2, "bfloat16": 0.1}
+"""Relative error that gradients may have where products are rounded."""
+
+_EXACT_GRADIENT = 1e-3
+"""The same where they run in float32."""
 
 
 class Selection(NamedTuple):
@@ -37,52 +65,77 @@ class Selection(NamedTuple):
 
     Attributes:
         plan: How it is scored from now on.
-        head_error: Largest difference of a token's log-probability between the chunked head and the model's
-            own logits, nats; None where the model shows no head.
+        head_error: Difference of token log-probabilities between the chunked head and the model's own logits,
+            nats: the largest where products run in float32, else the mean. None where no head is shown.
         shared_error: The same difference for shared prompts; None where that was not tried.
         reason: Why the plan is not the cheapest one, or an empty string.
+        precision: What the model's products run in.
+        attention: The attention implementation of a Hugging Face model, or an empty string.
+        gradient_error: Relative error of the gradient behind shared prompts, or None.
     """
 
     plan: ScoringPlan
     head_error: float | None
     shared_error: float | None
     reason: str
+    precision: ComputeType = "float32"
+    attention: str = ""
+    gradient_error: float | None = None
+
+    def __str__(self) -> str:
+        """One line for a log: what was chosen, and why."""
+        prompts = "once for all their completions" if self.plan.layout == "shared" else "once per completion"
+        head = "in chunks" if self.plan.chunked_head else "over all positions"
+        attention = f", attention {self.attention}" if self.attention else ""
+        error = self.shared_error if self.plan.layout == "shared" else self.head_error
+        found = "" if error is None else f", off by {error:.1g} nats"
+        if self.plan.layout == "shared" and self.gradient_error is not None:
+            found += f" and gradients by {self.gradient_error:.1g}"
+        why = f": {self.reason}" if self.reason else ""
+        return f"scoring: prompts {prompts}, head {head}{attention}, {self.precision}{found}{why}"
 
 
-@torch.no_grad()
 def select_plan(
     model: nn.Module,
     *,
     layout: LayoutChoice = "auto",
     device: torch.device | None = None,
     may_switch_attention: bool = False,
+    agree: Agreement | None = None,
 ) -> Selection:
-    """Choose how to score a model: by comparing log-probabilities on a small batch, not by its name.
+    """Choose how to score a model: by comparing log-probabilities and gradients, not by its name.
 
-    The model is put in eval mode for the trial and left as it was. Under sharding every rank must call this.
+    What counts as equal follows from the type that the model computes in, so call this under the precision
+    of training. The model is put in eval mode for the trial and left as it was, whatever its attention
+    raises. Under sharding every rank must call this.
 
     Args:
         model: See `lightning_dpo.scoring.forward.score`.
         layout: "auto" takes shared prompts if they are exact for this model and concatenated ones otherwise.
         device: Where the model's inputs go; by default where its parameters are.
         may_switch_attention: Whether a model that runs SDPA may be switched to attention that skips what
-            nobody sees: FlexAttention on CUDA, `lightning_dpo.scoring.prefix_attention` on the CPU. It stays
-            switched if shared prompts are exact with it.
+            nobody sees: `lightning_dpo.scoring.varlen_attention` or FlexAttention on CUDA,
+            `lightning_dpo.scoring.prefix_attention` on the CPU. It stays switched if shared prompts are exact
+            with it.
+        agree: Makes one decision of what all ranks find.
 
     Raises:
         ValueError: If `layout="shared"` and it is not exact for this model.
     """
+    place = device or next(model.parameters()).device
+    precision = compute_type(model, device=place)
     if find_head(causal_lm(model)) is None:
         if layout == "shared":
             raise ValueError(
                 '`layout="shared"` needs a Hugging Face causal language model, or a network that offers what '
                 f'lightning_dpo.models.own asks for, got {type(model).__name__}; use layout="auto"'
             )
-        return Selection(ScoringPlan(), None, None, "the model shows nothing but its logits")
-    place = device or next(model.parameters()).device
-    with evaluating(model):
-        may_switch = may_switch_attention and layout != "concatenated"
-        found = (_select_with_fastest(model, place) if may_switch else None) or _select(model, layout, place)
+        return Selection(ScoringPlan(), None, None, "the model shows nothing but its logits", precision)
+    with evaluating(model), torch.inference_mode(mode=False):
+        found = _Judge(model, place, precision, agree or _alone).select(
+            layout, may_switch=may_switch_attention
+        )
+    found = found._replace(attention=_attention_of(causal_lm(model)))
     if layout == "shared" and found.plan.layout != "shared":
         raise ValueError(
             f'`layout="shared"` is not exact for {type(causal_lm(model)).__name__}: {found.reason}'
@@ -92,112 +145,158 @@ def select_plan(
     return found
 
 
-def _select_with_fastest(model: nn.Module, device: torch.device) -> Selection | None:
-    """The selection with the device's fastest attention; if it is not exact None, and the model as it was."""
-    lm: Any = causal_lm(model)
-    fastest = FASTEST.get(device.type)
-    if fastest is None or not hasattr(lm, "set_attn_implementation"):
-        return None
-    before = lm.config.get_text_config()._attn_implementation
-    if before != "sdpa" or not _can_switch(lm, fastest):
-        return None
-    register_prefix_attention()
-    lm.set_attn_implementation(fastest)
-    found = _select(model, "auto", device)
-    if found.plan.layout == "shared" and _has_gradient(model, _trial_batch(lm, device), found.plan):
-        return found
-    lm.set_attn_implementation(before)
-    return None
+def require_states(plan: ScoringPlan, policy: nn.Module) -> None:
+    """Refuse a policy whose hidden states are not those that its logits come from.
+
+    Raises:
+        ValueError: If `select_plan` found them to differ.
+    """
+    if not plan.chunked_head:
+        raise ValueError(
+            "`policy` must offer the hidden states that its logits come from, as lightning_dpo.models.own"
+            f" says, but those of {type(policy).__name__} give other logits than its forward pass"
+        )
+
+
+class _Verdict(NamedTuple):
+    """What came of trying a plan: its error as `Selection` gives it, that of gradients, and what is wrong."""
+
+    error: float | None
+    gradient_error: float | None
+    problem: str
+
+
+class _Judge:
+    """Tries plans on one model; every rank makes the same tries, since each is decided on by all."""
+
+    def __init__(
+        self, model: nn.Module, device: torch.device, precision: ComputeType, agree: Agreement
+    ) -> None:
+        self._model = model
+        self._device = device
+        self._precision = precision
+        self._agree = agree
+        self._limit = _ROUNDING.get(precision, _EXACT)
+        made: list[Trial] = []
+        error: Exception | None = None
+        try:
+            made.append(Trial(model, device=device))
+        except Exception as caught:
+            error = caught
+        if agree(float(not made)) > 0:
+            raise error or RuntimeError("the model raised in a forward pass on another rank; see its error")
+        self._trial = made[0]
+
+    def select(self, layout: LayoutChoice, *, may_switch: bool) -> Selection:
+        """Take the cheapest plan that is exact."""
+        lm = causal_lm(self._model)
+        plan = ScoringPlan(chunked_head=True)
+        head = self._verdict(plan)
+        if head.problem:
+            return self._selection(ScoringPlan(), head, reason=f"its head is not known here ({head.problem})")
+        if layout == "concatenated":
+            return self._selection(plan, head)
+        if self._precision in _ROUNDING:
+            self._limit = min(self._limit, _OF_A_MISTAKE * self._trial.mistake().mean)
+        shared = ScoringPlan("shared", chunked_head=True)
+        for attention in _faster(lm, self._device) if may_switch else ():
+            verdict = self._verdict_under(attention, lm, shared)
+            if not verdict.problem:
+                return self._selection(shared, head, verdict)
+        verdict = self._verdict(shared)
+        if verdict.problem:
+            reason = f"{type(lm).__name__} does not keep completions apart ({verdict.problem})"
+            return self._selection(plan, head, verdict, reason=reason)
+        return self._selection(shared, head, verdict)
+
+    def _verdict_under(self, attention: str, lm: Any, plan: ScoringPlan) -> _Verdict:
+        """The verdict with another attention, which the model keeps if nothing is wrong with it."""
+        before = _attention_of(lm)
+        verdict = _Verdict(None, None, "interrupted")
+        try:
+            lm.set_attn_implementation(attention)
+            verdict = self._verdict(plan)
+        finally:
+            if verdict.problem:
+                lm.set_attn_implementation(before)
+        if verdict.problem:
+            _log.info("attention %s is not used: %s", attention, verdict.problem)
+        return verdict
+
+    def _verdict(self, plan: ScoringPlan) -> _Verdict:
+        def error() -> float:
+            found = self._trial.difference(plan)
+            return found.mean if self._precision in _ROUNDING else found.largest
+
+        def gradient_error() -> float:
+            found = self._trial.gradient_error(plan)
+            return -1.0 if found is None else found
+
+        worst, problem = self._agreed(error, self._limit, "log-probabilities are off by {:.2g} nats")
+        if problem or plan.layout != "shared":
+            return _Verdict(worst, None, problem)
+        limit = _GRADIENT.get(self._precision, _EXACT_GRADIENT)
+        gradient, problem = self._agreed(gradient_error, limit, "gradients are off by a share of {:.2g}")
+        return _Verdict(worst, None if gradient is None or gradient < 0 else gradient, problem)
+
+    def _agreed(self, measure: Callable[[], float], limit: float, text: str) -> tuple[float | None, str]:
+        """The largest error of all ranks, None if it is no number, and what is wrong with it, if anything."""
+        mine, raised = math.inf, ""
+        try:
+            mine = measure()
+        except Exception as error:  # compilers and kernels raise what they like
+            first = str(error).strip().splitlines()
+            raised = f"{type(error).__name__}: {first[0] if first else 'no message'}"
+        worst = self._agree(mine)
+        found = worst if math.isfinite(worst) else None
+        if worst <= limit:
+            return found, ""
+        elsewhere = "another rank found it to be wrong" if mine <= limit else text.format(worst)
+        return found, raised or elsewhere
+
+    def _selection(
+        self, plan: ScoringPlan, head: _Verdict, shared: _Verdict | None = None, *, reason: str = ""
+    ) -> Selection:
+        shared = shared or _Verdict(None, None, "")
+        return Selection(
+            plan,
+            head.error,
+            shared.error,
+            reason,
+            precision=self._precision,
+            gradient_error=shared.gradient_error,
+        )
+
+
+def _faster(lm: Any, device: torch.device) -> list[str]:
+    """Attention that a model which runs SDPA could be switched to, the fastest first."""
+    if not hasattr(lm, "set_attn_implementation") or _attention_of(lm) != "sdpa":
+        return []
+    register_attention()
+    return [name for name in FASTEST.get(device.type, ()) if _can_switch(lm, name)]
+
+
+def register_attention() -> None:
+    """Make this package's attention known to transformers; any number of times."""
+    for name, function in ((PREFIX_ATTENTION, prefix_attention), (VARLEN_ATTENTION, varlen_attention)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, sdpa_mask)
 
 
 def _can_switch(lm: Any, implementation: str) -> bool:
     if implementation == "flex_attention":
         return bool(lm._supports_flex_attn)
+    if implementation == VARLEN_ATTENTION:
+        return has_kernel()
     config = lm.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ("full_attention",))
     return kinds == {"full_attention"} and getattr(config, "sliding_window", None) is None
 
 
-def _has_gradient(model: nn.Module, batch: CompletionBatch, plan: ScoringPlan) -> bool:
-    """Whether the backward pass runs, which is compiled apart from the forward pass."""
-    weights = [p for p in model.parameters() if p.requires_grad]
-    if not weights or any(isinstance(p, DTensor) for p in weights):
-        return True
-    try:
-        with torch.enable_grad():
-            torch.autograd.grad(_token_logps(model, batch, plan).sum(), weights[-1:], allow_unused=True)
-    except (RuntimeError, ValueError):
-        return False
-    return True
+def _attention_of(lm: Any) -> str:
+    config: Any = getattr(lm, "config", None)
+    return str(config.get_text_config()._attn_implementation) if hasattr(config, "get_text_config") else ""
 
 
-def _select(model: nn.Module, layout: LayoutChoice, device: torch.device) -> Selection:
-    lm = causal_lm(model)
-    batch = _trial_batch(lm, device)
-    truth = _token_logps(model, batch, ScoringPlan())
-    plan = ScoringPlan(chunked_head=True)
-    head_error, error = _compare(model, batch, plan, truth)
-    if head_error is None or not _within(head_error, model):
-        reason = f"its head is not known here ({error or _off(head_error)})"
-        return Selection(ScoringPlan(), head_error, None, reason)
-    if layout == "concatenated":
-        return Selection(plan, head_error, None, "")
-    shared = ScoringPlan("shared", chunked_head=True)
-    shared_error, error = _compare(model, batch, shared, truth)
-    if shared_error is None or not _within(shared_error, model):
-        reason = f"{type(lm).__name__} does not keep completions apart ({error or _off(shared_error)})"
-        return Selection(plan, head_error, shared_error, reason)
-    return Selection(shared, head_error, shared_error, "")
-
-
-def _trial_batch(lm: Any, device: torch.device) -> CompletionBatch:
-    """Prompts with two completions of several lengths, beyond the model's window where that is affordable."""
-    config = lm.config.get_text_config() if hasattr(getattr(lm, "config", None), "get_text_config") else None
-    window = getattr(config, "sliding_window", None) or 0
-    crossing = window + 8 if window <= _LONGEST_WINDOW.get(device.type, 1024) else 16
-    vocabulary = config.vocab_size if config is not None else _vocabulary(lm)
-    generator = torch.Generator().manual_seed(0)
-
-    def ids(length: int) -> list[int]:
-        return torch.randint(vocabulary, (length,), generator=generator).tolist()
-
-    prompts: list[list[int]] = []
-    completions: list[list[list[int]]] = []
-    for prompt, *lengths in _TRIAL_SIZES:
-        prompts.append(ids(max(prompt, crossing) if not prompts else prompt))
-        completions.append([ids(length) for length in lengths])
-    return CompletionBatch.from_lists(prompts, completions).to(device)
-
-
-def _vocabulary(network: nn.Module) -> int:
-    """Tokens that a network of the user's own knows: no more than the smallest of its embeddings."""
-    sizes = [part.num_embeddings for part in network.modules() if isinstance(part, nn.Embedding)]
-    return min(sizes, default=2)
-
-
-def _token_logps(model: nn.Module, batch: CompletionBatch, plan: ScoringPlan) -> Tensor:
-    return score_rows(model, lay_out(batch, model=model, plan=plan), plan=plan).logps
-
-
-def _compare(
-    model: nn.Module, batch: CompletionBatch, plan: ScoringPlan, truth: Tensor
-) -> tuple[float | None, str]:
-    """Difference to the truth, or None and what went wrong: a model may refuse a mask or an argument."""
-    try:
-        difference = (_token_logps(model, batch, plan) - truth).abs()
-    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
-        return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-    return float(difference.max() if _is_precise(model) else difference.mean()), ""
-
-
-def _is_precise(model: nn.Module) -> bool:
-    return next(model.parameters()).dtype in (torch.float32, torch.float64)
-
-
-def _within(error: float, model: nn.Module) -> bool:
-    """Largest difference in float32, mean difference in half precision, whose rounding alone reaches 0.03."""
-    return error <= (1e-4 if _is_precise(model) else 5e-2)
-
-
-def _off(error: float | None) -> str:
-    return f"log-probabilities are off by {error:.2g} nats"
+def _alone(number: float) -> float:
+    return number

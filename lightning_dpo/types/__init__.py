@@ -1,15 +1,15 @@
 """The words every other file speaks: pairs, judged completions, prompts with their completions, log-probs."""
 
+from lightning_dpo.types.completions import CompletionBatch, CompletionLogps
 from lightning_dpo.types.feedback import Feedback, FeedbackBatch, TokenExample
 from lightning_dpo.types.pairs import (
-    CompletionBatch,
-    CompletionLogps,
     Message,
     PairBatch,
     PairLogps,
     PreferencePair,
     TokenPair,
 )
+from lightning_dpo.types.rollout import Rollout
 
 __all__ = [
     "CompletionBatch",
@@ -20,6 +20,7 @@ __all__ = [
     "PairBatch",
     "PairLogps",
     "PreferencePair",
+    "Rollout",
     "TokenExample",
     "TokenPair",
 ]

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_dpo.types.pairs import CompletionBatch, Message, flat_ids, lengths_of, pick_ids
+from lightning_dpo.types.completions import CompletionBatch
+from lightning_dpo.types.devices import send
+from lightning_dpo.types.pairs import Message
+from lightning_dpo.types.ragged import flat_ids, flat_masks, lengths_of, pick_ids
 
 __all__ = ["Feedback", "FeedbackBatch", "TokenExample"]
 
@@ -25,12 +28,14 @@ class Feedback:
         completion: The answer that was judged.
         label: Whether it is desirable.
         tools: Tool schemas for the chat template, where the row has them.
+        weight: What the example counts in losses and metrics, where the row has it.
     """
 
     prompt: str | list[Message]
     completion: str | list[Message]
     label: bool
     tools: list[dict[str, Any]] | None = None
+    weight: float | None = None
 
 
 class TokenExample(NamedTuple):
@@ -66,6 +71,10 @@ class FeedbackBatch:
             makes ranks take equally many steps.
         denominator: What the weighted sum of losses is divided by; None means the sum of the weights.
         host: The batch as it was on the CPU, set when its ids leave.
+        counted: Whether each completion token counts in log-probabilities and lengths, (sum of
+            completion_lengths,) of bool, on the CPU; None where all do.
+        origins: Number of the named data set that each example is from, (batch,), on the CPU; None where
+            there is one, unnamed.
     """
 
     prompt_ids: Tensor
@@ -77,6 +86,8 @@ class FeedbackBatch:
     weights: Tensor
     denominator: float | None = None
     host: FeedbackBatch | None = None
+    counted: Tensor | None = None
+    origins: Tensor | None = None
 
     @classmethod
     def from_examples(
@@ -85,6 +96,8 @@ class FeedbackBatch:
         *,
         weights: Sequence[float] | None = None,
         denominator: float | None = None,
+        counted: Sequence[Sequence[bool] | None] | None = None,
+        origins: Sequence[int] | None = None,
     ) -> FeedbackBatch:
         """Collate token examples; the collator for a user's own data loader.
 
@@ -92,6 +105,8 @@ class FeedbackBatch:
             examples: At least one example; neither part of one may be empty.
             weights: Weight of each example; 1 where not given.
             denominator: See the attribute of this name.
+            counted: For each completion whether each of its tokens counts; None for one of which all do.
+            origins: Number of the named data set that each example is from, or None.
 
         Raises:
             ValueError: If `examples` is empty, or an example has an empty part or a label that is none.
@@ -118,6 +133,8 @@ class FeedbackBatch:
             partners=_partners(prompts),
             weights=torch.ones(len(examples)) if weights is None else torch.tensor(weights).float(),
             denominator=denominator,
+            counted=None if counted is None else flat_masks(counted, completions),
+            origins=None if origins is None else torch.tensor(origins),
         )
 
     def __len__(self) -> int:
@@ -129,9 +146,9 @@ class FeedbackBatch:
         """Weight of each prompt with its partner's completion, (batch,): 0 where that is its own."""
         return self.weights * (self.partners != torch.arange(len(self)))
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> FeedbackBatch:  # noqa: FBT001
-        """Move ids to a device; lengths, labels and weights stay on the CPU."""
-        moved = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in _FEEDBACK_IDS}
+    def to(self, device: torch.device | str) -> FeedbackBatch:
+        """Move ids to a device, without waiting for them; lengths, labels and weights stay on the CPU."""
+        moved: dict[str, Any] = {n: send(getattr(self, n), device) for n in _FEEDBACK_IDS}
         leaves = self.prompt_ids.device.type == "cpu" != moved["prompt_ids"].device.type
         return replace(self, **moved, host=self if leaves else self.host)
 
@@ -143,6 +160,7 @@ class FeedbackBatch:
             prompt_lengths=self.prompt_lengths,
             completion_lengths=self.completion_lengths,
             prompt_of=torch.arange(len(self)),
+            counted=self.counted,
             host=None if self.host is None else self.host.completions(),
         )
 
@@ -154,6 +172,9 @@ class FeedbackBatch:
             prompt_lengths=self.prompt_lengths,
             completion_lengths=self.completion_lengths[self.partners],
             prompt_of=torch.arange(len(self)),
+            counted=None
+            if self.counted is None
+            else pick_ids(self.counted, self.completion_lengths, self.partners),
             host=None if self.host is None else self.host.mismatched_completions(),
         )
 
@@ -165,6 +186,9 @@ class FeedbackBatch:
             completion_ids=torch.cat([judged.completion_ids, mismatched.completion_ids]),
             completion_lengths=torch.cat([judged.completion_lengths, mismatched.completion_lengths]),
             prompt_of=judged.prompt_of.repeat(2),
+            counted=None
+            if judged.counted is None or mismatched.counted is None
+            else torch.cat([judged.counted, mismatched.counted]),
             host=None if self.host is None else self.host.all_completions(),
         )
 

@@ -1,23 +1,19 @@
-"""Pairs, prompts with their completions, and their log-probabilities."""
+"""Pairs, and their log-probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = [
-    "CompletionBatch",
-    "CompletionLogps",
-    "Message",
-    "PairBatch",
-    "PairLogps",
-    "PreferencePair",
-    "TokenPair",
-]
+from lightning_dpo.types.completions import CompletionBatch, CompletionLogps
+from lightning_dpo.types.devices import send
+from lightning_dpo.types.ragged import flat_ids, flat_masks, lengths_of
+
+__all__ = ["Message", "PairBatch", "PairLogps", "PreferencePair", "TokenPair"]
 
 Message: TypeAlias = Mapping[str, Any]
 """One chat turn: ``{"role": ..., "content": ..., ...}`` as chat templates take it."""
@@ -60,133 +56,6 @@ class TokenPair(NamedTuple):
     rejected_ids: Sequence[int]
 
 
-@dataclass(slots=True)
-class CompletionBatch:
-    """Prompts and their completions as token ids, ragged: laid end to end, without padding.
-
-    A prompt may have any number of completions: one where feedback is unpaired, two in a pair, more in ranked
-    data. How they become rows of a model's input is decided in `lightning_dpo.scoring`, once the model is
-    known. Lengths stay on the CPU so that rows are planned without waiting for the device.
-
-    Attributes:
-        prompt_ids: Every prompt's token ids, (sum of prompt_lengths,).
-        completion_ids: Every completion's token ids, (sum of completion_lengths,).
-        prompt_lengths: Tokens of each prompt, (prompts,), on the CPU.
-        completion_lengths: Tokens of each completion, (completions,), on the CPU.
-        prompt_of: The prompt that each completion answers, (completions,), on the CPU.
-        common_lengths: How many of its first tokens each completion is also scored on alone, (completions,),
-            on the CPU; None where nobody asks.
-        host: The batch as it is on the CPU, for one whose ids are elsewhere.
-        laid_out: The batch as rows, for each layout that it was scored in: models of one architecture share
-            them.
-    """
-
-    prompt_ids: Tensor
-    completion_ids: Tensor
-    prompt_lengths: Tensor
-    completion_lengths: Tensor
-    prompt_of: Tensor
-    common_lengths: Tensor | None = None
-    host: CompletionBatch | None = None
-    laid_out: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def from_lists(
-        cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]
-    ) -> CompletionBatch:
-        """Collate prompts with their completions.
-
-        Args:
-            prompts: Token ids of each prompt, at least one each.
-            completions: For each prompt its completions' token ids, at least one completion of one token.
-
-        Raises:
-            ValueError: If there are no prompts, or one is empty or has no completion, or an empty one.
-        """
-        if not prompts or len(prompts) != len(completions):
-            raise ValueError(
-                f"`completions` must have an entry for each prompt, got {len(completions)} for {len(prompts)}"
-            )
-        for index, (prompt, answers) in enumerate(zip(prompts, completions, strict=True)):
-            if not len(prompt) or not answers or not all(map(len, answers)):
-                raise ValueError(
-                    "`prompts` must have a token each, and `completions` at least one of a token, got "
-                    f"{len(prompt)} tokens and {list(map(len, answers))} at index {index}"
-                )
-        flat = [completion for answers in completions for completion in answers]
-        return cls(
-            prompt_ids=flat_ids(prompts),
-            completion_ids=flat_ids(flat),
-            prompt_lengths=lengths_of(prompts),
-            completion_lengths=lengths_of(flat),
-            prompt_of=torch.arange(len(prompts)).repeat_interleave(lengths_of(completions)),
-        )
-
-    def __len__(self) -> int:
-        """Number of completions."""
-        return len(self.completion_lengths)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> CompletionBatch:  # noqa: FBT001
-        """Move ids to a device; lengths stay on the CPU."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=non_blocking)
-            for name in ("prompt_ids", "completion_ids")
-        }
-        leaves = self.prompt_ids.device.type == "cpu" != moved["prompt_ids"].device.type
-        return replace(self, **moved, host=self if leaves else self.host, laid_out={})
-
-    def select(self, prompts: Tensor) -> CompletionBatch:
-        """These prompts with all their completions.
-
-        Args:
-            prompts: Numbers of prompts in rising order, (count,), on the CPU.
-        """
-        place = torch.full((len(self.prompt_lengths),), -1)
-        place[prompts] = torch.arange(len(prompts))
-        kept = (place[self.prompt_of] >= 0).nonzero().squeeze(1)
-        return CompletionBatch(
-            prompt_ids=pick_ids(self.prompt_ids, self.prompt_lengths, prompts),
-            completion_ids=pick_ids(self.completion_ids, self.completion_lengths, kept),
-            prompt_lengths=self.prompt_lengths[prompts],
-            completion_lengths=self.completion_lengths[kept],
-            prompt_of=place[self.prompt_of[kept]],
-            common_lengths=None if self.common_lengths is None else self.common_lengths[kept],
-        )
-
-    @classmethod
-    def join(cls, parts: Sequence[CompletionBatch]) -> CompletionBatch:
-        """All prompts of several batches, in order; all of them say common lengths, or none does."""
-        firsts = [0]
-        for part in parts:
-            firsts.append(firsts[-1] + len(part.prompt_lengths))
-        common = [part.common_lengths for part in parts if part.common_lengths is not None]
-        return cls(
-            prompt_ids=torch.cat([part.prompt_ids for part in parts]),
-            completion_ids=torch.cat([part.completion_ids for part in parts]),
-            prompt_lengths=torch.cat([part.prompt_lengths for part in parts]),
-            completion_lengths=torch.cat([part.completion_lengths for part in parts]),
-            prompt_of=torch.cat([part.prompt_of + first for part, first in zip(parts, firsts, strict=False)]),
-            common_lengths=torch.cat(common) if common else None,
-        )
-
-
-class CompletionLogps(NamedTuple):
-    """Log-probabilities of completions under one model: sums over their tokens, natural log.
-
-    Attributes:
-        logps: log pi(completion | prompt), (completions,), float32.
-        lengths: Tokens of each completion, (completions,).
-        common: The part of `logps` on the first `common_lengths` tokens, (completions,), or None.
-        confidences: Mean over the completion's tokens of log p_t - log sum_v p_v^2, (completions,), without
-            gradient, or None; for WPO (https://arxiv.org/abs/2406.11827).
-    """
-
-    logps: Tensor
-    lengths: Tensor
-    common: Tensor | None = None
-    confidences: Tensor | None = None
-
-
 @dataclass(slots=True)  # not frozen: Lightning's precision plugins set fields of a copy
 class PairBatch:
     """A batch of tokenised pairs, ragged: ids laid end to end, without padding.
@@ -209,6 +78,11 @@ class PairBatch:
             wait for the device.
         margins: By how much each chosen completion's score is above the rejected one's, (batch,), on the CPU;
             None where the data do not say.
+        counted: Whether each completion token counts in log-probabilities and lengths, those of every chosen
+            completion and then those of every rejected one, (sum of both lengths,) of bool, on the CPU; None
+            where all do.
+        origins: Number of the named data set that each pair is from, (batch,), on the CPU; None where there
+            is one, unnamed.
     """
 
     prompt_ids: Tensor
@@ -221,6 +95,8 @@ class PairBatch:
     denominator: float | None = None
     host: PairBatch | None = None
     margins: Tensor | None = None
+    counted: Tensor | None = None
+    origins: Tensor | None = None
 
     @classmethod
     def from_pairs(
@@ -230,6 +106,8 @@ class PairBatch:
         weights: Sequence[float] | None = None,
         denominator: float | None = None,
         margins: Sequence[float] | None = None,
+        counted: Sequence[tuple[Sequence[bool] | None, Sequence[bool] | None]] | None = None,
+        origins: Sequence[int] | None = None,
     ) -> PairBatch:
         """Collate token pairs; the collator for a user's own data loader.
 
@@ -238,10 +116,13 @@ class PairBatch:
             weights: Weight of each pair; 1 where not given.
             denominator: What the weighted sum of losses is divided by; None means the sum of the weights.
             margins: What each pair says of how much better the chosen completion is, or None.
+            counted: For each pair whether each token of its chosen and of its rejected completion counts;
+                None for a completion of which all do.
+            origins: Number of the named data set that each pair is from, or None.
 
         Raises:
-            ValueError: If `pairs` is empty, or a pair has an empty part, or the weights or margins are not as
-                many as the pairs.
+            ValueError: If `pairs` is empty, or a pair has an empty part, or another argument does not fit the
+                pairs.
         """
         if not pairs:
             raise ValueError("`pairs` must hold at least one pair, got none")
@@ -249,11 +130,10 @@ class PairBatch:
             if not all(len(part) for part in pair):
                 sizes = dict(zip(TokenPair._fields, map(len, pair), strict=True))
                 raise ValueError(f"`pairs` must have no empty part, got {sizes} at index {index}")
-        for name, values in (("weights", weights), ("margins", margins)):
+        further = {"weights": weights, "margins": margins, "counted": counted, "origins": origins}
+        for name, values in further.items():
             if values is not None and len(values) != len(pairs):
-                raise ValueError(
-                    f"`{name}` must have one number for each of {len(pairs)} pairs, got {values}"
-                )
+                raise ValueError(f"`{name}` must have one entry for each of {len(pairs)} pairs, got {values}")
         prompts, chosen, rejected = zip(*pairs, strict=True)
         return cls(
             prompt_ids=flat_ids(prompts),
@@ -265,34 +145,41 @@ class PairBatch:
             weights=torch.ones(len(pairs)) if weights is None else torch.tensor(weights, dtype=torch.float32),
             denominator=denominator,
             margins=None if margins is None else torch.tensor(margins, dtype=torch.float32),
+            origins=None if origins is None else torch.tensor(origins),
+            counted=None
+            if counted is None
+            else flat_masks(
+                [mask for part in zip(*counted, strict=True) for mask in part], [*chosen, *rejected]
+            ),
         )
 
     def __len__(self) -> int:
         """Number of pairs."""
         return len(self.prompt_lengths)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:  # noqa: FBT001
-        """Move ids to a device; lengths, weights and margins stay on the CPU."""
-        moved = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in _IDS}
+    def to(self, device: torch.device | str) -> PairBatch:
+        """Move ids to a device, without waiting for them; lengths, weights and margins stay on the CPU."""
+        moved: dict[str, Any] = {n: send(getattr(self, n), device) for n in _IDS}
         leaves = self.prompt_ids.device.type == "cpu" != moved["prompt_ids"].device.type
         return replace(self, **moved, host=self if leaves else self.host)
 
     def completions(self) -> CompletionBatch:
         """The pairs' prompts with both completions: first every pair's chosen one, then every rejected one.
 
-        Each completion is also scored on as many first tokens as the shorter one of its pair has, which is
-        what LD-DPO compares (https://arxiv.org/abs/2409.06411).
+        Each completion is also scored on as many first tokens that count as the shorter one of its pair has,
+        which is what LD-DPO compares (https://arxiv.org/abs/2409.06411).
         """
-        shorter = torch.minimum(self.chosen_lengths, self.rejected_lengths)
-        return CompletionBatch(
+        both = CompletionBatch(
             prompt_ids=self.prompt_ids,
             completion_ids=torch.cat([self.chosen_ids, self.rejected_ids]),
             prompt_lengths=self.prompt_lengths,
             completion_lengths=torch.cat([self.chosen_lengths, self.rejected_lengths]),
             prompt_of=torch.arange(len(self)).repeat(2),
-            common_lengths=shorter.repeat(2),
+            counted=self.counted,
             host=None if self.host is None else self.host.completions(),
         )
+        shorter = both.counted_lengths.view(2, -1).amin(0).repeat(2)
+        return replace(both, common_lengths=both.lengths_with(shorter))
 
     def chosen_completions(self) -> CompletionBatch:
         """The pairs' prompts with the preferred completion alone, for methods that see no other."""
@@ -302,6 +189,7 @@ class PairBatch:
             prompt_lengths=self.prompt_lengths,
             completion_lengths=self.chosen_lengths,
             prompt_of=torch.arange(len(self)),
+            counted=None if self.counted is None else self.counted[: int(self.chosen_lengths.sum())],
             host=None if self.host is None else self.host.chosen_completions(),
         )
 
@@ -313,28 +201,6 @@ class PairBatch:
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-def flat_ids(parts: Sequence[Sequence[int]]) -> Tensor:
-    """The ids of all parts, end to end."""
-    return torch.cat([torch.as_tensor(part, dtype=torch.long) for part in parts])
-
-
-def lengths_of(parts: Sequence[Sequence[Any]]) -> Tensor:
-    """How many elements each part has, (parts,)."""
-    return torch.tensor([len(part) for part in parts])
-
-
-def pick_ids(ids: Tensor, lengths: Tensor, numbers: Tensor) -> Tensor:
-    """The ids of some parts, end to end.
-
-    Args:
-        ids: Ids of all parts, end to end.
-        lengths: How many each part has, (parts,).
-        numbers: Which parts, (count,).
-    """
-    parts = torch.split(ids, lengths.tolist())
-    return torch.cat([parts[number] for number in numbers.tolist()])
-
-
 class PairLogps(NamedTuple):
     """Log-probabilities of a batch of pairs under one model: sums over completion tokens, natural log.
 
@@ -343,8 +209,8 @@ class PairLogps(NamedTuple):
     Attributes:
         chosen: log pi(chosen | prompt), (batch,), float32.
         rejected: log pi(rejected | prompt), (batch,), float32.
-        chosen_lengths: Completion tokens of the chosen, (batch,).
-        rejected_lengths: Completion tokens of the rejected, (batch,).
+        chosen_lengths: Tokens of the chosen that count, (batch,).
+        rejected_lengths: Tokens of the rejected that count, (batch,).
         chosen_common: The part of `chosen` on its first m = min(|chosen|, |rejected|) tokens, (batch,); for
             LD-DPO (https://arxiv.org/abs/2409.06411).
         rejected_common: The part of `rejected` on its first m tokens, (batch,).
@@ -353,6 +219,8 @@ class PairLogps(NamedTuple):
         rejected_confidence: The same mean over the rejected tokens, (batch,).
         margins: By how much each chosen completion's score is above the rejected one's, (batch,), where the
             data say so: `PairBatch.margins`; of the policy's log-probs alone.
+        weights: What each pair counts, (batch,), for losses that take means over pairs themselves; of the
+            policy's log-probs alone. None where all count the same.
     """
 
     chosen: Tensor
@@ -364,6 +232,7 @@ class PairLogps(NamedTuple):
     chosen_confidence: Tensor | None = None
     rejected_confidence: Tensor | None = None
     margins: Tensor | None = None
+    weights: Tensor | None = None
 
     @classmethod
     def of(cls, completions: CompletionLogps) -> PairLogps:

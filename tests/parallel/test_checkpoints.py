@@ -14,7 +14,8 @@ from ranks import Ranks
 from resume_jobs import source
 from transformers import AutoModelForCausalLM
 
-from lightning_dpo.training.export import export_checkpoint
+from lightning_dpo.training.saving.export import export_checkpoint
+from lightning_dpo.training.saving.read import load_trained_pair
 
 pytestmark = pytest.mark.slow
 
@@ -132,6 +133,10 @@ def test_full_weights_are_exported_from_a_folder(ranks: Any, tmp_path: Path) -> 
     exported = export_checkpoint(tmp_path / "step=10.ckpt", tmp_path / "exported")
     for name, value in AutoModelForCausalLM.from_pretrained(exported).state_dict().items():
         assert torch.equal(value, whole[0].weights[name]), name
+    pair = load_trained_pair(tmp_path / "step=10.ckpt")
+    for name, value in pair.policy.state_dict().items():
+        assert torch.equal(value, whole[0].weights[name]), name
+    assert pair.reference_name == str(model)
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:

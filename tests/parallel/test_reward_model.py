@@ -13,8 +13,8 @@ from resume_jobs import source
 from step_jobs import fit
 from transformers import AutoModelForSequenceClassification
 
-from lightning_dpo.training.export import export_checkpoint
 from lightning_dpo.training.reward_model import RewardModule
+from lightning_dpo.training.saving.export import export_checkpoint
 
 pytestmark = pytest.mark.slow
 

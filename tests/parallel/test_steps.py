@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from step_jobs import Run, fit
+from step_jobs import Run, fit, reductions
 from tiny_models import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -54,6 +54,17 @@ def test_the_same_steps(ranks: Any, strategy: str, model: str, lora: bool) -> No
 def test_options_of_fsdp2_change_no_result(ranks: Any, options: dict[str, Any]) -> None:
     runs = ranks.run(fit, strategy="fsdp2", **options)
     assert_same(runs[0], in_one_process("llama", options.get("lora", False)))
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_fsdp2_reduces_once_a_step(ranks: Any, each: bool) -> None:
+    """Twenty batches, four a step, in groups of weights that are reduced together."""
+    options = {"accumulate": 4, "sharding": {"reduce_each_batch": each}}
+    count, run = ranks.run(reductions, **options)[0]
+    whole = fit(accumulate=4)
+    assert count == (20 if each else 5) * 3
+    for name, value in whole.weights.items():
+        torch.testing.assert_close(run.weights[name], value, atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_mixed_precision(ranks: Any) -> None:

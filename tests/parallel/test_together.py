@@ -14,7 +14,7 @@ from resume_jobs import ROWS, source
 from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
 
-from lightning_dpo.training.export import export_checkpoint
+from lightning_dpo.training.saving.export import export_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +92,7 @@ MONITOR = [
     "--trainer.callbacks+=lightning_dpo.evaluation.CompletionMonitor",
     "--trainer.callbacks.num_prompts=3",
     "--trainer.callbacks.max_new_tokens=5",
+    "--trainer.callbacks.judge=lightning_dpo.demo.grammar.true_score",
 ]
 
 

@@ -15,7 +15,7 @@ from lightning_dpo.reference.cache import store as store_module
 from lightning_dpo.reference.cache.folder import open_folder
 from lightning_dpo.reference.cache.usage import CacheUsage
 from lightning_dpo.reference.fill import FillReferenceCache
-from lightning_dpo.training.checkpoint_io import AtomicCheckpointIO
+from lightning_dpo.training.saving.checkpoint_io import AtomicCheckpointIO
 
 COUNT = 24
 

@@ -213,7 +213,7 @@ def test_flex_attention_computes_what_sdpa_computes() -> None:
 
 
 def test_flex_attention_that_does_not_run_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lightning_dpo.scoring.select, "FASTEST", {"cpu": "flex_attention"})
+    monkeypatch.setattr(lightning_dpo.scoring.select, "FASTEST", {"cpu": ("flex_attention",)})
     tried = []
 
     def refuse(*_: Any, **__: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +20,23 @@ KEY_WORDS = 2
 _Ids = npt.NDArray[np.int64]
 
 
-def completion_key(prompt: _Ids, completion: _Ids) -> npt.NDArray[np.uint64]:
-    """Key of a completion of a prompt, (2,)."""
+def completion_key(
+    prompt: _Ids, completion: _Ids, counted: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.uint64]:
+    """Key of a completion of a prompt, (2,).
+
+    Args:
+        prompt: Ids of the prompt.
+        completion: Ids of the completion.
+        counted: Whether each of the completion's tokens counts in what is kept; None where all do.
+    """
     digest = hashlib.blake2b(digest_size=8 * KEY_WORDS)
     # The lengths come first: the same ids divided differently are another completion.
     digest.update(np.array([len(prompt), len(completion)], dtype="<i8").tobytes())
     digest.update(prompt.astype("<i8", copy=False).tobytes())
     digest.update(completion.astype("<i8", copy=False).tobytes())
+    if counted is not None and not counted.all():
+        digest.update(counted.astype("<u1").tobytes())
     return np.frombuffer(digest.digest(), dtype="<u8")
 
 
@@ -40,18 +51,22 @@ def batch_keys(batch: CompletionBatch) -> tuple[KeyArray, KeyArray | None]:
     batch = batch.host or batch
     prompts = _parts(batch.prompt_ids.cpu().numpy(), batch.prompt_lengths.tolist())
     completions = _parts(batch.completion_ids.cpu().numpy(), batch.completion_lengths.tolist())
+    masks: list[Any] = [None] * len(batch)
+    if batch.counted is not None:
+        masks = _parts(batch.counted.numpy(), batch.completion_lengths.tolist())
     keys = np.empty((len(batch), KEY_WORDS), dtype=np.uint64)
     owners = batch.prompt_of.tolist()
     for row, (owner, completion) in enumerate(zip(owners, completions, strict=True)):
-        keys[row] = completion_key(prompts[owner], completion)
+        keys[row] = completion_key(prompts[owner], completion, masks[row])
     if batch.common_lengths is None:
         return keys, None
     common = keys.copy()
     for row, length in enumerate(batch.common_lengths.tolist()):
         if length < len(completions[row]):
-            common[row] = completion_key(prompts[owners[row]], completions[row][:length])
+            mask = None if masks[row] is None else masks[row][:length]
+            common[row] = completion_key(prompts[owners[row]], completions[row][:length], mask)
     return keys, common
 
 
-def _parts(ids: _Ids, lengths: list[int]) -> list[_Ids]:
+def _parts(ids: npt.NDArray[Any], lengths: list[int]) -> list[npt.NDArray[Any]]:
     return np.split(ids, np.cumsum(lengths)[:-1])
