@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,12 +14,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_dpo.data.bad_rows import BadRowAction, BadRowHandling, RowReport
 from lightning_dpo.data.formats import PAIRS, RowKind
 from lightning_dpo.data.loader import PairDataset, PairLoader, TokenDataset
+from lightning_dpo.data.mixture import JoinedStore, Mixture, NamedRows, named_rows, split_rows
 from lightning_dpo.data.parser import choose_parser
 from lightning_dpo.data.preprocess import default_processes, prepare
 from lightning_dpo.data.sampler import OrderedPairBatchSampler, PairBatchSampler
-from lightning_dpo.data.sources import DataArgument, RowsLike, open_source
+from lightning_dpo.data.sources import DataArgument, open_source
 from lightning_dpo.data.token_store import TokenStore
 from lightning_dpo.data.tokenization import PairTokenizer, RowTokenizer
+from lightning_dpo.data.tokenization.chat_template import CompletionTurns
 from lightning_dpo.data.truncation import LongPairAction, TokenLimits
 from lightning_dpo.files import cache_folder
 from lightning_dpo.types import PairBatch
@@ -40,7 +42,8 @@ class TokenDataModule(pl.LightningDataModule):
 
     Attributes:
         tokenizer: The tokenizer: as given, and loaded once the data is prepared.
-        reports: What became of every row, for "train" and "validation".
+        reports: What became of every row, for "train" and "validation", and for each data set of several
+            under "train.NAME" and "validation.NAME".
         batch_type: What its batches are.
     """
 
@@ -61,6 +64,7 @@ class TokenDataModule(pl.LightningDataModule):
         columns: dict[str, str] | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        completion_turns: CompletionTurns = "all",
         max_length: int = 1024,
         max_prompt_length: int | None = None,
         on_long: LongPairAction = "truncate",
@@ -74,6 +78,7 @@ class TokenDataModule(pl.LightningDataModule):
         validation_limit: int | None = None,
         shuffle: bool = True,
         seed: int = 0,
+        shuffle_seed: int | None = None,
         num_workers: int = 0,
         num_processes: int | None = None,
         cache_dir: str | None = None,
@@ -85,8 +90,13 @@ class TokenDataModule(pl.LightningDataModule):
 
         Args:
             train: A file (.jsonl, .json, .csv, .tsv, .parquet, also with .gz), a folder, a glob pattern, a
-                hub id (``org/name``, ``org/name:split``), a list of these, a `datasets.Dataset`, or rows.
-            validation: Rows to validate on, named in any of the ways of `train`.
+                hub id (``org/name``, ``org/name:split``), a list of these, a `datasets.Dataset`, or rows. Or
+                several of these with names, ``{helpful: {path: a.jsonl, weight: 0.7}, harmless: {path:
+                b.jsonl, weight: 0.3}}``: an epoch has as many examples as there are in all, 70 % of them from
+                the first. ``{helpful: a.jsonl, harmless: b.jsonl}`` takes each example once.
+            validation: Rows to validate on, named in any of the ways of `train`. Each of several data sets
+                with names has metrics of its own, such as val/helpful/rewards/accuracy; those without a name
+                in them are of all.
             tokenizer: A folder, a hub id, a .gguf file, ``package:NAME/FILE``, or a tokenizer. It should be
                 the policy's.
             format: A name in `lightning_dpo.data.formats.FORMATS`, such as "text", "hh" or "messages" (for
@@ -94,6 +104,9 @@ class TokenDataModule(pl.LightningDataModule):
             columns: Other names of columns, such as ``{"prompt": "question"}``.
             chat_template: Used in place of the tokenizer's: Jinja text, or a path that ends in .jinja.
             chat_template_kwargs: Further variables for the template, such as ``{"enable_thinking": False}``.
+            completion_turns: Where completions are of several turns, such as tool calls and what follows
+                their results, train on "all" of the assistant's turns behind the prompt, or on the "last" one
+                alone. Turns of users and tools are read and never trained on.
             max_length: Tokens of the prompt and one completion together.
             max_prompt_length: Tokens of the prompt. None lets prompts have what completions leave, and at
                 least half of `max_length`.
@@ -107,12 +120,14 @@ class TokenDataModule(pl.LightningDataModule):
             tokens_per_batch: Tokens of a batch (prompts and all completions, padding included), filled with
                 examples of like length.
             validation_batch_size: Examples of a validation batch; None takes the two settings above.
-            validation_split: Share of the training rows that is held out to validate on; not used where
-                `validation` is given.
-            train_limit: Read only this many rows of `train`, from the start.
-            validation_limit: Read only this many rows of `validation`, from the start.
+            validation_split: Share of the training rows, of each data set, that is held out to validate on;
+                not used where `validation` is given.
+            train_limit: Read only this many rows of `train`, of each data set, from the start.
+            validation_limit: Read only this many rows of `validation`, of each data set, from the start.
             shuffle: Shuffle the training examples, differently in each epoch.
             seed: Decides the order of the examples and the validation split.
+            shuffle_seed: Decides the order in the place of `seed`: runs that differ in it alone hold out the
+                same examples.
             num_workers: Processes that collate batches.
             num_processes: Processes that tokenise; None takes the cores there are.
             cache_dir: Where tokenised data is kept; None is $LIGHTNING_DPO_CACHE or the user's cache folder.
@@ -129,6 +144,7 @@ class TokenDataModule(pl.LightningDataModule):
         self.columns = dict(columns or {})
         self.chat_template = chat_template
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.completion_turns: CompletionTurns = completion_turns
         self.limits = TokenLimits(max_length, max_prompt_length, on_long)
         self.bad_row_handling = BadRowHandling(on_bad_row, max_bad_fraction)
         self.batch_size = (
@@ -140,6 +156,7 @@ class TokenDataModule(pl.LightningDataModule):
         self.row_limits = {"train": train_limit, "validation": validation_limit}
         self.shuffle = shuffle
         self.seed = seed
+        self.shuffle_seed = shuffle_seed
         self.num_workers = num_workers
         self.num_processes = num_processes
         self.cache_dir = cache_dir
@@ -147,7 +164,11 @@ class TokenDataModule(pl.LightningDataModule):
         self.reports: dict[str, RowReport] = {}
         self._train: TokenDataset | None = None
         self._validation: TokenDataset | None = None
-        self._stores: dict[str, TokenStore] = {}
+        self._sets: dict[str, list[NamedRows]] = {"train": named_rows(train, argument="train")}
+        if validation is not None:
+            self._sets["validation"] = named_rows(validation, argument="validation")
+        self._stores: dict[str, TokenStore | JoinedStore] = {}
+        self._parts: dict[str, TokenStore] = {}
         self._check_settings()
         if validation is None and validation_split is None:
             self._forgo_validation()
@@ -163,6 +184,12 @@ class TokenDataModule(pl.LightningDataModule):
         """What became of the training rows; `reports` has all rows."""
         return self.reports["train"]
 
+    @property
+    def validation_sets(self) -> tuple[str, ...]:
+        """Names of the data sets that are validated on, in the order of their `origins`; () without names."""
+        held_out = "train" if self.validation is None and self.validation_split is not None else "validation"
+        return tuple(one.name for one in self._sets.get(held_out, ()) if one.name)
+
     def prepare_data(self) -> None:
         """Check and tokenise all rows, in one process of a machine."""
         self._prepare()
@@ -175,7 +202,9 @@ class TokenDataModule(pl.LightningDataModule):
         if "validation" in self._stores:
             self._validation = self._dataset(self._stores["validation"])
         elif self.validation_split is not None:
-            self._split(train, self.validation_split)
+            kept, held_out = split_rows(train, self.validation_split, seed=self.seed)
+            self._validation = self._dataset(train, indices=held_out)
+            self._train = self._dataset(train, indices=kept)
 
     def train_dataloader(self) -> PairLoader:
         """Batches of this rank, shuffled anew in each epoch."""
@@ -194,9 +223,10 @@ class TokenDataModule(pl.LightningDataModule):
             self._train.lengths(),
             batch_size=self.batch_size,
             tokens_per_batch=self.tokens_per_batch,
-            seed=self.seed,
+            seed=self.seed if self.shuffle_seed is None else self.shuffle_seed,
             accumulate=_accumulation(trainer) if trainer else 1,
             weights=self._train.weights(),
+            mixture=self._mixture(self._train),
             **self._place(),
         )
         if trainer is None:
@@ -217,6 +247,18 @@ class TokenDataModule(pl.LightningDataModule):
         )
         return self._loader(self._validation, sampler)
 
+    def _mixture(self, examples: TokenDataset) -> Mixture | None:
+        """How much of each data set an epoch has; None where all examples come once."""
+        weights = [one.weight for one in self._sets["train"] if one.weight is not None]
+        origins = examples.origins()
+        if not weights or origins is None:
+            return None
+        mixture = Mixture(origins, weights=weights, seed=self.seed)
+        for one, count, rows in zip(self._sets["train"], mixture.counts, np.bincount(origins), strict=True):
+            share = f"{count} of an epoch's {mixture.size} examples ({count / mixture.size:.1%})"
+            rank_zero_info(f"{one.name}: {share}, from {rows}")
+        return mixture
+
     def _forgo_validation(self) -> None:
         """Take the hook back, so that Lightning does not validate; an empty list would make it warn."""
         if type(self).val_dataloader is TokenDataModule.val_dataloader:
@@ -234,10 +276,12 @@ class TokenDataModule(pl.LightningDataModule):
         return {} if sharing is None else {"rank": sharing["rank"], "world_size": sharing["num_replicas"]}
 
     def _prepare(self) -> None:
-        splits: dict[str, RowsLike] = {"train": self.train}
-        if self.validation is not None:
-            splits["validation"] = self.validation
-        missing = {split: rows for split, rows in splits.items() if split not in self._stores}
+        named = {
+            f"{split}.{one.name}" if one.name else split: one.rows
+            for split, sets in self._sets.items()
+            for one in sets
+        }
+        missing = {split: rows for split, rows in named.items() if split not in self._parts}
         # What costs little is checked for all splits first: paths, columns, then the tokenizer.
         sources = {split: open_source(rows, split=split) for split, rows in missing.items()}
         parsers = {
@@ -253,18 +297,23 @@ class TokenDataModule(pl.LightningDataModule):
                 format=parsers[split].format,
                 chat_template=self.chat_template,
                 chat_template_kwargs=self.chat_template_kwargs,
+                completion_turns=self.completion_turns,
             )
-            self._stores[split] = prepare(
+            self._parts[split] = prepare(
                 source,
                 split=split,
                 parser=parsers[split],
                 tokenizer=tokenizer,
                 folder=(Path(self.cache_dir) if self.cache_dir else cache_folder()) / self._folder,
                 processes=self.num_processes or default_processes(),
-                limit=self.row_limits[split],
+                limit=self.row_limits[split.partition(".")[0]],
                 handling=self.bad_row_handling,
             )
-            self.reports[split] = self._stores[split].report
+        for split, sets in self._sets.items():
+            if split not in self._stores:
+                parts = {one.name: self._parts[f"{split}.{one.name}"] for one in sets if one.name}
+                self._stores[split] = JoinedStore(parts, argument=split) if parts else self._parts[split]
+        self.reports = {split: store.report for split, store in {**self._parts, **self._stores}.items()}
 
     def _loaded_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
@@ -286,6 +335,8 @@ class TokenDataModule(pl.LightningDataModule):
     def _check_settings(self) -> None:
         self.limits.check()
         self.bad_row_handling.check()
+        if self.completion_turns not in get_args(CompletionTurns):
+            raise ValueError(f"`completion_turns` must be 'last' or 'all', got {self.completion_turns!r}")
         if self.validation_split is not None and not 0 < self.validation_split < 1:
             raise ValueError(f"`validation_split` must be between 0 and 1, got {self.validation_split}")
         positive = {
@@ -299,16 +350,6 @@ class TokenDataModule(pl.LightningDataModule):
         for name, value in positive.items():
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
-
-    def _split(self, store: TokenStore, share: float) -> None:
-        count = round(share * len(store))
-        if not 0 < count < len(store):
-            raise ValueError(
-                f"`validation_split` must leave pairs on both sides, got {share} of {len(store)} pairs"
-            )
-        order = np.random.default_rng(self.seed).permutation(len(store))
-        self._validation = self._dataset(store, indices=np.sort(order[:count]))
-        self._train = self._dataset(store, indices=np.sort(order[count:]))
 
 
 class PreferenceDataModule(TokenDataModule):

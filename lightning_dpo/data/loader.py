@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_dpo.data.mixture import JoinedStore
 from lightning_dpo.data.sampler import BatchIndices, PairBatchSampler
 from lightning_dpo.data.token_store import TokenStore
 from lightning_dpo.types import FeedbackBatch, PairBatch, TokenExample, TokenPair
@@ -21,11 +22,13 @@ class TokenDataset(Dataset[Any], ABC):
     """Tokenised rows, batch by batch: a worker of the loader turns a `BatchIndices` into a batch.
 
     Attributes:
-        store: The tokenised rows.
+        store: The tokenised rows, of one data set or of several.
         indices: Which of them, (rows,); all if None.
     """
 
-    def __init__(self, store: TokenStore, *, indices: npt.NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self, store: TokenStore | JoinedStore, *, indices: npt.NDArray[np.int64] | None = None
+    ) -> None:
         """Take a part of a store, or all of it."""
         self.store = store
         self.indices = indices
@@ -51,6 +54,24 @@ class TokenDataset(Dataset[Any], ABC):
         """What each row counts, (rows,); None where the data do not say, so that all count 1."""
         return None if self.store.weights is None else self._of_mine(self.store.weights)
 
+    def origins(self) -> npt.NDArray[np.int64] | None:
+        """Number of the named data set that each row is from, (rows,); None where there is one, unnamed."""
+        return self._of_mine(self.store.origins) if isinstance(self.store, JoinedStore) else None
+
+    def counted(self, index: int) -> tuple[Any, ...] | None:
+        """For each completion of a row whether each of its tokens is trained on; None where all are."""
+        return self.store.counted(index if self.indices is None else int(self.indices[index]))
+
+    def origin(self, index: int) -> int:
+        """Number of the data set of several that a row is from."""
+        assert isinstance(self.store, JoinedStore)
+        return int(self.store.origins[index if self.indices is None else self.indices[index]])
+
+    def _origins_of(self, batch: BatchIndices) -> list[int] | None:
+        if not isinstance(self.store, JoinedStore):
+            return None
+        return [self.origin(int(index)) for index in batch.indices]
+
     def _arrays(self, index: int) -> Any:
         """A row, its ids as arrays."""
         row: Any = self.store[index if self.indices is None else int(self.indices[index])]
@@ -73,6 +94,8 @@ class PairDataset(TokenDataset):
             weights=batch.weights.tolist(),
             denominator=batch.denominator,
             margins=None if margins is None else margins[places].tolist(),
+            origins=self._origins_of(batch),
+            counted=[self.counted(int(index)) or (None, None) for index in batch.indices],
         )
 
     def pair(self, index: int) -> TokenPair:
@@ -88,7 +111,11 @@ class FeedbackDataset(TokenDataset):
         """Collate the examples of a batch."""
         examples = [self.example(int(index)) for index in batch.indices]
         return FeedbackBatch.from_examples(
-            examples, weights=batch.weights.tolist(), denominator=batch.denominator
+            examples,
+            weights=batch.weights.tolist(),
+            denominator=batch.denominator,
+            origins=self._origins_of(batch),
+            counted=[(self.counted(int(index)) or (None,))[0] for index in batch.indices],
         )
 
     def example(self, index: int) -> TokenExample:
@@ -118,6 +145,11 @@ class SplitPairDataset(FeedbackDataset):
         is_chosen = index % 2 == 0
         return TokenExample(pair.prompt_ids, pair.chosen_ids if is_chosen else pair.rejected_ids, is_chosen)
 
+    def counted(self, index: int) -> tuple[Any, ...] | None:
+        """Whether each token of an example's completion is trained on; None where all are."""
+        masks = super().counted(index // 2)
+        return None if masks is None else (masks[index % 2],)
+
     def row(self, index: int) -> int:
         """The number in the source, from 0, of the pair that an example is from."""
         return super().row(index // 2)
@@ -131,6 +163,15 @@ class SplitPairDataset(FeedbackDataset):
         """What each example counts, as its pair does, (examples,); None where all count 1."""
         weights = super().weights()
         return None if weights is None else np.repeat(weights, 2)
+
+    def origin(self, index: int) -> int:
+        """Number of the data set of several that an example's pair is from."""
+        return super().origin(index // 2)
+
+    def origins(self) -> npt.NDArray[np.int64] | None:
+        """Number of the named data set that each example is from, (examples,)."""
+        origins = super().origins()
+        return None if origins is None else np.repeat(origins, 2)
 
     def labels(self) -> npt.NDArray[np.bool_]:
         """Whether each example is desirable, (examples,)."""

@@ -98,7 +98,7 @@ def prepare(
         _probe_template(source, parser, tokenizer)
         chunks = _chunks(islice(source, limit))
         with (
-            new_entry(path, tokenizer.kind, numbers=parser.numbers) as entry,
+            new_entry(path, tokenizer.kind, numbers=parser.numbers, has_turns=tokenizer.has_turns) as entry,
             closing(_work(chunks, parser, tokenizer, processes)) as outcomes,
         ):
             _write_entry(entry, outcomes, RowReport(source.name, parser.format), handling)
@@ -253,7 +253,13 @@ def _tokenise_chunk(
             sources.append(pair)
             rows.append(first + number)
     values = {name: [_number(pair, name) for pair in sources] for name in parser.numbers}
-    batch = arrow_batch([result.pair for result in kept], rows=rows, kind=tokenizer.kind, numbers=values)
+    batch = arrow_batch(
+        [result.pair for result in kept],
+        rows=rows,
+        kind=tokenizer.kind,
+        numbers=values,
+        counted=[result.counted for result in kept] if tokenizer.has_turns else None,
+    )
     return _Outcome(batch, sum(result.truncated for result in kept), sorted(left_out))
 
 

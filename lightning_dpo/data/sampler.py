@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
+
+from lightning_dpo.data.mixture import Mixture
 
 __all__ = ["BatchIndices", "OrderedPairBatchSampler", "PairBatchSampler"]
 
@@ -52,6 +55,8 @@ class _Epoch(NamedTuple):
 class PairBatchSampler(DistributedSampler[BatchIndices]):
     """The batches of one rank, epoch by epoch; every pair is in exactly one batch of an epoch.
 
+    Where data sets are mixed, an epoch has each one's share of its pairs instead.
+
     Batches have `batch_size` pairs, or as many pairs of like length as `tokens_per_batch` holds. Their number
     is the same in every epoch and on every rank. It is a DistributedSampler so that Lightning leaves it
     alone: it divides the batches among the ranks itself.
@@ -72,6 +77,7 @@ class PairBatchSampler(DistributedSampler[BatchIndices]):
         world_size: int = 1,
         accumulate: int | Mapping[int, int] = 1,
         weights: npt.NDArray[np.float32] | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         """Divide pairs into batches.
 
@@ -87,6 +93,7 @@ class PairBatchSampler(DistributedSampler[BatchIndices]):
             accumulate: Batches accumulated for an optimizer step; or a mapping from the first epoch of a
                 number to the number.
             weights: What each pair counts, (pairs,), above 0; None lets all count 1.
+            mixture: How often the pairs of each data set come; None has all come once.
 
         Raises:
             ValueError: If there are no pairs, or neither limit or a senseless one is given.
@@ -116,9 +123,23 @@ class PairBatchSampler(DistributedSampler[BatchIndices]):
         self._limit: int | float = 1.0
         self._filler = np.array([int(self._lengths.argmin())])
         self._buckets = self._make_buckets()
+        self._mixture = mixture
+        self._cells = None if mixture is None else mixture.quotas([pairs for _, pairs in self._buckets])
         self.epoch = 0
         self.start = 0
         self._epoch = self._arrange(0)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether epochs draw from data sets by shares, so that one epoch need not have every pair."""
+        return self._mixture is not None
+
+    def unmixed(self) -> PairBatchSampler:
+        """A sampler of the same pairs, each of them once in an epoch."""
+        other = copy.copy(self)
+        other._mixture, other._cells, other.start = None, None, 0
+        other.set_epoch(0)
+        return other
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; Lightning calls this."""
@@ -182,6 +203,9 @@ class PairBatchSampler(DistributedSampler[BatchIndices]):
         counts: list[int] = []
         for bucket, (size, pairs) in enumerate(self._buckets):
             # Pairs that fill no batch go on to the next bucket, whose batches have room for them.
+            if self._mixture is not None and self._cells is not None:
+                cells = self._cells[bucket]
+                pairs = self._mixture.draw(cells, epoch=number, group=bucket, shuffle=self.shuffle)
             pairs = np.concatenate([carried, random.permutation(pairs) if random is not None else pairs])
             full = len(pairs) // size * size
             if bucket + 1 < len(self._buckets):

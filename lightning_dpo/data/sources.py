@@ -16,11 +16,11 @@ from lightning_dpo.data.readers import READERS, Record, read_file, read_table, s
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    DataArgument: TypeAlias = str | list[str] | list[dict[str, Any]] | Dataset
+    DataArgument: TypeAlias = str | list[str] | list[dict[str, Any]] | dict[str, Any] | Dataset
 else:
     # jsonargparse finds this one. With a class in it, a file's name would be that of a configuration, and
     # the text of a CSV file be taken in the place of its name.
-    DataArgument = str | list[str] | list[dict[str, Any]]
+    DataArgument = str | list[str] | list[dict[str, Any]] | dict[str, Any]
 
 __all__ = ["DataArgument", "RowSource", "RowsLike", "open_source"]
 
@@ -108,7 +108,7 @@ def open_source(rows: RowsLike, *, split: str) -> RowSource:
             ``org/name:split`` or ``org/name:configuration:split``), a `datasets.Dataset`, a list of rows,
             or a list of any of the strings.
         split: "train" or "validation": the argument, which also picks among the splits of a folder or of a
-            hub data set.
+            hub data set. Behind a dot may stand which of several data sets it is, as in "train.helpful".
 
     Raises:
         ValueError: If there is nothing there, naming `split` as the argument.
@@ -119,7 +119,10 @@ def open_source(rows: RowsLike, *, split: str) -> RowSource:
         return _Table("Dataset", rows)
     if isinstance(rows, Mapping):
         found = ", ".join(map(str, rows))
-        raise ValueError(f"`{split}` must be one data set, got several ({found}); pass one of them")
+        raise ValueError(
+            f"`{split}` must be one data set, got several ({found}); pass one of them, or name them: "
+            '{"helpful": {"path": ..., "weight": ...}, "harmless": ...}'
+        )
     if isinstance(rows, Sequence) and rows:
         names = [row for row in rows if isinstance(row, (str, Path))]
         if len(names) == len(rows):
@@ -173,7 +176,7 @@ def _open_folder(folder: Path, split: str) -> RowSource:
     # Files named after splits are told apart, so that validation rows are not trained on.
     named = {path: _split_of(path, folder) for path in files}
     if any(named.values()):
-        files = [path for path in files if named[path] == split]
+        files = [path for path in files if named[path] == split.partition(".")[0]]
         if not files:
             raise ValueError(
                 f"`{split}` must find files named after the split, got the folder {str(folder)!r} with "
@@ -205,7 +208,7 @@ def _open_hub(name: str, split: str) -> RowSource:
 
 
 def _pick(splits: Sequence[str], split: str, what: str) -> str:
-    found = next((name for name in _SPLIT_NAMES[split] if name in splits), None)
+    found = next((name for name in _SPLIT_NAMES[split.partition(".")[0]] if name in splits), None)
     if found is None:
         raise ValueError(
             f"`{split}` must name a split of {what}, which has {', '.join(splits)}; "

@@ -46,14 +46,31 @@ EXAMPLE_SCHEMA = pa.schema(
 _SCHEMAS = {TokenPair: SCHEMA, TokenExample: EXAMPLE_SCHEMA}
 
 
-def schema_with(numbers: Sequence[str], kind: type[TokenRow] = TokenPair) -> pa.Schema:
-    """The schema of rows that have further numbers; that of their kind alone where they have none.
+_COUNTED = {
+    TokenPair: ("chosen_counted", "rejected_counted"),
+    TokenExample: ("completion_counted",),
+}
+"""Optional columns: 1 for each completion token that is trained on, 0 for others; empty where all are."""
+
+
+def schema_with(
+    numbers: Sequence[str], kind: type[TokenRow] = TokenPair, *, has_turns: bool = False
+) -> pa.Schema:
+    """The schema of rows that have further columns; that of their kind alone where they have none.
 
     Args:
-        numbers: What the numbers are called: "margin", "weight".
+        numbers: What their numbers are called: "margin", "weight".
         kind: What the rows are.
+        has_turns: Whether they say which completion tokens are trained on.
     """
-    return pa.schema([*_SCHEMAS[kind], *(pa.field(name, pa.float32()) for name in numbers)])
+    counted = _COUNTED[kind] if has_turns else ()
+    return pa.schema(
+        [
+            *_SCHEMAS[kind],
+            *(pa.field(name, pa.float32()) for name in numbers),
+            *(pa.field(name, pa.list_(pa.uint8())) for name in counted),
+        ]
+    )
 
 
 def arrow_batch(
@@ -62,6 +79,7 @@ def arrow_batch(
     rows: Sequence[int],
     kind: type[TokenRow] = TokenPair,
     numbers: Mapping[str, Sequence[float]] | None = None,
+    counted: Sequence[Sequence[Sequence[bool] | None]] | None = None,
 ) -> pa.RecordBatch:
     """Tokenised rows as Arrow columns.
 
@@ -70,33 +88,42 @@ def arrow_batch(
         rows: The number of each one's row in the source, from 0.
         kind: What they are.
         numbers: Further numbers of each row, by what they are called.
+        counted: For each row and each of its completions, whether each token is trained on; None for one of
+            which all are.
     """
     numbers = numbers or {}
-    schema = schema_with(list(numbers), kind)
+    schema = schema_with(list(numbers), kind, has_turns=counted is not None)
     columns = [_column([pair[k] for pair in pairs], schema.types[k]) for k in range(len(kind._fields))]
     columns += [pa.array(rows, pa.int64()), *(pa.array(column, pa.float32()) for column in numbers.values())]
+    if counted is not None:
+        for place in range(len(_COUNTED[kind])):
+            columns.append(_lists([masks[place] or () for masks in counted], np.uint8))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _column(values: Sequence[Any], type: pa.DataType) -> pa.Array:
-    return _ids(values) if pa.types.is_list(type) else pa.array(values, type)
+    return _lists(values, np.int32) if pa.types.is_list(type) else pa.array(values, type)
 
 
-def _ids(parts: Sequence[Sequence[int]]) -> pa.ListArray:
+def _lists(parts: Sequence[Sequence[int]], dtype: npt.DTypeLike) -> pa.ListArray:
     offsets = np.zeros(len(parts) + 1, dtype=np.int32)
     np.cumsum([len(part) for part in parts], out=offsets[1:])
-    values = np.fromiter(chain.from_iterable(parts), dtype=np.int32, count=offsets[-1])
+    values = np.fromiter(chain.from_iterable(parts), dtype=dtype, count=offsets[-1])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
 class _Piece(NamedTuple):
-    """One record batch: where the ids of each part begin, the ids, labels and numbers; views of the file."""
+    """One record batch: where the ids of each part begin, the ids, labels, numbers and masks.
+
+    All are views of the file.
+    """
 
     offsets: tuple[npt.NDArray[np.int32], ...]
     values: tuple[npt.NDArray[np.int32], ...]
     labels: npt.NDArray[np.bool_] | None
     rows: npt.NDArray[np.int64]
     numbers: dict[str, npt.NDArray[np.float32]]
+    counted: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]]
 
 
 class TokenStore(Sequence[TokenRow]):
@@ -156,6 +183,14 @@ class TokenStore(Sequence[TokenRow]):
         piece, at = self._find(index)
         return int(piece.rows[at])
 
+    def counted(self, index: int) -> tuple[npt.NDArray[np.bool_] | None, ...] | None:
+        """For each completion of a row whether each of its tokens is trained on; None where all are."""
+        piece, at = self._find(index)
+        masks = [values[offsets[at] : offsets[at + 1]] for offsets, values in piece.counted]
+        if not any(map(len, masks)):
+            return None
+        return tuple(mask.astype(np.bool_) if len(mask) else None for mask in masks)
+
     def __getstate__(self) -> dict[str, Any]:
         # Workers that are not forked map the file themselves.
         return {k: v for k, v in self.__dict__.items() if k not in ("_file", "_pieces", "_starts")}
@@ -190,23 +225,26 @@ def _parts(kind: type[TokenRow]) -> int:
 
 def _piece(batch: pa.RecordBatch, kind: type[TokenRow]) -> _Piece:
     columns = [batch.column(k) for k in range(_parts(kind))]
+    further = batch.schema.names[len(_SCHEMAS[kind]) :]
+    counted = [batch.column(name) for name in further if name in _COUNTED[kind]]
     return _Piece(
         tuple(column.offsets.to_numpy() for column in columns),
         tuple(column.values.to_numpy() for column in columns),
         batch.column("label").to_numpy(zero_copy_only=False) if kind is TokenExample else None,
         batch.column("row").to_numpy(),
-        {name: batch.column(name).to_numpy() for name in batch.schema.names[len(_SCHEMAS[kind]) :]},
+        {name: batch.column(name).to_numpy() for name in further if name not in _COUNTED[kind]},
+        [(column.offsets.to_numpy(), column.values.to_numpy()) for column in counted],
     )
 
 
 class EntryWriter:
     """Writes a cache entry."""
 
-    def __init__(self, folder: Path, kind: type[TokenRow], numbers: Sequence[str]) -> None:
+    def __init__(self, folder: Path, kind: type[TokenRow], schema: pa.Schema) -> None:
         """Begin an entry in an empty folder."""
         self._folder = folder
         self._file = pa.OSFile(str(folder / _FILES[kind]), "wb")
-        self._writer = pa.ipc.new_file(self._file, schema_with(numbers, kind))
+        self._writer = pa.ipc.new_file(self._file, schema)
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append rows."""
@@ -224,7 +262,11 @@ class EntryWriter:
 
 @contextmanager
 def new_entry(
-    path: Path, kind: type[TokenRow] = TokenPair, *, numbers: Sequence[str] = ()
+    path: Path,
+    kind: type[TokenRow] = TokenPair,
+    *,
+    numbers: Sequence[str] = (),
+    has_turns: bool = False,
 ) -> Iterator[EntryWriter]:
     """Write a cache entry that appears complete or not at all.
 
@@ -234,13 +276,14 @@ def new_entry(
         path: The folder that appears.
         kind: What it will hold.
         numbers: What further numbers the rows have.
+        has_turns: Whether they say which completion tokens are trained on.
 
     Raises:
         OSError: If it cannot be written.
     """
     try:
         with scratch_folder(path) as folder:
-            writer = EntryWriter(folder, kind, numbers)
+            writer = EntryWriter(folder, kind, schema_with(numbers, kind, has_turns=has_turns))
             try:
                 yield writer
             finally:

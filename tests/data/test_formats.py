@@ -221,11 +221,11 @@ BAD = [
     (
         "messages",
         {
-            "chosen": [user("a"), assistant("b"), user("c"), assistant("d")],
+            "chosen": [user("a"), assistant("b"), user("c")],
             "rejected": [user("a"), assistant("x"), user("c"), assistant("e")],
         },
-        Reason.DIVERGING,
-        "`chosen` has a user turn",
+        Reason.MALFORMED,
+        "`chosen` ends with a user turn",
     ),
     (
         "messages",

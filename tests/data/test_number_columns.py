@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from feedback_rows import ROWS as JUDGED
 from feedback_rows import ready_feedback
 from pair_rows import GOOD, jsonl, parts, ready
 from tiny_tokenizers import CHATML, byte_level
@@ -230,3 +231,18 @@ def test_both_completions_of_a_split_pair_count_what_the_pair_counts(tokenizer) 
     [batch] = data.train_dataloader()
     assert batch.weights.tolist() == [1.0, 1.0, 2.0, 2.0, 0.25, 0.25, 3.0, 3.0]
     assert batch.denominator == 12.5
+
+
+def test_judged_completions_have_weights(tmp_path: Path, tokenizer) -> None:
+    rows = [
+        {**row, "weight": weight} for row, weight in zip(JUDGED, [2.0, 0.5, 0, "", 1, 3] * 2, strict=True)
+    ]
+    data = ready_feedback(
+        jsonl(tmp_path / "a.jsonl", rows), tokenizer=tokenizer, batch_size=12, shuffle=False
+    )
+    [batch] = data.train_dataloader()
+    assert batch.weights.tolist() == [2.0, 0.5, 1.0, 1.0, 3.0] * 2
+    assert batch.denominator == 15.0
+    assert data.report.counts == {Reason.WEIGHTLESS: 2}
+    [plain] = ready_feedback(JUDGED, tokenizer=tokenizer, batch_size=12).train_dataloader()
+    assert plain.weights.tolist() == [1.0] * 12

@@ -101,7 +101,7 @@ class TestSources:
             ("empty", r"`train` must hold files of type.*got the folder 'empty' with none"),
             ([], r"`train` must be .* got an empty list"),
             (3, r"`train` must be .* got int"),
-            ({"train": []}, r"`train` must be one data set, got several \(train\)"),
+            ({"train": []}, r"`train` must be one data set, got several \(train\); .* or name them"),
         ],
     )
     def test_wrong_sources_say_what_is_expected(self, rows, message, tmp_path: Path, monkeypatch) -> None:

@@ -127,6 +127,7 @@ FEEDBACK = RowKind(
     FORMATS,
     "These are pairs: set `unpaired_from_pairs: true` to make two judged completions of each, or read them "
     "with PreferenceDataModule and train with DPOModule",
+    ("weight",),
 )
 
 

@@ -36,12 +36,14 @@ class Format(NamedTuple):
         read: Row -> pair or judged completion. It raises `BadRow` where the row does not hold one.
         is_chat: Whether its parts are messages, for which the tokenizer needs a chat template.
         as_text: Messages -> text, for tokenizers without a chat template; None if there is no such form.
+        has_turns: Whether completions may be of several turns.
     """
 
     fits: Callable[[Row], bool]
     read: Callable[[Row], Any]
     is_chat: bool = True
     as_text: Callable[[Any], Any] | None = None
+    has_turns: bool = False
 
 
 def has_text_completions(row: Row) -> bool:

@@ -5,15 +5,18 @@
 | text | `prompt` and `completion`: text |
 | chat | `prompt` and `completion`: text, taken as one user turn and its answer; with `system` |
 | messages | `completion`: chat messages; `prompt`: messages, or text that is one user turn |
+
+All take a column `weight`, a number of at least 0: what the row counts in losses and metrics.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
-from lightning_dpo.data.formats.base import Format, Row, is_empty, read_text
+from lightning_dpo.data.formats.base import Format, Row, is_empty, read_number, read_text
 from lightning_dpo.data.formats.turns import answer, as_messages, as_tools, check_continuation, with_system
 from lightning_dpo.types import Feedback, Message
 
@@ -55,7 +58,10 @@ def parse_feedback(row: Row, *, format: str) -> Feedback:
     feedback: Feedback = FEEDBACK_FORMATS[format].read(row)
     if is_empty(feedback.completion):
         raise BadRow(Reason.EMPTY, "`completion` is empty")
-    return feedback
+    weight = read_number(row, "weight")
+    if weight == 0:
+        raise BadRow(Reason.WEIGHTLESS, "`weight` is 0")
+    return feedback if weight is None else replace(feedback, weight=weight)
 
 
 def _is_text(row: Row) -> bool:
@@ -100,6 +106,6 @@ def _label(row: Row) -> bool:
 FEEDBACK_FORMATS: Mapping[str, Format] = {
     "text": Format(_is_text, _read_text, is_chat=False),
     "chat": Format(_is_chat, _read_chat),
-    "messages": Format(_is_messages, _read_messages),
+    "messages": Format(_is_messages, _read_messages, has_turns=True),
 }
 """The formats by name, from the general to the special: a row is of the last one that fits it."""

@@ -37,5 +37,5 @@ def _without_system(turns: list[Message]) -> list[Message]:
     return turns[1:] if turns and turns[0]["role"] == "system" else turns
 
 
-MESSAGES = Format(_fits, _read)
+MESSAGES = Format(_fits, _read, has_turns=True)
 """Conversations as chat templates take them, such as UltraFeedback."""

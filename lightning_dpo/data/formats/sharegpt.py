@@ -18,5 +18,5 @@ def _read(row: Row) -> PreferencePair:
     return conversation(row, turns, chosen, rejected)
 
 
-SHAREGPT = Format(_fits, _read)
+SHAREGPT = Format(_fits, _read, has_turns=True)
 """Conversations as ShareGPT and LLaMA-Factory write them."""

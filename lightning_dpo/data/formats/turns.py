@@ -88,7 +88,7 @@ def conversation(
         rejected: The other continuation.
 
     Raises:
-        BadRow: If there is no prompt, or a continuation has a turn that a model does not write.
+        BadRow: If there is no prompt, or a continuation does not begin with a model's turn and end as one.
     """
     for name, part in (("chosen", chosen), ("rejected", rejected)):
         check_continuation(name, part)
@@ -98,19 +98,22 @@ def conversation(
 
 
 def check_continuation(column: str, part: list[Message]) -> None:
-    """Refuse a continuation with a turn that a model does not write.
+    """Refuse a continuation that a model does not begin, or that ends with a turn that asks it to go on.
+
+    Turns of users and tools in between are what a model is answered; none of them is trained on.
 
     Args:
         column: Where the conversation is.
         part: Its turns behind the prompt.
 
     Raises:
-        BadRow: If there is such a turn.
+        BadRow: If its first turn is not the assistant's, or its last one neither that nor a tool's answer.
     """
-    strays = [message["role"] for message in part if message["role"] not in ("assistant", "tool")]
-    if strays or (part and part[0]["role"] != "assistant"):
-        where = f"a {strays[0]} turn" if strays else "a tool's answer first"
+    if part and part[0]["role"] != "assistant":
+        where = "a tool's answer first" if part[0]["role"] == "tool" else f"a {part[0]['role']} turn"
         raise BadRow(Reason.DIVERGING, f"where the conversations part, `{column}` has {where}")
+    if part and part[-1]["role"] not in ("assistant", "tool"):
+        raise BadRow(Reason.MALFORMED, f"`{column}` ends with a {part[-1]['role']} turn")
 
 
 def _message(turn: Any, column: str) -> Message:

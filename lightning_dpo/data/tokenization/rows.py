@@ -9,8 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
-from lightning_dpo.data.chat_template import ChatTemplate, RowTexts, completions_of
 from lightning_dpo.data.formats import FEEDBACK_FORMATS, FORMATS, Format
+from lightning_dpo.data.tokenization.chat_template import (
+    ChatTemplate,
+    CompletionTurns,
+    Piece,
+    RowTexts,
+    completions_of,
+)
 from lightning_dpo.data.truncation import TokenLimits, shorten
 from lightning_dpo.types import Feedback, PreferencePair, TokenExample, TokenPair
 
@@ -29,10 +35,19 @@ class Tokenised(NamedTuple):
     Attributes:
         pair: Its token ids: a pair, or one judged completion.
         truncated: Whether any part was shortened.
+        counted: For each completion whether each of its tokens is trained on; None for one of which all are.
     """
 
     pair: TokenPair | TokenExample
     truncated: bool
+    counted: tuple[list[bool] | None, ...] = (None, None)
+
+
+class _Completion(NamedTuple):
+    """A completion's ids, and whether each of them is trained on; None where all are."""
+
+    ids: list[int]
+    counted: list[bool] | None
 
 
 class RowTokenizer(ABC):
@@ -45,6 +60,7 @@ class RowTokenizer(ABC):
         kind: What a row becomes.
         formats: The formats that rows may have been read as, by name.
         limits: How long a prompt with a completion may be.
+        has_turns: Whether completions may be of several turns, of which only some are trained on.
     """
 
     kind: ClassVar[type[TokenPair] | type[TokenExample]]
@@ -58,6 +74,7 @@ class RowTokenizer(ABC):
         format: str,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        completion_turns: CompletionTurns = "all",
     ) -> None:
         """Look at what the tokenizer adds by itself.
 
@@ -67,6 +84,7 @@ class RowTokenizer(ABC):
             format: Name of the format the rows were read as.
             chat_template: Used in place of the tokenizer's own.
             chat_template_kwargs: Further variables for the template, such as ``enable_thinking``.
+            completion_turns: Train on all assistant turns of a completion, or on the last one alone.
 
         Raises:
             ValueError: If the tokenizer has no end-of-sequence token, or no chat template where messages
@@ -85,10 +103,14 @@ class RowTokenizer(ABC):
         self._template: ChatTemplate | None = None
         self._variables = dict(chat_template_kwargs or {})
         self._as_text = self.formats[format].as_text
+        self.has_turns = self.formats[format].has_turns
+        self._turns: CompletionTurns = completion_turns
         if not self.formats[format].is_chat:
             return
         if chat_template is not None or tokenizer.chat_template is not None:
-            self._template = ChatTemplate(tokenizer, chat_template=chat_template, variables=self._variables)
+            self._template = ChatTemplate(
+                tokenizer, chat_template=chat_template, variables=self._variables, turns=completion_turns
+            )
         elif self._as_text is None:
             raise ValueError(
                 f"`tokenizer` must have a chat template for data of the format {format!r}, and "
@@ -103,6 +125,8 @@ class RowTokenizer(ABC):
             "limits": self.limits,
             "template": None if self._template is None else self._template.text,
             "variables": self._variables,
+            # Left out where it decides nothing, so that entries of versions that knew of none are found.
+            **({"completion_turns": self._turns} if self.has_turns else {}),
         }
 
     def __call__(self, rows: Sequence[Any]) -> list[Tokenised | BadRow]:
@@ -120,9 +144,10 @@ class RowTokenizer(ABC):
                 results[index] = bad
         texts = [text for _, text in usable]
         prompts = self._encode_prompts(texts)
-        completions = iter(self._encode_completions([c for t in texts for c in t.completions.values()]))
+        pieces = [piece.text for t in texts for part in t.completions.values() for piece in part]
+        ids = iter(self._encode_completions(pieces))
         for (index, text), prompt in zip(usable, prompts, strict=True):
-            own = [next(completions) for _ in text.completions]
+            own = [_joined(part, [next(ids) for _ in part]) for part in text.completions.values()]
             try:
                 results[index] = self._finish(rows[index], text, prompt, own)
             except BadRow as bad:
@@ -142,10 +167,11 @@ class RowTokenizer(ABC):
         else:
             plain = row if self._as_text is None else self._as_text(row)
             assert isinstance(plain.prompt, str)
-            completions = completions_of(plain)
+            completions = {name: [Piece(text)] for name, text in completions_of(plain).items()}
             texts = RowTexts(plain.prompt, completions, is_chat=False, ended=(False,) * len(completions))
-        for name, text in {"prompt": texts.prompt, **texts.completions}.items():
-            _check_unicode(text, name)
+        _check_unicode(texts.prompt, "prompt")
+        for name, pieces in texts.completions.items():
+            _check_unicode("".join(piece.text for piece in pieces), name)
         return texts
 
     def _encode_prompts(self, texts: Sequence[RowTexts]) -> list[list[int]]:
@@ -181,19 +207,24 @@ class RowTokenizer(ABC):
         )
         return cast("list[list[int]]", encoded["input_ids"])
 
-    def _finish(self, row: Any, text: RowTexts, prompt: list[int], completions: list[list[int]]) -> Tokenised:
-        for name, ids, ended in zip(text.completions, completions, text.ended, strict=True):
+    def _finish(self, row: Any, text: RowTexts, prompt: list[int], parts: list[_Completion]) -> Tokenised:
+        for name, (ids, counted), ended in zip(text.completions, parts, text.ended, strict=True):
             while len(ids) > 1 and ids[-1] == ids[-2] == self._eos:
                 ids.pop()
             if not ids or (ids == [self._eos] and not ended):
                 raise BadRow(Reason.EMPTY, f"`{name}` has no tokens")
             if ids[-1] != self._eos and not ended:
                 ids.append(self._eos)
+            if counted is not None:
+                counted[len(ids) :] = []
+                counted += [True] * (len(ids) - len(counted))
+        completions = [part.ids for part in parts]
+        masks = tuple(part.counted for part in parts)
         if _are_same(completions):
             raise BadRow(Reason.IDENTICAL, "`chosen` and `rejected` are the same tokens")
         short_prompt, short = shorten(prompt, completions, self.limits, keep=self._kept_prefix(prompt))
         if (short_prompt, short) == (prompt, completions):
-            return Tokenised(self._as_ids(row, prompt, completions), truncated=False)
+            return Tokenised(self._as_ids(row, prompt, completions), truncated=False, counted=masks)
         if self.limits.on_long == "drop":
             sizes = f"{len(prompt)} + {max(map(len, completions))} tokens"
             limit = f"`max_length` is {self.limits.max_length}"
@@ -204,7 +235,14 @@ class RowTokenizer(ABC):
             raise BadRow(
                 Reason.IDENTICAL, f"the same after truncation to `max_length` ({self.limits.max_length})"
             )
-        return Tokenised(self._as_ids(row, short_prompt, short), truncated=True)
+        kept = tuple(
+            None if mask is None else mask[: len(ids)] for ids, mask in zip(short, masks, strict=True)
+        )
+        for name, mask in zip(text.completions, kept, strict=True):
+            if mask is not None and not any(mask):
+                limit = f"`max_length` ({self.limits.max_length})"
+                raise BadRow(Reason.LONG, f"nothing of `{name}` to train on is left within {limit}")
+        return Tokenised(self._as_ids(row, short_prompt, short), truncated=True, counted=kept)
 
     def _kept_prefix(self, prompt: Sequence[int]) -> int:
         bos = self._tokenizer.bos_token_id
@@ -235,6 +273,14 @@ class FeedbackTokenizer(RowTokenizer):
     ) -> TokenExample:
         [completion] = completions
         return TokenExample(prompt, completion, row.label)
+
+
+def _joined(pieces: Sequence[Piece], ids: Sequence[list[int]]) -> _Completion:
+    """A completion from its pieces."""
+    if all(piece.counted for piece in pieces):
+        return _Completion([token for part in ids for token in part], None)
+    counted = [piece.counted for piece, part in zip(pieces, ids, strict=True) for _ in part]
+    return _Completion([token for part in ids for token in part], counted)
 
 
 def _are_same(completions: Sequence[Sequence[int]]) -> bool:
