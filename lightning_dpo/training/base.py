@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -25,18 +27,20 @@ from lightning_dpo.parallel import (
     clip_gradients,
     full_state,
     gradient_norm,
+    largest_of_ranks,
     on_rank_zero,
     sharding_for,
 )
 from lightning_dpo.scoring.forward import ScoringPlan, lay_out, score
-from lightning_dpo.scoring.select import LayoutChoice, select_plan
+from lightning_dpo.scoring.select import LayoutChoice, Selection, select_plan
 from lightning_dpo.training.callbacks.exact_resume import ExactResume
 from lightning_dpo.training.callbacks.throughput import Throughput
-from lightning_dpo.training.checkpoint_io import WholeCheckpoints
-from lightning_dpo.training.compile import compile_backbone, outside_of_graphs
-from lightning_dpo.training.export import export_model
+from lightning_dpo.training.compile import compile_blocks, outside_of_graphs
+from lightning_dpo.training.metrics.data_sets import DataSetMeans
 from lightning_dpo.training.metrics.weighted_means import WeightedMeans
-from lightning_dpo.training.model_record import (
+from lightning_dpo.training.saving.checkpoint_io import WholeCheckpoints
+from lightning_dpo.training.saving.export import export_model
+from lightning_dpo.training.saving.model_record import (
     RECORD_KEY,
     ModelRecord,
     adapter_state,
@@ -105,10 +109,11 @@ class PolicyModule(pl.LightningModule):
             lora: Train adapters of this shape in place of all weights.
             layout: "shared" computes prompts once per pair, "concatenated" once per completion; "auto" takes
                 shared where it is found to be exact for the model.
-            dtype: Type the weights are loaded in. Keep float32 with mixed precision.
+            dtype: Type the weights are loaded in. Keep float32 with mixed precision; an adapter's own weights
+                are float32 whatever its base weights are, so these may be bfloat16.
             attn_implementation: Passed to transformers. None takes what is fastest and exact here.
             gradient_checkpointing: Recompute activations in the backward pass.
-            compile_model: Compile the policy's backbone with torch.compile.
+            compile_model: Compile the blocks of the policy, and of its reference, with torch.compile.
             disable_dropout: Set all dropout of the policy to 0.
             trust_remote_code: Run modelling code that comes with a hub repository.
 
@@ -133,9 +138,10 @@ class PolicyModule(pl.LightningModule):
         self._warmup_ratio = warmup_ratio
         self._layout: LayoutChoice = layout
         self._compile_model = compile_model
-        self._plan: ScoringPlan | None = None
+        self._selection: Selection | None = None
         self.latest: StepOutput | None = None
         self.val_metrics = WeightedMeans(self.metric_names, prefix="val/")
+        self.val_data_sets = DataSetMeans(make=partial(WeightedMeans, self.metric_names))
         self._remember(policy=policy)
 
     @classmethod
@@ -165,12 +171,14 @@ class PolicyModule(pl.LightningModule):
         """
 
     def setup(self, stage: str) -> None:
-        """Refuse a data module of the other kind of feedback, before a model is loaded.
+        """Look at the data module, and refuse one of the other kind of feedback, before a model is loaded.
 
         Raises:
             ValueError: If its batches are not of `batch_type`.
         """
         data = getattr(self.trainer, "datamodule", None)
+        names = getattr(data, "validation_sets", ())
+        self.val_data_sets = DataSetMeans(names, make=partial(WeightedMeans, self.metric_names))
         given = getattr(data, "batch_type", None)
         if self.batch_type is not None and given is not None and not issubclass(given, self.batch_type):
             raise ValueError(
@@ -207,7 +215,7 @@ class PolicyModule(pl.LightningModule):
         self.on_policy_built(policy, sharding)
         self.policy = policy.train()
         if self.is_compiled:
-            compile_backbone(policy)
+            compile_blocks(policy)
 
     def on_policy_built(self, policy: nn.Module, sharding: Sharding | None) -> None:
         """Make what goes with the policy while it has its first weights, before it is compiled."""
@@ -228,22 +236,41 @@ class PolicyModule(pl.LightningModule):
             scheduler = self._lr_scheduler(optimizer)
         else:
             # As in the DPO paper; the first step already has 1 / (steps + 1) of the full rate.
-            steps = round(self._warmup_ratio * self.trainer.estimated_stepping_batches)
+            steps = round(self._warmup_ratio * self.scheduled_steps())
             scheduler = LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def scheduled_steps(self) -> int:
+        """How often the scheduler steps in the whole run."""
+        return int(self.trainer.estimated_stepping_batches)
+
     def plan(self) -> ScoringPlan:
         """How the policy is scored, found out on the model at hand the first time."""
-        if self._plan is None:
-            with torch.autocast(self.device.type, enabled=False):
-                self._plan = select_plan(
+        if self._selection is None:
+            trainer = self.trainer if self._trainer is not None else None
+            with nullcontext() if trainer is None else trainer.precision_plugin.forward_context():
+                self._selection = select_plan(
                     self.policy,
                     layout=self._layout,
                     device=self.device,
                     # Compiled, a loop over prompts would be unrolled anew for every batch.
                     may_switch_attention=self.settings.attn_implementation is None and not self.is_compiled,
-                ).plan
-        return self._plan
+                    agree=None if trainer is None else largest_of_ranks(trainer.strategy, device=self.device),
+                )
+        return self._selection.plan
+
+    def on_fit_start(self) -> None:
+        """Find out how the policy is scored, and say so."""
+        self._say_plan()
+
+    def on_validation_start(self) -> None:
+        """Find out how the policy is scored, and say so, where there is no training."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._say_plan()
+
+    def _say_plan(self) -> None:
+        self.plan()
+        rank_zero_info(str(self._selection))
 
     def logps(self, batch: CompletionBatch) -> CompletionLogps:
         """Log-probabilities of completions under the policy.
@@ -262,12 +289,31 @@ class PolicyModule(pl.LightningModule):
         """Mean loss of the batch's examples; logs their means under train/."""
         output = self.step(batch)
         self.latest = output.detach()
-        if len(output.weights):
-            for name in self.metric_names:
-                mean = (output.statistics[name] * output.weights).sum() / output.weights.sum()
-                shown = name in self.in_progress_bar
-                self.log(f"train/{name}", mean, prog_bar=shown, batch_size=len(output.weights))
+        if len(output.weights) and self.is_logging_due:
+            self.log_training(*output.on_host())
         return output.loss
+
+    def log_training(self, statistics: dict[str, Tensor], weights: Tensor) -> None:
+        """Log a training batch: the means of `metric_names` under train/; called where `is_logging_due`.
+
+        Args:
+            statistics: What `step` gave for each example, (batch,) each, on the CPU.
+            weights: Weight of each example, (batch,), on the CPU.
+        """
+        for name in self.metric_names:
+            mean = (statistics[name] * weights).sum() / weights.sum()
+            self.log(f"train/{name}", mean, prog_bar=name in self.in_progress_bar, batch_size=len(weights))
+
+    @property
+    def is_logging_due(self) -> bool:
+        """Whether this step's numbers are read: each time on the CPU, else every `log_every_n_steps`.
+
+        To read a number back from a GPU the host waits for all that the GPU has been given to do.
+        """
+        if self._trainer is None or self.device.type == "cpu":
+            return True
+        every = max(1, getattr(self.trainer, "log_every_n_steps", 1))
+        return self.trainer.global_step == 0 or (self.trainer.global_step + 1) % every == 0
 
     @outside_of_graphs
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -275,18 +321,23 @@ class PolicyModule(pl.LightningModule):
         output = self.step(batch)
         self.latest = output.detach()
         self.val_metrics.update(output.statistics, output.weights)
+        self.val_data_sets.update(batch, output)
 
     def on_validation_epoch_end(self) -> None:
-        """Log means over all examples of all ranks."""
+        """Log means over all examples of all ranks, and over those of each data set that has a name."""
         for name, value in self.val_metrics.compute().items():
             self.log(name, value, prog_bar=name.removeprefix("val/") in self.shown_after_validation)
         self.val_metrics.reset()
+        self.log_dict(dict(self.val_data_sets.compute()))
+        self.val_data_sets.reset()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the gradient norm, before clipping, and the learning rate."""
+        """Log the gradient norm, before clipping, and the learning rate, where that is due."""
+        if not self.is_logging_due:
+            return
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.log("train/grad_norm", gradient_norm(grads, strategy=self.trainer.strategy))
-        self.log("train/lr", optimizer.param_groups[0]["lr"])
+        self.log("train/lr", torch.tensor(optimizer.param_groups[0]["lr"]))  # stays on the CPU
 
     def configure_gradient_clipping(
         self,
@@ -295,15 +346,8 @@ class PolicyModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer says, over the gradients of all ranks."""
-        by_norm = gradient_clip_val is not None and gradient_clip_algorithm in (None, "norm")
-        if by_norm and clip_gradients(self.trainer.model, limit=float(gradient_clip_val or 0)):
-            return
-        plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is None and gradient_clip_val:
-            # Lightning keeps fused optimizers from clipping for float16's loss scale; here is none.
-            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, algorithm)
-        else:
+        limit = gradient_clip_val
+        if not clip_gradients(self.trainer, optimizer, limit=limit, algorithm=gradient_clip_algorithm):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

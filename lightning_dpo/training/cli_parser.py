@@ -1,4 +1,4 @@
-"""A parser whose error says which losses have an argument that the chosen one lacks."""
+"""A parser whose error says which losses have an argument that the chosen one lacks, and what a judge is."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ __all__ = ["LossAwareParser"]
 
 _REFUSED = re.compile(r"class_path '(?:[\w.]+\.)?(\w+)':\s+Option '(\w+)' is not accepted")
 
+_NO_JUDGE = re.compile(r'Parser key "judge":.*?Expected a dot import path string: (\S+)', re.DOTALL)
+
 
 class LossAwareParser(LightningArgumentParser):
     """LightningCLI's parser: jsonargparse checks arguments before any class could refuse them itself."""
@@ -24,5 +26,12 @@ class LossAwareParser(LightningArgumentParser):
         loss = getattr(losses, found[1], None) if found else None
         if found and isinstance(loss, type) and issubclass(loss, PreferenceLoss):
             message = unknown_argument(found[2], loss=loss)
+        judge = _NO_JUDGE.search(message)
+        if judge:
+            message = (
+                "`judge` must be the import path of a callable, such as "
+                f"lightning_dpo.demo.grammar.true_score, got {judge[1]!r}; PPOModule takes the folder of a "
+                "reward model as `reward_model`"
+            )
         super().error(message, ex)
         raise AssertionError("the parser has raised or ended the program")

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-__all__ = ["compile_backbone", "outside_of_graphs"]
+from lightning_dpo.parallel.sharding import blocks
+
+__all__ = ["compile_blocks", "outside_of_graphs"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -22,7 +24,14 @@ def outside_of_graphs(function: _Function) -> _Function:
     return disabled
 
 
-def compile_backbone(policy: nn.Module) -> None:
-    """Compile a policy without its head, for rows of any shape; names in its state stay as they are."""
-    backbone = getattr(policy, "base_model", policy)
-    backbone.compile(dynamic=True)
+def compile_blocks(model: nn.Module) -> None:
+    """Compile what a model repeats, for rows of any shape; names in its state stay as they are.
+
+    Its blocks are alike, so one compilation serves all. What calls them is not compiled: an adapter's wrapper
+    is gone around by scoring, and the embedding and the head stand outside of blocks.
+
+    Args:
+        model: Any module; one without blocks is compiled whole.
+    """
+    for part in blocks(model) or [model]:
+        part.compile(dynamic=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_dpo.losses import KTOLoss, UnpairedLoss
 from lightning_dpo.training.callbacks.startup_check import StartupCheck
 from lightning_dpo.training.compile import outside_of_graphs
+from lightning_dpo.training.metrics.data_sets import DataSetMeans
 from lightning_dpo.training.metrics.feedback import (
     CLASS_METRICS,
     FeedbackMeans,
@@ -20,6 +21,7 @@ from lightning_dpo.training.metrics.feedback import (
 from lightning_dpo.training.referenced import ReferencedModule
 from lightning_dpo.training.step_output import StepOutput
 from lightning_dpo.types import CompletionBatch, CompletionLogps, FeedbackBatch
+from lightning_dpo.types.devices import send
 
 __all__ = ["KTOModule"]
 
@@ -75,6 +77,7 @@ class KTOModule(ReferencedModule):
             )
         self._startup_check = startup_check
         self.val_classes = FeedbackMeans()
+        self.val_class_data_sets = DataSetMeans(make=FeedbackMeans)
 
     @classmethod
     def logged_metrics(cls) -> tuple[str, ...]:
@@ -101,6 +104,8 @@ class KTOModule(ReferencedModule):
         """
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
+        names = getattr(data, "validation_sets", ())
+        self.val_class_data_sets = DataSetMeans(names, make=FeedbackMeans)
         if not self.loss.needs_z0 or data is None:
             return
         name = type(self.loss).__name__
@@ -142,7 +147,9 @@ class KTOModule(ReferencedModule):
             with torch.no_grad():
                 policy = self.logps(mismatched)
             reference, other = _halves(reference)
-            z0 = self.loss.estimate_z0(policy, other, weights=batch.mismatch_weights)
+            z0 = self.loss.estimate_z0(
+                policy, other, weights=send(batch.mismatch_weights, policy.logps.device)
+            )
             num_tokens += self.num_tokens(mismatched)
         return self.logps(judged), reference, z0, num_tokens
 
@@ -155,7 +162,7 @@ class KTOModule(ReferencedModule):
                 "`unpaired_from_pairs: true`"
             )
         policy, reference, z0, num_tokens = self.score(batch)
-        labels = batch.labels.to(policy.logps.device)
+        labels = send(batch.labels, policy.logps.device)
         losses: Tensor = self.loss(policy, reference, labels=labels, z0=z0)
         reward = self.loss.rewards(policy, reference)
         statistics = FeedbackStatistics.of(policy, reference, reward=reward, labels=labels)
@@ -168,15 +175,10 @@ class KTOModule(ReferencedModule):
             reference=reference,
         )
 
-    @outside_of_graphs
-    def training_step(self, batch: FeedbackBatch, batch_idx: int) -> Tensor:
-        """Mean loss of the batch's examples; logs their means and those of each class under train/."""
-        loss: Tensor = super().training_step(batch, batch_idx)
-        assert self.latest is not None
-        self._log_classes(
-            "train/", class_metrics(self.latest.statistics, self.latest.weights), batch_size=len(batch)
-        )
-        return loss
+    def log_training(self, statistics: dict[str, Tensor], weights: Tensor) -> None:
+        """Log the means of a batch and those of each class under train/."""
+        super().log_training(statistics, weights)
+        self._log_classes("train/", class_metrics(statistics, weights), batch_size=len(weights))
 
     @outside_of_graphs
     def validation_step(self, batch: FeedbackBatch, batch_idx: int) -> None:
@@ -184,12 +186,15 @@ class KTOModule(ReferencedModule):
         super().validation_step(batch, batch_idx)
         assert self.latest is not None
         self.val_classes.update(self.latest.statistics, self.latest.weights)
+        self.val_class_data_sets.update(batch, self.latest)
 
     def on_validation_epoch_end(self) -> None:
         """Log means over all examples of all ranks, and the AUC of their rewards."""
         super().on_validation_epoch_end()
         self._log_classes("val/", self.val_classes.compute())
         self.val_classes.reset()
+        self.log_dict(dict(self.val_class_data_sets.compute()))
+        self.val_class_data_sets.reset()
 
     def _log_classes(self, prefix: str, values: dict[str, Tensor], **options: Any) -> None:
         for name, value in values.items():

@@ -7,8 +7,10 @@ from functools import partial
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+import torch
 from torch import nn
 
+from lightning_dpo.models.load import load_tokenizer
 from lightning_dpo.models.weight_sums import weight_sums
 from lightning_dpo.parallel import Sharding, build_frozen
 from lightning_dpo.reference.base import NoReference, Reference
@@ -18,9 +20,10 @@ from lightning_dpo.reference.fill import FillReferenceCache
 from lightning_dpo.reference.frozen import AdapterReference
 from lightning_dpo.reference.spec import ReferenceSpec
 from lightning_dpo.scoring.forward import ScoringPlan
-from lightning_dpo.training.base import PolicyModule
+from lightning_dpo.training.base import DtypeName, PolicyModule
 from lightning_dpo.training.callbacks.exact_resume import MOVING
 from lightning_dpo.training.callbacks.reference_sync import ReferenceSync
+from lightning_dpo.training.compile import compile_blocks
 from lightning_dpo.types import CompletionBatch
 
 __all__ = ["ReferencedModule"]
@@ -48,6 +51,7 @@ class ReferencedModule(PolicyModule):
         *,
         reference: str | nn.Module = "frozen",
         reference_cache: str | None = None,
+        reference_dtype: DtypeName | None = None,
         **kwargs: Any,
     ) -> None:
         """Say what to train and what to compare it with; nothing is loaded before `configure_model`.
@@ -63,6 +67,8 @@ class ReferencedModule(PolicyModule):
                 fsspec URL such as ``s3://bucket/folder``. None is $LIGHTNING_DPO_CACHE or the user's cache
                 folder. Anything that changes them (weights, precision) makes another entry; settings of the
                 loss, the optimizer or the data do not.
+            reference_dtype: Type that a reference with weights of its own is kept in: "bfloat16" halves what
+                it takes beside a float32 policy. None is the policy's.
             kwargs: Arguments of every method, see `PolicyModule`.
 
         Raises:
@@ -73,16 +79,40 @@ class ReferencedModule(PolicyModule):
         adapted = self.settings.lora is not None or hasattr(policy, "disable_adapter")
         if self.spec.kind == "adapter" and not adapted:
             raise ValueError('`reference="adapter"` needs an adapter to switch off; set `lora`')
+        if reference_dtype is not None and (self.spec.is_cached or adapted or self.spec.kind == "none"):
+            raise ValueError(
+                f'`reference_dtype="{reference_dtype}"` is for a reference with weights of its own, got '
+                f"{self.spec}{' under an adapter' if adapted else ''}; leave it out, or use "
+                'reference="frozen" without `lora`'
+            )
+        self._reference_dtype = None if reference_dtype is None else getattr(torch, reference_dtype)
         self.reference: Reference = NoReference()
         self._reference_cache = reference_cache
         self._weights: str | None = None
         self._start: str | nn.Module | None = None
+        self._tokenizer: Any = None
         self._remember(reference=reference, reference_cache=reference_cache)
 
     @property
     def reference_model(self) -> nn.Module | None:
         """The reference's own weights; None where it has none, as with an adapter."""
         return self.reference.model
+
+    def tokenizer(self) -> Any:
+        """The data module's tokenizer, or else the policy's own, for methods whose completions are judged.
+
+        Raises:
+            ValueError: If neither is known.
+        """
+        data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        found = getattr(data, "tokenizer", None) or self._tokenizer or self.tokenizer_source
+        if found is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a tokenizer to show the judge texts: a data module with a "
+                "`tokenizer`, such as PreferenceDataModule, or a `policy` that is named"
+            )
+        self._tokenizer = load_tokenizer(found) if isinstance(found, str) else found
+        return self._tokenizer
 
     @property
     def needs_reference(self) -> bool:
@@ -104,12 +134,15 @@ class ReferencedModule(PolicyModule):
             self._start = copy.deepcopy(policy) if isinstance(policy, nn.Module) else policy
         super().build(sharding)
         self._start = None
+        if self.is_compiled and self.reference_model is not None:
+            compile_blocks(self.reference_model)
         if self.reference_follows:
             self.moving_reference = self.reference_model
 
     def on_policy_built(self, policy: nn.Module, sharding: Sharding | None) -> None:
         """Make the reference."""
-        load = partial(build_frozen, settings=self.settings, sharding=sharding)
+        dtype = self._reference_dtype or self.settings.dtype
+        load = partial(build_frozen, settings=self.settings._replace(dtype=dtype), sharding=sharding)
         if self._weights is not None:
             self.reference = build_cached_reference(
                 self.spec,
@@ -120,7 +153,9 @@ class ReferencedModule(PolicyModule):
                 root=self._reference_cache,
             )
         elif self.needs_reference:
-            self.reference = build_reference(self.spec, policy=policy, load=load, start=self._start)
+            self.reference = build_reference(
+                self.spec, policy=policy, load=load, start=self._start, dtype=self._reference_dtype
+            )
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The callbacks of every run, and the one that fills the cache."""
@@ -129,7 +164,7 @@ class ReferencedModule(PolicyModule):
 
     def plan(self) -> ScoringPlan:
         """How policy and reference are scored, found out on the policy at hand the first time."""
-        is_first = self._plan is None
+        is_first = self._selection is None
         plan = super().plan()
         if is_first:
             self.reference.match(self.policy)

@@ -19,12 +19,14 @@ from lightning_dpo.models.scalar_head import ScalarHead, freeze_head
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.parallel import Sharding, shard_head
 from lightning_dpo.scoring.forward import ScoringPlan, completion_states, lay_out
-from lightning_dpo.scoring.lm_head import find_head
+from lightning_dpo.scoring.lm_head import require_head
+from lightning_dpo.scoring.select import require_states
 from lightning_dpo.training.base import PolicyModule
 from lightning_dpo.training.compile import outside_of_graphs
-from lightning_dpo.training.model_record import ModelRecord
+from lightning_dpo.training.saving.model_record import ModelRecord
 from lightning_dpo.training.step_output import StepOutput
 from lightning_dpo.types import CompletionBatch, PairBatch
+from lightning_dpo.types.devices import send
 
 __all__ = ["RewardModule"]
 
@@ -64,7 +66,7 @@ class RewardModule(PolicyModule):
         """
         super().__init__(policy, **kwargs)
         if isinstance(policy, nn.Module):
-            _output_head(policy)
+            require_head(policy, use="rewards")
         self.calibration: Calibration | None = None
         self.val_calibration = RewardCalibration()
 
@@ -80,7 +82,7 @@ class RewardModule(PolicyModule):
 
     def on_policy_built(self, policy: nn.Module, sharding: Sharding | None) -> None:
         """Put the reward's head beside the policy; the policy's own is not trained, since nothing uses it."""
-        output_head = _output_head(policy)
+        output_head = require_head(policy, use="rewards")
         if isinstance(causal_lm(policy), PreTrainedModel) and not has_classifier(policy):
             rank_zero_warn(
                 "the reward model can be trained but not exported: transformers has no sequence "
@@ -102,11 +104,8 @@ class RewardModule(PolicyModule):
             ValueError: If the hidden states that a user's own network offers are not those of its logits.
         """
         plan = super().plan()
-        if not plan.chunked_head and not isinstance(causal_lm(self.policy), PreTrainedModel):
-            raise ValueError(
-                "`policy` must offer the hidden states that its logits come from, as lightning_dpo.models.own"
-                f" says, but those of {type(self.policy).__name__} give other logits than its forward pass"
-            )
+        if not isinstance(causal_lm(self.policy), PreTrainedModel):
+            require_states(plan, self.policy)
         return plan
 
     def rewards(self, batch: CompletionBatch) -> Tensor:
@@ -182,22 +181,6 @@ class RewardModule(PolicyModule):
         return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
-def _output_head(policy: nn.Module) -> nn.Module:
-    """The module that maps last hidden states to logits.
-
-    Raises:
-        ValueError: If the model shows neither.
-    """
-    head = find_head(causal_lm(policy))
-    if head is None:
-        raise ValueError(
-            "`policy` must show its last hidden states, which rewards are read from: a Hugging Face causal "
-            "language model, or a network that offers what lightning_dpo.models.own asks for; got "
-            f"{type(policy).__name__}"
-        )
-    return head.module
-
-
 def _least_margin(batch: PairBatch, *, like: Tensor) -> Tensor | float:
     """The margins that a batch asks for; 0 where it does not."""
     margins: Tensor | None = getattr(batch, "margins", None)
@@ -208,4 +191,4 @@ def _least_margin(batch: PairBatch, *, like: Tensor) -> Tensor | float:
             "`margins` must be at least 0, since the chosen completion is the better one, got "
             f"{float(margins.min())}"
         )
-    return margins.to(like, non_blocking=True)
+    return send(margins.to(like.dtype), like.device)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from lightning_dpo.types import CompletionLogps, PairLogps
+from lightning_dpo.types.devices import send
 
 __all__ = ["StepOutput", "Weighted"]
 
@@ -68,7 +70,7 @@ class StepOutput(NamedTuple):
             policy: Log-probabilities under the policy, where callbacks may want them.
             reference: Log-probabilities under the reference, or None.
         """
-        weights = (batch.weights if weights is None else weights).to(losses.device, non_blocking=True)
+        weights = send(batch.weights if weights is None else weights, losses.device)
         denominator = batch.denominator or float(batch.weights.sum()) or 1.0
         return cls(
             loss=(losses * weights).sum() / denominator,
@@ -79,6 +81,13 @@ class StepOutput(NamedTuple):
             policy=policy,
             reference=reference,
         )
+
+    def on_host(self) -> tuple[dict[str, Tensor], Tensor]:
+        """The statistics and the weights on the CPU, read back from the device in one copy."""
+        columns_here = [*self.statistics.values(), self.weights]
+        table = torch.stack([column.to(self.losses) for column in columns_here]).cpu()
+        *columns, weights = table.unbind()
+        return dict(zip(self.statistics, columns, strict=True)), weights
 
     def detach(self) -> StepOutput:
         """The step's numbers without gradient, which keep no activations."""

@@ -25,7 +25,12 @@ from training import loader, sgd, trainer
 
 from lightning_dpo import DPOModule
 from lightning_dpo.parallel import FSDP1Strategy
-from lightning_dpo.training.checkpoint_io import AtomicCheckpointIO, partial_name, put_in_place, unwritable
+from lightning_dpo.training.saving.checkpoint_io import (
+    AtomicCheckpointIO,
+    partial_name,
+    put_in_place,
+    unwritable,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from lightning_dpo import DPOModule, PairBatch
 from lightning_dpo.losses import DPOLoss, IPOLoss, SFTLoss, SimPOLoss
+from lightning_dpo.models.lora import LoraSettings
+from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.reference.base import NoReference
 from lightning_dpo.scoring.forward import ScoringPlan
+from lightning_dpo.training.metrics.trouble_signs import TROUBLE_SIGNS
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -126,6 +129,7 @@ def test_validation_is_exact_per_pair_whatever_the_batches() -> None:
         "val/logps/chosen",
         "val/logps/rejected",
         "val/logratio/margin",
+        *(f"val/{name}" for name in TROUBLE_SIGNS),
     }
 
 
@@ -222,10 +226,29 @@ def test_a_proof_is_made_once() -> None:
 
     module.policy.model.forward = counting
     trainer().fit(module, loader())
-    # Four trial passes (full logits, chunked head, shared rows, and once more with a gradient), then one for
-    # each of the four batches.
+    # Four trial passes: full logits with a gradient, the chunked head, shared rows, these with a gradient.
+    # Then one for each of the four batches.
     assert calls == 4 + 4
     assert module.plan() == ScoringPlan("shared", chunked_head=True)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(r=2)], ids=["full", "lora"])
+def test_what_is_compiled_is_what_is_called(monkeypatch: pytest.MonkeyPatch, lora: Any) -> None:
+    """An adapter's wrapper is gone around by scoring: compiled, it would do nothing."""
+    called: list[torch.nn.Module] = []
+
+    def compile_(part: torch.nn.Module, **_: Any) -> None:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            called.append(part)
+            return part._call_impl(*args, **kwargs)
+
+        object.__setattr__(part, "_compiled_call_impl", call)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    module = DPOModule(tiny_model(), optimizer=sgd, lora=lora, compile_model=True)
+    trainer(max_steps=1).fit(module, loader())
+    models = [causal_lm(module.policy)] + ([module.reference_model] if lora is None else [])
+    assert {id(part) for part in called} == {id(layer) for model in models for layer in model.model.layers}
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from lightning_dpo import DPOModule
 from lightning_dpo.losses import BCOLoss
 from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.scoring.forward import ScoringPlan, score
-from lightning_dpo.training.export import RECORD_KEY, export_checkpoint
+from lightning_dpo.training.saving.export import export_checkpoint
+from lightning_dpo.training.saving.model_record import RECORD_KEY
 from lightning_dpo.types import PairLogps
 
 IDS = torch.arange(3, 20)[None]

@@ -15,6 +15,7 @@ from training import History, loader, sgd, trainer
 from lightning_dpo import DPOModule
 from lightning_dpo.losses import DPOLoss, ORPOLoss, PreferenceLoss, SimPOLoss
 from lightning_dpo.training.metrics import pair_statistics
+from lightning_dpo.training.metrics.weighted_means import WeightedMeans
 from lightning_dpo.types import PairLogps
 
 
@@ -85,3 +86,12 @@ def test_a_loss_of_ones_own_trains_and_logs() -> None:
     assert logged["train/rewards/chosen"][0] == 0
     assert logged["train/rewards/margin"][-1] > 0
     assert logged["train/rewards/margin"] == pytest.approx(logged["train/logratio/margin"], abs=1e-4)
+
+
+def test_sums_keep_their_digits_where_the_model_is_bfloat16() -> None:
+    """In bfloat16 256 + 1 is 256: a validation of more pairs would count no further."""
+    means = WeightedMeans(("loss",)).to(torch.bfloat16)
+    for _ in range(1000):
+        means.update({"loss": torch.full((4,), 0.3, dtype=torch.bfloat16)}, torch.ones(4))
+    assert means.weight.item() == 4000
+    assert means.compute()["loss"].item() == pytest.approx(torch.tensor(0.3).bfloat16().item(), abs=1e-6)

@@ -16,7 +16,7 @@ from lightning_dpo import DPOModule, PreferenceDataModule
 from lightning_dpo.losses import DPOLoss
 from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.reference.fill import FillReferenceCache
-from lightning_dpo.training.export import export_checkpoint
+from lightning_dpo.training.saving.export import export_checkpoint
 
 OLDER = Path(__file__).parents[1] / "support" / "older_run"
 ROWS = [

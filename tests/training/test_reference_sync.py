@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from lightning_dpo import DPOModule
 from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.training.callbacks.reference_sync import ReferenceSync
-from lightning_dpo.training.export import export_checkpoint
+from lightning_dpo.training.saving.export import export_checkpoint
 
 State = dict[str, torch.Tensor]
 

@@ -20,9 +20,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.models.scalar_head import ScalarHead
-from lightning_dpo.training.export import RECORD_KEY, export_checkpoint, export_model
-from lightning_dpo.training.model_record import ModelRecord
 from lightning_dpo.training.reward_model import RewardModule
+from lightning_dpo.training.saving.export import export_checkpoint, export_model
+from lightning_dpo.training.saving.model_record import RECORD_KEY, ModelRecord
 from lightning_dpo.types import CompletionBatch, PairBatch, TokenPair
 
 

@@ -139,7 +139,7 @@ def test_margins_stay_on_the_cpu_beside_the_weights() -> None:
 
 @pytest.mark.parametrize("name", ["weights", "margins"])
 def test_as_many_numbers_as_pairs(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"`{name}` must have one number for each of 3 pairs, got \[1, 2\]"):
+    with pytest.raises(ValueError, match=rf"`{name}` must have one entry for each of 3 pairs, got \[1, 2\]"):
         PairBatch.from_pairs(random_pairs(3), **{name: [1, 2]})
 
 

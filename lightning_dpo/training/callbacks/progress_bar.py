@@ -19,6 +19,8 @@ _NAMES = {
     "loss": "loss",
     "rewards/margin": "margin",
     "rewards/accuracy": "acc",
+    "rollout/score": "score",
+    "rollout/kl": "KL",
     "kl": "KL",
     "tokens_per_second": "tok/s",
 }

@@ -57,6 +57,8 @@ class StartupCheck(pl.Callback):
             return
         policy, lengths = _by_completion(seen.policy)
         reference, _ = _by_completion(seen.reference)
+        if not len(policy):
+            return  # a batch of fillers, or of completions none of which was better than the other
         error = float(((policy - reference).abs() / lengths).nan_to_num(nan=torch.inf).max())
         if error <= _TOLERANCE["half" if _computes_in_half(trainer, module) else "precise"]:
             return
@@ -83,7 +85,9 @@ def _by_completion(logps: PairLogps | CompletionLogps) -> tuple[Tensor, Tensor]:
 
 def _computes_in_half(trainer: pl.Trainer, module: ComparedModule) -> bool:
     half = (torch.bfloat16, torch.float16)
-    return "16" in str(trainer.precision) or next(module.policy.parameters()).dtype in half
+    models = [model for model in (module.policy, module.reference.model) if model is not None]
+    kept = {parameter.dtype for model in models for parameter in model.parameters()}
+    return "16" in str(trainer.precision) or not kept.isdisjoint(half)
 
 
 def _likely_cause(module: ComparedModule) -> str:

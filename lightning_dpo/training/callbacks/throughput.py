@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 __all__ = ["Throughput"]
 
@@ -33,7 +34,8 @@ class Throughput(pl.Callback):
         if self._tokens == 0 or (batch_idx and (batch_idx + 1) % _RATE_EVERY):
             return
         elapsed = time.perf_counter() - self._since
-        pl_module.log("train/tokens_per_second", self._tokens / elapsed, prog_bar=True, batch_size=1)
+        rate = torch.tensor(self._tokens / elapsed)  # a plain number would be copied to the device and back
+        pl_module.log("train/tokens_per_second", rate, prog_bar=True, batch_size=1)
         self._since, self._tokens = time.perf_counter(), 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -33,9 +33,10 @@ class WeightedMeans(Metric):
         self.names = tuple(names)
         self.prefix = prefix
         # Apple's GPUs have no float64; elsewhere a million examples add up without losing a digit.
-        dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
-        self.add_state("totals", torch.zeros(len(self.names), dtype=dtype), dist_reduce_fx="sum")
-        self.add_state("weight", torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
+        self._dtype_of_sums = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        zeros = torch.zeros(len(self.names), dtype=self._dtype_of_sums)
+        self.add_state("totals", zeros, dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros((), dtype=self._dtype_of_sums), dist_reduce_fx="sum")
 
     def update(self, statistics: Mapping[str, Tensor], weights: Tensor) -> None:
         """Add a batch.
@@ -44,13 +45,17 @@ class WeightedMeans(Metric):
             statistics: Numbers of each example by name, (batch,) each.
             weights: Weight of each example, (batch,).
         """
-        weights = weights.to(self.totals)
-        values = torch.stack([statistics[name].to(self.totals) for name in self.names])
-        # Not in place: after `validate` the sums are inference tensors, which `fit` may not change.
-        self.totals = self.totals + values @ weights
-        self.weight = self.weight + weights.sum()
+        weights = self._sums_of(weights)
+        values = torch.stack([self._sums_of(statistics[name]) for name in self.names])
+        # Not in place: after `validate` the sums are inference tensors. Converted: under bf16-true Lightning
+        # gives them the model's type, in which 256 + 1 is 256.
+        self.totals = self._sums_of(self.totals) + values @ weights
+        self.weight = self._sums_of(self.weight) + weights.sum()
 
     def compute(self) -> dict[str, Tensor]:
         """Mean of each number by its logged name, float32."""
         means = (self.totals / self.weight).float()
         return {f"{self.prefix}{name}": mean for name, mean in zip(self.names, means, strict=True)}
+
+    def _sums_of(self, values: Tensor) -> Tensor:
+        return values.to(device=self.totals.device, dtype=self._dtype_of_sums)

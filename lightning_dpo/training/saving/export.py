@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,10 +14,9 @@ from lightning_dpo.files import scratch_folder
 from lightning_dpo.models.classifier import as_classifier, separate_padding
 from lightning_dpo.models.load import load_tokenizer
 from lightning_dpo.models.unwrap import causal_lm
-from lightning_dpo.parallel.checkpoints import read_folder
-from lightning_dpo.training.model_record import POLICY_PREFIX, RECORD_KEY, ModelRecord, rebuild
+from lightning_dpo.training.saving.read import read_checkpoint
 
-__all__ = ["export_checkpoint", "export_model"]
+__all__ = ["check_export_folder", "export_checkpoint", "export_model"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,9 +42,7 @@ def export_model(
     Raises:
         ValueError: If the model is not a Hugging Face model, or the folder holds something.
     """
-    target = Path(folder).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"the export folder must be missing or empty, got {str(folder)!r}")
+    target = check_export_folder(folder)
     if not isinstance(causal_lm(model), PreTrainedModel):
         raise ValueError(
             f"export writes Hugging Face models, got {type(model).__name__}; save its state_dict yourself"
@@ -68,6 +64,18 @@ def export_model(
     return target
 
 
+def check_export_folder(folder: str | Path) -> Path:
+    """The folder of a model that is to be written.
+
+    Raises:
+        ValueError: If it holds something.
+    """
+    target = Path(folder).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"the export folder must be missing or empty, got {str(folder)!r}")
+    return target
+
+
 def export_checkpoint(checkpoint: str | Path, output: str | Path, *, merge: bool = True) -> Path:
     """Turn a training checkpoint into a Hugging Face folder with weights and tokenizer.
 
@@ -83,17 +91,11 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path, *, merge: bool
     Raises:
         ValueError: If it is missing or was not saved by a module of this package.
     """
-    content = _read(Path(checkpoint))
-    if RECORD_KEY not in content:
-        raise ValueError(f"`checkpoint` must have been saved by DPOModule, got {str(checkpoint)!r}")
-    record = ModelRecord(**content[RECORD_KEY])
-    state = content["state_dict"]
-    weights = {k.removeprefix(POLICY_PREFIX): v for k, v in state.items() if k.startswith(POLICY_PREFIX)}
-    model = rebuild(record, weights)
-    if record.source is None:
+    saved = read_checkpoint(checkpoint)
+    source = saved.record.source
+    if source is None:
         _log.warning("the policy was given as an object: its tokenizer is not known, so none is exported")
-    head = None if record.reward_head is None else state[record.reward_head]
-    return export_model(model, output, tokenizer=record.source, merge=merge, reward_head=head)
+    return export_model(saved.build(), output, tokenizer=source, merge=merge, reward_head=saved.reward_head)
 
 
 def _tokenizer_or_none(source: str) -> PreTrainedTokenizerBase | None:
@@ -103,12 +105,3 @@ def _tokenizer_or_none(source: str) -> PreTrainedTokenizerBase | None:
     except ValueError as error:
         _log.warning("exported without a tokenizer: %s", str(error).splitlines()[0])
         return None
-
-
-def _read(checkpoint: Path) -> dict[str, Any]:
-    if checkpoint.is_dir():
-        return read_folder(checkpoint)
-    if not checkpoint.is_file():
-        raise ValueError(f"`checkpoint` must be a file that the trainer saved, got {str(checkpoint)!r}")
-    content: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    return content
