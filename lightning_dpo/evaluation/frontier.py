@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["MIN_EFFECTIVE_SAMPLES", "FrontierPoint", "best_at_kl", "reweighted_frontier"]
+__all__ = [
+    "MIN_EFFECTIVE_SAMPLES",
+    "FrontierPoint",
+    "best_at_kl",
+    "mixture_log_weights",
+    "reward_at_kl",
+    "reweighted_frontier",
+    "share_of_limit",
+]
 
 MIN_EFFECTIVE_SAMPLES = 50.0
 """Below this many effective samples a point of the frontier is not to be trusted."""
@@ -99,6 +108,75 @@ def best_at_kl(rewards: Tensor, *, kl: float, log_weights: Tensor | None = None)
         else:
             high = middle
     return _point(table, offsets, math.exp(high))
+
+
+def mixture_log_weights(logratios: Tensor) -> Tensor:
+    """Log pi_ref(y) - log q(y) of samples that come in equal numbers from several policies, taken together.
+
+    q is then the equal mixture of all of them (the balance heuristic of multiple importance sampling), in
+    which no weight is much above that under the sample's own policy: samples from the reference serve at
+    small KLs, those of trained policies at larger ones.
+
+    Args:
+        logratios: log pi_k(y) - log pi_ref(y) of every sample under every policy k that was sampled,
+            (policies, ...), nats; zeros for the reference itself.
+
+    Returns:
+        For `reweighted_frontier` and `best_at_kl`, of the shape (...).
+
+    Raises:
+        ValueError: If there is no policy.
+    """
+    if logratios.dim() < 2 or not len(logratios):
+        raise ValueError(f"`logratios` must be (policies, ...), got shape {tuple(logratios.shape)}")
+    return math.log(len(logratios)) - logratios.double().logsumexp(0)
+
+
+def reward_at_kl(kls: Sequence[float], rewards: Sequence[float], *, kl: float) -> float:
+    """A curve's reward at a KL between two of its points: linear in the root of the KL.
+
+    The root, since the best reward grows with it: for rewards that are normal under the reference with
+    standard deviation s, the best reward at a KL is s sqrt(2 KL) above the mean.
+
+    Args:
+        kls: KL of each point, nats, in any order, none negative.
+        rewards: Reward of each point.
+        kl: Where to read the curve, nats.
+
+    Returns:
+        The reward; NaN where the curve does not reach on both sides, for nothing is extrapolated.
+
+    Raises:
+        ValueError: If the points are not as many KLs as rewards, or a KL is negative.
+    """
+    if len(kls) != len(rewards):
+        raise ValueError(f"`rewards` must be as many as `kls` ({len(kls)}), got {len(rewards)}")
+    negative = [value for value in (*kls, kl) if value < 0]
+    if negative:
+        raise ValueError(f"`kls` and `kl` must not be negative, got {negative[0]}")
+    points = sorted(zip(kls, rewards, strict=True))
+    for (left, below), (right, above) in itertools.pairwise(points):
+        if left <= kl <= right:
+            width = math.sqrt(right) - math.sqrt(left)
+            part = (math.sqrt(kl) - math.sqrt(left)) / width if width else 0.5
+            return below + part * (above - below)
+    return math.nan
+
+
+def share_of_limit(reward: float, *, limit: float, reference: float) -> float:
+    """What part of the reachable gain a policy has: (reward - reference) / (limit - reference).
+
+    A gain, since rewards are defined up to a constant only.
+
+    Args:
+        reward: Mean reward of the policy.
+        limit: Best mean reward at the policy's KL.
+        reference: Mean reward of the reference.
+
+    Returns:
+        About 0 to 1; NaN where nothing can be gained.
+    """
+    return (reward - reference) / (limit - reference) if limit > reference else math.nan
 
 
 def _tables(rewards: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:

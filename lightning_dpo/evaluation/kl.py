@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lightning_dpo.evaluation.logits import ModelPair, sum_of_completions
 from lightning_dpo.evaluation.sampling import Sample
 from lightning_dpo.models.modes import evaluating
-from lightning_dpo.models.unwrap import is_sharded
-from lightning_dpo.scoring.forward import ScoringPlan, completion_logits, lay_out
 from lightning_dpo.scoring.lm_head import CHUNK_ELEMENTS
-from lightning_dpo.scoring.select import select_plan
 from lightning_dpo.types import CompletionBatch
 
-__all__ = ["Estimate", "KLResult", "completion_kl"]
-
-_Logits: TypeAlias = Callable[[slice], Tensor]
+__all__ = ["Estimate", "KLResult", "completion_batch", "completion_kl", "token_kl"]
 
 
 class Estimate(NamedTuple):
@@ -51,10 +47,20 @@ class KLResult:
             next-token distributions, (samples,), float32.
         logratios: For each completion, log policy - log reference, (samples,), float32; times beta it is
             the implied reward.
+        entropies: For each completion, the sum over its positions of the entropy of the policy's next-token
+            distribution, (samples,), float32.
+        lengths: Tokens of each completion, (samples,).
     """
 
     kl: Tensor
     logratios: Tensor
+    entropies: Tensor
+    lengths: Tensor
+
+    @property
+    def entropy_per_token(self) -> float:
+        """Mean entropy of the policy's next-token distributions over all positions, nats."""
+        return float(self.entropies.double().sum() / self.lengths.sum())
 
     @property
     def estimate(self) -> Estimate:
@@ -108,63 +114,47 @@ def completion_kl(
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
     order = sorted(range(len(samples)), key=lambda i: _length(samples[i]))
-    divergences, logratios = torch.zeros(len(samples)), torch.zeros(len(samples))
+    numbers = torch.zeros(3, len(samples))
     with evaluating(policy, reference), torch.no_grad():
-        scorers = [_Scorer(model) for model in (policy, reference)]
+        models = ModelPair(policy, reference)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            compared = _batch([samples[index] for index in batch])
-            divergences[batch], logratios[batch] = _compare(scorers, compared, chunk_elements)
-    return KLResult(divergences, logratios)
+            compared = completion_batch([samples[index] for index in batch])
+            numbers[:, batch] = _compare(models, compared, chunk_elements)
+    lengths = torch.tensor([len(sample.completion_ids) for sample in samples])
+    kl, logratios, entropies = numbers
+    return KLResult(kl, logratios, entropies, lengths)
 
 
-class _Scorer:
-    """Runs a model and hands out logits of its completion positions, a slice at a time."""
+def token_kl(logps: Tensor, other_logps: Tensor) -> Tensor:
+    """KL of one next-token distribution from another at each position.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        # A sharded model gathers its weights when it is called, and not when its parts are.
-        self.plan = ScoringPlan() if is_sharded(model) else select_plan(model, layout="concatenated").plan
-        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    Args:
+        logps: Log-probabilities of the first, (tokens, vocab).
+        other_logps: Of the other, (tokens, vocab).
 
-    def logits(self, batch: CompletionBatch) -> _Logits:
-        """Logits of a slice of the completion tokens, (slice, vocab), float32 or wider."""
-        rows = lay_out(batch.to(self.device), model=self.model, plan=self.plan)
-        return completion_logits(self.model, rows, plan=self.plan)
-
-
-def _compare(
-    scorers: Sequence[_Scorer], batch: CompletionBatch, chunk_elements: int
-) -> tuple[Tensor, Tensor]:
-    """Sums over each completion: of the next-token KLs and of the tokens' log-ratios, (completions,) each."""
-    policy, reference = (scorer.logits(batch) for scorer in scorers)
-    sizes = [logits(slice(0, 1)).shape[-1] for logits in (policy, reference)]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"`reference` must have the policy's vocabulary of {sizes[0]} tokens, got {sizes[1]}; "
-            "resize the embeddings of neither or of both"
-        )
-    divergences, logratios = [], []
-    step = max(1, chunk_elements // sizes[0])
-    for start in range(0, len(batch.completion_ids), step):
-        piece = slice(start, start + step)
-        log_p = policy(piece).log_softmax(-1)
-        difference = log_p - reference(piece).to(log_p.device).log_softmax(-1)
-        targets = batch.completion_ids[piece].to(log_p.device)
-        logratios.append(difference.gather(-1, targets[:, None]).squeeze(-1).cpu())
-        # A token that the policy excludes (-inf) adds nothing, though 0 times its difference is NaN.
-        terms = torch.where(log_p == -math.inf, 0.0, log_p.exp() * difference)
-        # A divergence is never negative; rounding makes that of equal distributions about -1e-8.
-        divergences.append(terms.sum(-1).clamp(min=0).cpu())
-    owner = torch.arange(len(batch)).repeat_interleave(batch.completion_lengths)
-    kl, logratio = (
-        torch.zeros(len(batch), dtype=torch.float64).index_add(0, owner, torch.cat(parts).double()).float()
-        for parts in (divergences, logratios)
-    )
-    return kl, logratio
+    Returns:
+        (tokens,), nats.
+    """
+    # A token that the first excludes (-inf) adds nothing, though 0 times its difference is NaN.
+    terms = torch.where(logps == -math.inf, 0.0, logps.exp() * (logps - other_logps))
+    # A divergence is never negative; rounding makes that of equal distributions about -1e-8.
+    return terms.sum(-1).clamp(min=0)
 
 
-def _batch(samples: Sequence[Sample]) -> CompletionBatch:
+def _compare(models: ModelPair, batch: CompletionBatch, chunk_elements: int) -> Tensor:
+    """Sums over each completion: of next-token KLs, of tokens' log-ratios, of entropies, (3, completions)."""
+    divergences, logratios, entropies = [], [], []
+    for chunk in models.chunks(batch, chunk_elements=chunk_elements):
+        logratios.append(chunk.of_targets(chunk.policy_logps - chunk.reference_logps))
+        divergences.append(token_kl(chunk.policy_logps, chunk.reference_logps))
+        entropies.append(torch.special.entr(chunk.policy_logps.exp()).sum(-1))
+    sums = [sum_of_completions(batch, parts) for parts in (divergences, logratios, entropies)]
+    return torch.stack(sums).float()
+
+
+def completion_batch(samples: Sequence[Sample]) -> CompletionBatch:
+    """Samples as a batch: a prompt with one completion each."""
     prompts = [sample.prompt_ids for sample in samples]
     return CompletionBatch.from_lists(prompts, [[sample.completion_ids] for sample in samples])
 

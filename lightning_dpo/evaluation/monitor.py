@@ -10,9 +10,20 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from lightning_dpo.evaluation.compare import compare_samples, sample_reference
+from lightning_dpo.evaluation.judges import (
+    AnyJudge,
+    ModelJudge,
+    is_pairwise,
+    judge_name,
+    judge_samples,
+    load_judge,
+)
 from lightning_dpo.evaluation.kl import completion_kl
-from lightning_dpo.evaluation.sampling import Sample, sample_completions
+from lightning_dpo.evaluation.sampling import Sample, end_tokens, sample_completions
 from lightning_dpo.files import write_file
+from lightning_dpo.models.adapter_off import AdapterOff
+from lightning_dpo.models.unwrap import is_sharded
 from lightning_dpo.reference.base import Reference
 from lightning_dpo.types import PairBatch
 
@@ -34,8 +45,13 @@ class ComparedPolicy(Protocol):
 class CompletionMonitor(pl.Callback):
     """After each validation, samples completions of the first validation prompts; logs their KL as val/kl.
 
-    The KL is to the reference, in nats per completion, with its standard error as val/kl_error. The texts
-    are written to completions/step-N.jsonl in the logger's folder.
+    The KL is to the reference, in nats per completion, with its standard error as val/kl_error. Their mean
+    length is val/samples/tokens, and the policy's entropy along them, in nats per token,
+    val/samples/entropy: one that grows and one that falls are signs that training goes wrong. With a judge
+    there are val/score, the mean of what it gives the completions, and val/win_rate, against completions of
+    the reference. The texts are written to completions/step-N.jsonl in the logger's folder.
+
+    What needs the reference is left out where its weights are not at hand, as with `reference="cached"`.
     """
 
     def __init__(
@@ -46,6 +62,7 @@ class CompletionMonitor(pl.Callback):
         max_new_tokens: int = 128,
         batch_size: int = 16,
         seed: int = 0,
+        judge: str | AnyJudge | None = None,
     ) -> None:
         """Say how much to sample.
 
@@ -55,9 +72,12 @@ class CompletionMonitor(pl.Callback):
             max_new_tokens: Longest completion.
             batch_size: Completions sampled at once.
             seed: The same at every validation, so that changes are the policy's.
+            judge: Scores the completions: a callable of (prompts, completions), or of (prompts, first,
+                second) that says how likely the first is better; the dotted path of one; or the folder or
+                hub id of a reward model.
 
         Raises:
-            ValueError: If a number is below 1.
+            ValueError: If a number is below 1, or there is no such judge.
         """
         numbers = {
             "num_prompts": num_prompts,
@@ -71,7 +91,15 @@ class CompletionMonitor(pl.Callback):
         self.num_prompts = num_prompts
         self.samples_per_prompt = samples_per_prompt
         self.options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
+        self.judge = None if judge is None else load_judge(judge)
         self._prompts: list[list[int]] = []
+        self._reference_answers: list[Sample] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Load the judge, if it is a model; what the reference said in another run is forgotten."""
+        self._reference_answers = []
+        if isinstance(self.judge, ModelJudge):
+            self.judge.load()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the prompts of the last validation."""
@@ -96,7 +124,7 @@ class CompletionMonitor(pl.Callback):
         """Sample, measure and log.
 
         Raises:
-            ValueError: If no tokenizer is known to end completions with.
+            ValueError: If no tokenizer is known to end completions with, or the judge cannot judge.
         """
         module: ComparedPolicy = pl_module  # type: ignore[assignment]
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
@@ -105,15 +133,18 @@ class CompletionMonitor(pl.Callback):
                 "CompletionMonitor needs a data module with a `tokenizer`, such as PreferenceDataModule"
             )
         # Ranks that share a sharded model must call it equally often.
-        fewest = trainer.strategy.reduce(torch.tensor(len(self._prompts)), reduce_op="min")
+        own = torch.tensor(len(self._prompts), device=pl_module.device)
+        fewest = trainer.strategy.reduce(own, reduce_op="min")
         samples = sample_completions(
             module.policy,
             prompts=[
                 prompt for prompt in self._prompts[: int(fewest)] for _ in range(self.samples_per_prompt)
             ],
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=end_tokens(tokenizer, model=module.policy),
             **self.options,
         )
+        tokens = sum(len(sample.completion_ids) for sample in samples) / len(samples)
+        pl_module.log("val/samples/tokens", tokens, sync_dist=True)
         reference = self.reference(module)
         divergences: Tensor | None = None
         if reference is not None:
@@ -123,42 +154,74 @@ class CompletionMonitor(pl.Callback):
             divergences = result.kl
             pl_module.log("val/kl", result.estimate.mean, sync_dist=True, prog_bar=True)
             pl_module.log("val/kl_error", result.estimate.standard_error, sync_dist=True)
+            pl_module.log("val/samples/entropy", result.entropy_per_token, sync_dist=True)
+        verdicts = self._log_judged(pl_module, samples, reference, tokenizer)
         log_dir = trainer.log_dir  # rank 0 tells the others, so all must ask
         if trainer.is_global_zero and not trainer.sanity_checking and log_dir is not None:
             path = Path(log_dir) / "completions" / f"step-{trainer.global_step}.jsonl"
-            records = _records(samples, divergences, tokenizer)
+            records = _records(samples, divergences, verdicts, tokenizer)
             write_file(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
     def reference(self, module: ComparedPolicy) -> nn.Module | None:
         """The model that the KL is measured to; None where its weights are not at hand."""
         if module.reference.model is None and hasattr(module.policy, "disable_adapter"):
-            return _AdapterOff(module.policy)
+            return AdapterOff(module.policy)
         return module.reference.model
 
+    def _log_judged(
+        self, module: pl.LightningModule, samples: list[Sample], reference: nn.Module | None, tokenizer: Any
+    ) -> list[dict[str, Any]]:
+        """Log what the judge says, and tell what it says of each sample."""
+        if self.judge is None:
+            return [{} for _ in samples]
+        if reference is not None:
+            result = compare_samples(
+                self.judge,
+                policy_samples=samples,
+                reference_samples=self._answers_of(reference, samples, tokenizer, module),
+                tokenizer=tokenizer,
+                samples_per_prompt=self.samples_per_prompt,
+            )
+            module.log("val/win_rate", result.win_rate.rate, sync_dist=True)
+            if result.policy_score is not None:
+                module.log("val/score", result.policy_score.mean, sync_dist=True)
+            said = ("policy_score", "reference", "reference_score", "win")
+            return [{name: getattr(answer, name) for name in said} for answer in result.answers]
+        if is_pairwise(self.judge):
+            raise ValueError(
+                "`judge` must score completions one by one where the reference's weights are not at hand to "
+                f'sample from, got {judge_name(self.judge)}, which compares two; or take reference="frozen"'
+            )
+        scorer: Any = self.judge
+        scores = judge_samples(scorer, samples, tokenizer=tokenizer)
+        module.log("val/score", float(scores.mean()), sync_dist=True)
+        return [{"policy_score": score} for score in scores.tolist()]
 
-class _AdapterOff(nn.Module):
-    """The base model of an adapted one, as a module of its own that maps ids to logits."""
+    def _answers_of(
+        self, reference: nn.Module, samples: list[Sample], tokenizer: Any, module: Any
+    ) -> list[Sample]:
+        """The reference's completions of the same prompts; sampled once if it does not change."""
+        prompts = [sample.prompt_ids for sample in samples]
+        # Ranks that share a model must sample from it equally often.
+        moves = is_sharded(reference) or getattr(module, "reference_follows", False)
+        if moves or [sample.prompt_ids for sample in self._reference_answers] != prompts:
+            options: dict[str, Any] = {**self.options, "seed": self.options["seed"] + 1}
+            self._reference_answers = sample_reference(
+                reference, prompts=prompts, eos_token_id=end_tokens(tokenizer, model=module.policy), **options
+            )
+        return self._reference_answers
 
-    def __init__(self, adapted: nn.Module) -> None:
-        super().__init__()
-        self.adapted = adapted
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        adapted: Any = self.adapted
-        with adapted.disable_adapter(), torch.no_grad():
-            logits: Tensor = adapted(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-            ).logits
-        return logits
-
-
-def _records(samples: list[Sample], divergences: Tensor | None, tokenizer: Any) -> list[dict[str, Any]]:
+def _records(
+    samples: list[Sample], divergences: Tensor | None, verdicts: list[dict[str, Any]], tokenizer: Any
+) -> list[dict[str, Any]]:
     return [
         {
             "prompt": tokenizer.decode(sample.prompt_ids),
             "completion": tokenizer.decode(sample.completion_ids, skip_special_tokens=True),
             "tokens": len(sample.completion_ids),
             "kl": None if divergences is None else float(divergences[index]),
+            **verdicts[index],
         }
         for index, sample in enumerate(samples)
     ]

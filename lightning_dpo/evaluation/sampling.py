@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from lightning_dpo.models.modes import evaluating
 from lightning_dpo.models.own import model_logits
-from lightning_dpo.models.unwrap import causal_lm
+from lightning_dpo.models.unwrap import causal_lm, is_sharded
 
-__all__ = ["Sample", "sample_completions"]
+__all__ = ["Sample", "end_tokens", "sample_completions"]
 
 _Settings: TypeAlias = tuple[set[int], int, int, float, float]
 
@@ -33,6 +33,33 @@ class Sample(NamedTuple):
     finished: bool = True
 
 
+def end_tokens(tokenizer: Any, *, model: nn.Module) -> list[int]:
+    """The tokens that end a completion: what ends a sequence, and what the model's authors say ends a turn.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        model: Its stored generation settings are asked; what they name counts if it is a special token of
+            the tokenizer, for a model that was given another tokenizer may still name tokens of its old one.
+
+    Returns:
+        Token ids in rising order, at least one.
+
+    Raises:
+        ValueError: If no token is known to end a sequence.
+    """
+    stored = getattr(getattr(causal_lm(model), "generation_config", None), "eos_token_id", None)
+    named = {stored} if isinstance(stored, int) else set(stored or ())
+    ends = named & set(tokenizer.all_special_ids)
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    if not ends:
+        raise ValueError(
+            "`tokenizer` must have an end-of-sequence token for completions to end, got eos_token=None; "
+            "set `tokenizer.eos_token`"
+        )
+    return sorted(ends)
+
+
 def sample_completions(
     model: nn.Module,
     *,
@@ -50,7 +77,8 @@ def sample_completions(
     A Hugging Face model runs its own `generate`, on prompts padded on the left, with its stored generation
     settings (top-k, repetition penalty and the like) set aside, so that what comes is the distribution
     asked for. Any other module is called again for every token, in batches of prompts of one length, so
-    that it never sees padding before a token. The global random state is left as it was.
+    that it never sees padding before a token. The global random state is left as it was. Of a model whose
+    weights are split over ranks every rank must call this; the ranks' prompts need not be as many.
 
     Args:
         model: A causal language model with `generate`, or a module that maps (input_ids, attention_mask) to
@@ -77,10 +105,10 @@ def sample_completions(
     generates = callable(getattr(model, "generate", None))
     results: dict[int, Sample] = {}
     with evaluating(model), torch.no_grad(), _seeded(seed, device):
-        for batch in _batches(prompts, batch_size, same_length=not generates):
-            chosen = [prompts[index] for index in batch]
+        for batch in _in_step(_batches(prompts, batch_size, same_length=not generates), model, device):
+            chosen = [prompts[index] for index in batch] or [[pad_token_id]]
             drawn = (_generate if generates else _loop)(model, chosen, device, settings)
-            for index, row in zip(batch, drawn.tolist(), strict=True):
+            for index, row in zip(batch, drawn.tolist()[: len(batch)], strict=True):
                 results[index] = _trimmed(prompts[index], row, ends)
     return [results[index] for index in range(len(prompts))]
 
@@ -110,6 +138,18 @@ def _batches(prompts: Sequence[Sequence[int]], size: int, *, same_length: bool) 
             yield group[start : start + size]
 
 
+def _in_step(batches: Iterator[list[int]], model: nn.Module, device: torch.device) -> Iterator[list[int]]:
+    """Batches, and empty ones where other ranks that hold parts of the model have more of them."""
+    if not is_sharded(model):
+        yield from batches
+        return
+    own = list(batches)
+    most = torch.tensor(len(own), device=device)
+    distributed.all_reduce(most, op=distributed.ReduceOp.MAX)
+    yield from own
+    yield from ([] for _ in range(int(most) - len(own)))
+
+
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the generators that sampling draws from, and restore them afterwards."""
@@ -123,18 +163,22 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _plain_generation(*models: Any) -> Iterator[None]:
-    """Set aside the generation settings stored with a model: `generate` adds them to those it is given."""
+def _plain_generation(model: nn.Module) -> Iterator[None]:
+    """Set aside the generation settings stored with a model, or with a model within it.
+
+    `generate` adds them to those that it is given.
+    """
     from transformers import GenerationConfig
 
-    stored = [(m, m.generation_config) for m in models if getattr(m, "generation_config", None) is not None]
+    parts: list[Any] = list(model.modules())
+    stored = [(m, m.generation_config) for m in parts if getattr(m, "generation_config", None) is not None]
     try:
-        for model, _ in stored:
-            model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+        for part, _ in stored:
+            part.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         yield
     finally:
-        for model, config in stored:
-            model.generation_config = config
+        for part, config in stored:
+            part.generation_config = config
 
 
 def _generate(
@@ -154,8 +198,14 @@ def _generate(
         pad_token_id=pad,
         **(drawn if temperature > 0 else {"do_sample": False}),
     )
-    with _plain_generation(model, causal_lm(model)):
-        output: Tensor = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
+    with _plain_generation(model):
+        output: Tensor = model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            generation_config=config,
+            # A rank that is done goes on for those that need its weights.
+            synced_gpus=is_sharded(model) and distributed.is_initialized(),
+        )
     return output[:, width:]
 
 
@@ -168,14 +218,24 @@ def _loop(
     start = ids.shape[1]
     stop = torch.tensor(sorted(ends), device=device)
     done = torch.zeros(len(ids), dtype=torch.bool, device=device)
+    in_step = is_sharded(model) and distributed.is_initialized()
     for _ in range(max_new_tokens):
         logits = model_logits(model, ids, torch.ones_like(ids))[:, -1].float()
         tokens = _draw(logits, temperature, top_p).masked_fill(done, pad)
         ids = torch.cat([ids, tokens[:, None]], dim=1)
         done |= torch.isin(tokens, stop)
-        if done.all():
+        if _all_done(done, in_step=in_step):
             break
     return ids[:, start:]
+
+
+def _all_done(done: Tensor, *, in_step: bool) -> bool:
+    """Whether every completion has ended, those of all ranks if they go in step."""
+    if not in_step:
+        return bool(done.all())
+    everywhere = done.all().to(torch.uint8)
+    distributed.all_reduce(everywhere, op=distributed.ReduceOp.MIN)
+    return bool(everywhere)
 
 
 def _draw(logits: Tensor, temperature: float, top_p: float) -> Tensor:

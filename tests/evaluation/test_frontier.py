@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from lightning_dpo.evaluation import best_at_kl, reweighted_frontier
+from lightning_dpo.evaluation import (
+    best_at_kl,
+    mixture_log_weights,
+    reward_at_kl,
+    reweighted_frontier,
+    share_of_limit,
+)
 
 REWARDS = [0.3, -1.2, 2.0, 0.0, 1.1]
 REFERENCE = [0.1, 0.4, 0.05, 0.25, 0.2]
@@ -98,3 +104,66 @@ def test_wrong_arguments_are_named():
         reweighted_frontier(rewards, betas=[1.0], log_weights=torch.zeros(2))
     with pytest.raises(ValueError, match="`kl`"):
         best_at_kl(rewards, kl=0.0)
+
+
+def _exact(probabilities, rewards, beta):
+    """Reward and KL of the optimum by enumeration."""
+    best = (probabilities.log() + rewards / beta).softmax(0)
+    return float(best @ rewards), float(best @ (best / probabilities).log())
+
+
+def test_samples_of_two_policies_weigh_as_draws_from_their_mixture():
+    # Each policy's samples have its own probabilities as their frequencies, so that the estimate is exact.
+    reference = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    trained = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
+    drawn = torch.tensor([0, 0, 1, 2, 0, 1, 2, 2])
+    outcomes = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
+    under = torch.stack([torch.zeros(8), (trained / reference).log()[drawn]])
+    weights = mixture_log_weights(under)
+    for beta in (0.3, 1.0, 4.0):
+        (point,) = reweighted_frontier(outcomes[drawn], betas=[beta], log_weights=weights)
+        assert (point.reward, point.kl) == pytest.approx(_exact(reference, outcomes, beta), abs=1e-12)
+
+
+def test_the_mixture_reaches_kls_that_the_reference_alone_does_not():
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(1000, generator=generator, dtype=torch.float64).mul(2).softmax(0)
+    outcomes = torch.randn(1000, generator=generator, dtype=torch.float64)
+    trained = (reference.log() + outcomes / 0.2).softmax(0)
+    exact, kl = _exact(reference, outcomes, 0.2)
+    drawn = torch.cat([torch.multinomial(p, 500, True, generator=generator) for p in (reference, trained)])
+    under = torch.stack([torch.zeros(1000), (trained / reference).log()[drawn]])
+    mixed = best_at_kl(outcomes[drawn], kl=kl, log_weights=mixture_log_weights(under))
+    alone = best_at_kl(outcomes[drawn[:500]], kl=kl)
+    assert mixed.reward == pytest.approx(exact, abs=0.05)
+    assert mixed.effective_sample_size > 10 * alone.effective_sample_size
+
+
+def test_a_curve_is_read_off_exactly_where_rewards_are_normal():
+    # E[r] = s sqrt(2 KL) for r ~ N(0, s^2) under the reference: tilting shifts the mean by s^2 / beta.
+    kls, s = [0.5, 3.0, 6.0], 1.7
+    rewards = [s * math.sqrt(2 * kl) for kl in kls]
+    for kl in (0.5, 1.0, 4.2, 6.0):
+        assert reward_at_kl(kls[::-1], rewards[::-1], kl=kl) == pytest.approx(s * math.sqrt(2 * kl))
+
+
+def test_a_curve_is_not_read_beyond_its_ends():
+    assert math.isnan(reward_at_kl([1.0, 2.0], [1.0, 2.0], kl=2.1))
+    assert math.isnan(reward_at_kl([1.0, 2.0], [1.0, 2.0], kl=0.9))
+    assert math.isnan(reward_at_kl([1.0], [1.0], kl=1.0))
+    assert reward_at_kl([1.0, 1.0], [2.0, 4.0], kl=1.0) == 3.0
+
+
+def test_share_of_limit_does_not_change_when_rewards_are_shifted():
+    assert share_of_limit(3.0, limit=5.0, reference=1.0) == 0.5
+    assert share_of_limit(103.0, limit=105.0, reference=101.0) == 0.5
+    assert math.isnan(share_of_limit(1.0, limit=1.0, reference=1.0))
+
+
+def test_wrong_curves_and_mixtures_are_named():
+    with pytest.raises(ValueError, match="`rewards`"):
+        reward_at_kl([1.0], [1.0, 2.0], kl=1.0)
+    with pytest.raises(ValueError, match="-1"):
+        reward_at_kl([-1.0, 1.0], [1.0, 2.0], kl=1.0)
+    with pytest.raises(ValueError, match="`logratios`"):
+        mixture_log_weights(torch.zeros(3))

@@ -31,6 +31,11 @@ def test_expectation_is_the_enumerated_kl(build):
     torch.testing.assert_close(result.logratios.double(), logratios, atol=1e-5, rtol=1e-5)
     assert float((probabilities * result.kl.double()).sum()) == pytest.approx(truth, abs=1e-5)
     assert float((probabilities * result.logratios.double()).sum()) == pytest.approx(truth, abs=1e-5)
+    # Entropies of next tokens add up to that of whole completions likewise.
+    entropy = float(-(probabilities * probabilities.log()).sum())
+    assert float((probabilities * result.entropies.double()).sum()) == pytest.approx(entropy, abs=1e-5)
+    tokens = sum(len(c) for c in completions())
+    assert result.entropy_per_token == pytest.approx(float(result.entropies.sum()) / tokens, rel=1e-6)
 
 
 @pytest.mark.parametrize("build", PAIRS)

@@ -1,8 +1,9 @@
 import pytest
 import torch
 from evaluation_models import EOS, MAX_NEW, PROMPT, VOCAB, Bigram, completions, logp, tiny_llama
+from tiny_tokenizers import byte_level
 
-from lightning_dpo.evaluation import sample_completions
+from lightning_dpo.evaluation import end_tokens, sample_completions
 
 MODELS = [pytest.param(lambda: tiny_llama(0), id="generate"), pytest.param(lambda: Bigram(), id="loop")]
 
@@ -133,3 +134,21 @@ def test_values_out_of_range_are_named(options, name):
 def test_an_empty_prompt_is_an_error():
     with pytest.raises(ValueError, match=r"`prompts`.*index 1"):
         draw(Bigram(), [PROMPT, []])
+
+
+def test_completions_also_end_with_the_tokens_that_the_model_names():
+    model, tokenizer = tiny_llama(0, vocab=8), byte_level()
+    turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model.generation_config.eos_token_id = [EOS, turn]
+    assert EOS in tokenizer.all_special_ids
+    assert end_tokens(tokenizer, model=model) == sorted({tokenizer.eos_token_id, turn, EOS})
+    model.generation_config.eos_token_id = 300  # a token of text here: the model had another tokenizer
+    assert end_tokens(tokenizer, model=model) == [tokenizer.eos_token_id]
+    assert end_tokens(tokenizer, model=Bigram()) == [tokenizer.eos_token_id]
+
+
+def test_a_tokenizer_must_say_what_ends_a_completion():
+    model = tiny_llama(0)
+    model.generation_config.eos_token_id = None
+    with pytest.raises(ValueError, match="`tokenizer` must have an end-of-sequence token"):
+        end_tokens(byte_level(eos=None), model=model)

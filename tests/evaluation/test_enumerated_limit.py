@@ -1,0 +1,79 @@
+"""The limit and best-of-N from a language model's samples, against everything that it can say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from evaluation_models import EOS, MAX_NEW, PROMPT, completions, logp, tiny_llama
+from torch import Tensor, nn
+
+from lightning_dpo.evaluation import (
+    Sample,
+    best_of_n,
+    best_of_n_policy,
+    reweighted_frontier,
+    sample_completions,
+)
+
+EVERY = completions()
+REWARDS = torch.randn(len(EVERY), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+NUMBER = {tuple(each): index for index, each in enumerate(EVERY)}
+
+
+def table(model: nn.Module) -> Tensor:
+    """log pi of everything that can be said, (completions,)."""
+    return torch.tensor([logp(model, each) for each in EVERY], dtype=torch.float64)
+
+
+def drawn(model: nn.Module, count: int = 4000) -> Tensor:
+    """Numbers of sampled completions, (count,)."""
+    found: list[Sample] = sample_completions(
+        model, prompts=[PROMPT] * count, eos_token_id=EOS, max_new_tokens=MAX_NEW, batch_size=1000
+    )
+    return torch.tensor([NUMBER[tuple(each.completion_ids)] for each in found])
+
+
+def optimum(log_reference: Tensor, beta: float) -> tuple[float, float]:
+    """Reward and KL of pi_ref exp(r / beta) / Z, by the definition."""
+    log_policy = (log_reference + REWARDS / beta).log_softmax(0)
+    policy = log_policy.exp()
+    return float((policy * REWARDS).sum()), float((policy * (log_policy - log_reference)).sum())
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
+def test_the_limit_is_found_from_samples_of_the_reference(beta: float) -> None:
+    reference = tiny_llama(0)
+    reward, kl = optimum(table(reference), beta)
+    (point,) = reweighted_frontier(REWARDS[drawn(reference)], betas=[beta])
+    spread = 1 / math.sqrt(point.effective_sample_size)
+    assert point.reward == pytest.approx(reward, abs=4 * spread)
+    assert point.kl == pytest.approx(kl, abs=4 * spread)
+    assert point.is_reliable
+
+
+def test_the_limit_is_found_from_samples_of_another_model() -> None:
+    reference, policy = tiny_llama(0), tiny_llama(0)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        policy.lm_head.weight += 0.2 * torch.randn(policy.lm_head.weight.shape, generator=generator)
+    logs, others = table(reference), table(policy)
+    reward, kl = optimum(logs, 0.7)
+    said = drawn(policy)
+    (point,) = reweighted_frontier(REWARDS[said], betas=[0.7], log_weights=(logs - others)[said])
+    spread = 1 / math.sqrt(point.effective_sample_size)
+    assert point.is_reliable
+    assert point.reward == pytest.approx(reward, abs=4 * spread)
+    assert point.kl == pytest.approx(kl, abs=4 * spread)
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_best_of_n_is_found_from_samples(n: int) -> None:
+    reference = tiny_llama(0)
+    probabilities = table(reference).softmax(0)
+    _, exact = best_of_n_policy(probabilities, scores=REWARDS, n=n)
+    found = best_of_n(REWARDS[drawn(reference)], n)
+    assert abs(found.reward - exact.reward) < 4 * found.reward_error
+    assert abs(found.kl - exact.kl) < 4 * found.kl_error
+    assert exact.kl < exact.kl_bound
