@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from typing import Final
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "is_grammatical",
     "sample_review",
     "score",
+    "true_score",
     "vocabulary",
 ]
 
@@ -95,6 +97,19 @@ def score(text: str) -> float:
             total += value
         modifiers.clear()
     return total
+
+
+def true_score(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """The judge that knows the truth, for whatever takes a `lightning_dpo.evaluation.Judge`.
+
+    Args:
+        prompts: Not looked at: a review's score does not depend on its subject.
+        completions: Reviews.
+
+    Returns:
+        `score` of each completion, stars.
+    """
+    return [score(completion) for completion in completions]
 
 
 def sample_review(rng: random.Random, *, prompt: str) -> str:

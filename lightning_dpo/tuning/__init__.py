@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_dpo.tuning.config import SweepConfig
+    from lightning_dpo.tuning.frontier.config import FrontierConfig
+    from lightning_dpo.tuning.frontier.result import FrontierResult
+    from lightning_dpo.tuning.frontier.run import run_frontier
     from lightning_dpo.tuning.objective import Goal, Objective
     from lightning_dpo.tuning.results.result import SweepResult, TrialRecord
     from lightning_dpo.tuning.run import sweep
     from lightning_dpo.tuning.search.space import SearchSpace
 
 __all__ = [
+    "FrontierConfig",
+    "FrontierResult",
     "Goal",
     "Objective",
     "SearchSpace",
@@ -22,16 +27,20 @@ __all__ = [
     "SweepResult",
     "TrialRecord",
     "require_ray",
+    "run_frontier",
     "sweep",
 ]
 
 _HOMES = {
+    "FrontierConfig": "frontier.config",
+    "FrontierResult": "frontier.result",
     "Goal": "objective",
     "Objective": "objective",
     "SearchSpace": "search.space",
     "SweepConfig": "config",
     "SweepResult": "results.result",
     "TrialRecord": "trial.record",
+    "run_frontier": "frontier.run",
     "sweep": "run",
 }
 

@@ -15,8 +15,9 @@ from lightning_dpo.tuning.objective import Objective
 from lightning_dpo.tuning.recipe.recipe import Recipe
 from lightning_dpo.tuning.search.schedulers import check_workers, scheduler_class
 from lightning_dpo.tuning.search.space import SearchSpace
+from lightning_dpo.tuning.search.stops import StopRules
 
-__all__ = ["SweepConfig", "sweep_parser"]
+__all__ = ["SweepConfig", "split_arguments", "sweep_parser"]
 
 
 @dataclass(kw_only=True)
@@ -31,6 +32,10 @@ class SweepConfig:
         samples: Trials; with a grid, times that each of its points is tried.
         search: "random" (with a grid where the space has one), "optuna", or any Ray searcher as
             ``{class_path: ..., init_args: {...}}``.
+        repeats: Runs of each point that ran to its end, each with another seed; the mean ranks them.
+        confirm: How many of the best trials are run again at the end with new seeds; 0 runs none. Only the
+            new runs count for them then, and the best of them wins.
+        confirm_seeds: New runs of each of these.
         scheduler: "none", "asha", "hyperband", "median", "pbt", or ``{class_path: ..., init_args: {...}}``
             with such a name or any Ray scheduler.
         workers: Processes of one trial.
@@ -39,11 +44,20 @@ class SweepConfig:
         gpus: GPUs of each worker; a fraction lets trials share one.
         strategy: How several workers share a model: "ddp", "fsdp2" or "fsdp1".
         concurrency: Trials at once; None takes what the cluster holds.
+        stop: What ends a trial: ``{steps: 500, threshold: {val/kl: {above: 50}}, plateau: {patience: 3,
+            min_delta: 0.002}}``, any of them, looked at with each report; the plateau is the first goal's. By
+            hand, a file of the trial's id in the sweep's folder ``stop`` ends it at its next report.
+        time_budget: Seconds that the trials may take; those that run then end with what they have reported.
+        fail_fast: End the sweep if so many of its first trials fail with the same error; 0 tries them all.
+        callbacks: Callbacks of Ray Tune, each a class path or ``{class_path: ..., init_args: {...}}``. The
+            recipe's loggers need none: each trial is a run of its own in them.
         retries: How often a trial starts again from its checkpoint after one of its processes died.
         reuse_processes: Let trials follow each other in warm processes; those of several workers too.
         share_reference: Compute the reference's log-probabilities once for all trials.
         reference_cache: Folder or URL that keeps the reference's log-probabilities from sweep to sweep; None
             keeps them in the sweep's own folder.
+        confidence: With which trials are compared with the best one on the same validation pairs; those that
+            cannot be told from it are marked, and the one of them with the lowest KL is recommended.
         kl_prompts: Validation prompts that completions are sampled for, to measure the KL; 0 measures none.
         kl_tokens: Longest completion that is sampled for the KL.
         storage: Folder or fsspec URL for sweeps; on a cluster all machines must see it.
@@ -61,16 +75,24 @@ class SweepConfig:
     objective: str | dict[str, Any] = "val/rewards/accuracy"
     samples: int = 16
     search: str | dict[str, Any] = "random"
+    repeats: int = 1
+    confirm: int = 0
+    confirm_seeds: int = 2
     scheduler: str | dict[str, Any] = "none"
     workers: int = 1
     cpus: float = 1
     gpus: float = 0
     strategy: str = "ddp"
     concurrency: int | None = None
+    stop: dict[str, Any] | None = None
+    time_budget: float | None = None
+    fail_fast: int = 3
+    callbacks: list[str | dict[str, Any]] = field(default_factory=list)
     retries: int = 2
     reuse_processes: bool = True
     share_reference: bool = True
     reference_cache: str | None = None
+    confidence: float = 0.95
     kl_prompts: int = 0
     kl_tokens: int = 64
     storage: str = "outputs/sweeps"
@@ -87,14 +109,19 @@ class SweepConfig:
         Raises:
             ValueError: If a value is out of range.
         """
-        for name in ("samples", "kl_tokens"):
+        for name in ("samples", "repeats", "confirm_seeds", "kl_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("retries", "kl_prompts"):
+        for name in ("confirm", "fail_fast", "retries", "kl_prompts"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"`confidence` must be between 0 and 1, such as 0.95, got {self.confidence}")
         if self.concurrency is not None and self.concurrency < 1:
             raise ValueError(f"`concurrency` must be at least 1, got {self.concurrency}")
+        if self.time_budget is not None and self.time_budget <= 0:
+            raise ValueError(f"`time_budget` must be a number of seconds above 0, got {self.time_budget}")
+        self.stop_rules()
         self.resources()
         check_workers(scheduler_class(self.scheduler), workers=self.workers)
         self.search_space()
@@ -117,7 +144,7 @@ class SweepConfig:
         file = Path(path)
         if not file.is_file():
             raise ValueError(f"`config` must be a YAML file, got {str(path)!r}")
-        own, of_recipe = _split(arguments)
+        own, of_recipe = split_arguments(arguments)
         return _parse(file, own, of_recipe, changes)
 
     def search_space(self) -> SearchSpace:
@@ -127,6 +154,10 @@ class SweepConfig:
     def goals(self) -> Objective:
         """What is maximised, parsed."""
         return Objective.parse(self.objective)
+
+    def stop_rules(self) -> StopRules:
+        """What ends a trial, parsed."""
+        return StopRules.parse(self.stop)
 
     def resources(self) -> Resources:
         """What a trial takes of the cluster."""
@@ -164,7 +195,7 @@ def sweep_parser(**kwargs: Any) -> ArgumentParser:
     return parser
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Arguments of the sweep, and those of its recipe, with the values that follow them."""
     parts: tuple[list[str], list[str]] = ([], [])
     current = parts[0]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightning_dpo.tuning.config_paths import nearest
 
-__all__ = ["Goal", "Objective", "check_goals", "pareto_front"]
+__all__ = ["Goal", "Objective", "check_goals", "check_logged", "pareto_front"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,25 @@ def check_goals(
                 f"in units of the loss and of beta, and the space varies {', '.join(scale)}. Large values of "
                 'beta would win by scale alone. Rank by "val/rewards/accuracy", or by "val/logratio/margin", '
                 "which is free of beta"
+            )
+
+
+def check_logged(argument: str, names: Sequence[str], *, metrics: Sequence[str]) -> None:
+    """Refuse a metric that is never logged.
+
+    Args:
+        argument: Of the sweep's configuration.
+        names: Metrics that it names.
+        metrics: Names that the module logs.
+
+    Raises:
+        ValueError: With the nearest name.
+    """
+    for name in names:
+        if name not in metrics:
+            raise ValueError(
+                f"`{argument}` must be a metric that the module logs at validation, got {name!r}; did you "
+                f"mean {nearest(name, metrics)!r}?"
             )
 
 

@@ -13,15 +13,18 @@ from lightning_dpo.tuning.cluster.prepare import prepare
 from lightning_dpo.tuning.cluster.retry import fit_with_retries
 from lightning_dpo.tuning.cluster.tuner import has_begun, new_tuner, restored_tuner
 from lightning_dpo.tuning.config import SweepConfig
-from lightning_dpo.tuning.objective import check_goals
+from lightning_dpo.tuning.objective import check_goals, check_logged
 from lightning_dpo.tuning.recipe.module_traits import ModuleTraits
 from lightning_dpo.tuning.report.live_table import LiveTable
 from lightning_dpo.tuning.report.page import write_report
 from lightning_dpo.tuning.report.summary import print_summary
-from lightning_dpo.tuning.results.export import export_best
+from lightning_dpo.tuning.results.export import export_to_sweep
 from lightning_dpo.tuning.results.folder import save_result
 from lightning_dpo.tuning.results.gather import gather
 from lightning_dpo.tuning.results.result import SweepResult
+from lightning_dpo.tuning.rounds.rerun import check_seeds
+from lightning_dpo.tuning.rounds.run import run_rounds
+from lightning_dpo.tuning.search.ray_callbacks import make_callbacks
 from lightning_dpo.tuning.search.schedulers import check_workers, copies_checkpoints, make_scheduler
 from lightning_dpo.tuning.search.searchers import draws_by_itself, make_searcher
 from lightning_dpo.tuning.storage import Storage
@@ -61,6 +64,7 @@ def sweep(
         prepared = prepare(spec, config)
         spec = dataclasses.replace(spec, prepared=prepared.overrides)
         trials = config.samples * (1 if draws_by_itself(config.search) else spec.space.grid_size)
+        searching = time.time()
         with LiveTable(spec, samples=trials, verbose=verbose) as table:
             if resume and has_begun(spec):
                 tuner = restored_tuner(spec)
@@ -72,8 +76,17 @@ def sweep(
                     scheduler=scheduler,
                     concurrency=config.concurrency or fits,
                     callback=table.callback,
+                    time_budget=config.time_budget,
                 )
             outcome = fit_with_retries(tuner, lambda: restored_tuner(spec))
+        reruns = run_rounds(
+            spec,
+            outcome,
+            config,
+            concurrency=config.concurrency or fits,
+            time_left=None if config.time_budget is None else config.time_budget - (time.time() - searching),
+            verbose=verbose,
+        )
         result = gather(
             spec,
             outcome,
@@ -81,10 +94,11 @@ def sweep(
             machines=node_resources(),
             reference_passes=prepared.reference_passes,
             seconds=time.time() - began,
+            reruns=reruns,
             note=_HANDED_ON if copies_checkpoints(type(scheduler)) else "",
         )
         if config.export and traits.exports:
-            result = dataclasses.replace(result, model=export_best(result))
+            result = _with_models(result)
     save_result(result)
     write_report(result)
     if verbose:
@@ -92,15 +106,26 @@ def sweep(
     return result
 
 
+def _with_models(result: SweepResult) -> SweepResult:
+    """Export the best trial's model, and that of the recommended one where it is another trial."""
+    model = export_to_sweep(result, result.best, "best/model")
+    recommended = result.recommended
+    other = None if recommended is result.best else export_to_sweep(result, recommended, "recommended/model")
+    return dataclasses.replace(result, model=model, recommended_model=other)
+
+
 def _checked_spec(config: SweepConfig, *, module: Any, data: Any) -> TrialSpec:
     """What trials have in common, once recipe, space and objective are known to go together."""
     recipe = config.to_recipe(module=module, data=data)
     space, objective = config.search_space(), config.goals()
+    check_seeds(space, repeats=config.repeats, confirm=config.confirm)
     recipe.check(space.examples())
     traits = recipe.traits
     metrics = traits.metrics(kl=config.kl_prompts > 0)
     if metrics is not None:
         check_goals(objective, metrics=metrics, incomparable=traits.incomparable_metrics, varied=space.paths)
+        check_logged("stop.threshold", config.stop_rules().metrics, metrics=metrics)
+    make_callbacks(config.callbacks)
     return TrialSpec(
         recipe=recipe,
         space=space,

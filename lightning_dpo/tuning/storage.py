@@ -48,6 +48,13 @@ class Storage:
         except FileNotFoundError:
             return None
 
+    def read_bytes(self, name: str) -> bytes | None:
+        """The content of a file; None where there is none."""
+        try:
+            return bytes(self._fs.cat_file(self._at(name)))
+        except FileNotFoundError:
+            return None
+
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file; on a local file system a reader never sees half of it."""
         target = self._at(name)

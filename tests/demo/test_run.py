@@ -146,7 +146,7 @@ def shipped(tmp_path_factory):
     return tmp_path_factory.mktemp("shipped")
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_large_beta_leaves_the_task_as_shipped_grammatical(shipped):
     result = run_demo(output=shipped, beta=0.8, samples_per_prompt=16, verbose=False)
     assert result.after.score.mean > result.before.score.mean + 3
@@ -154,7 +154,7 @@ def test_a_large_beta_leaves_the_task_as_shipped_grammatical(shipped):
     assert result.after.kl.mean < 4
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_task_as_shipped_is_learned(shipped):
     result = run_demo(output=shipped, samples_per_prompt=64, verbose=False)
     assert abs(result.before.score.mean) < 1

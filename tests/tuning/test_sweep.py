@@ -103,7 +103,9 @@ class TestResult:
         assert not re.search(r'<(script|link|img)[^>]+(src|href)="(?!data:)', text)
         specs = json.loads(re.search(r'id="charts">(.*?)</script>', text, re.DOTALL)[1])
         kinds = [{trace["type"] for trace in spec["data"]} for spec in specs]
-        assert kinds == [{"scatter"}, {"heatmap", "scatter"}, {"scatter"}, {"parcoords"}, {"bar"}]
+        trade_off, differences, movement, space, curves, coordinates, steps = kinds
+        assert trade_off == differences == movement == curves == {"scatter"}
+        assert (space, coordinates, steps) == ({"heatmap", "scatter"}, {"parcoords"}, {"bar"})
         pareto = next(trace for trace in specs[0]["data"] if trace["name"] == "Pareto set")
         assert len(pareto["x"]) == len(result.frontier)
         assert all(trial.id in text for trial in result.trials)

@@ -40,6 +40,11 @@ class Resources:
             raise ValueError(f"`cpus` must be above 0, got {self.cpus}; Ray places no process on none")
         if self.gpus < 0:
             raise ValueError(f"`gpus` must not be negative, got {self.gpus}")
+        if self.workers > 1 and 0 < self.gpus < 1:
+            raise ValueError(
+                f"`gpus` must be 0 or at least 1 with several workers, got {self.gpus} and {self.workers} "
+                "workers: NCCL refuses two ranks on one device. Set `workers: 1` to let trials share a GPU"
+            )
         if self.strategy not in _STRATEGIES:
             raise ValueError(f"`strategy` must be one of {', '.join(_STRATEGIES)}, got {self.strategy!r}")
 

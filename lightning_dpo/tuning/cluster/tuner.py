@@ -12,7 +12,9 @@ from ray.tune.search import BasicVariantGenerator
 
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.search.checkpoint_retention import retention
+from lightning_dpo.tuning.search.ray_callbacks import make_callbacks
 from lightning_dpo.tuning.search.searchers import draws_by_itself
+from lightning_dpo.tuning.search.stops import SweepStopper
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.trainable import run_trial
@@ -30,6 +32,7 @@ def new_tuner(
     scheduler: TrialScheduler,
     concurrency: int,
     callback: tune.Callback,
+    time_budget: float | None = None,
 ) -> Tuner:
     """The tuner of a sweep that has not begun.
 
@@ -40,6 +43,7 @@ def new_tuner(
         scheduler: Stops trials early.
         concurrency: Trials at once.
         callback: Is told what happens to trials.
+        time_budget: Seconds after which no trial goes on.
     """
     storage = Storage(spec.location)
     is_plain = isinstance(searcher, BasicVariantGenerator)
@@ -61,13 +65,20 @@ def new_tuner(
             max_concurrent_trials=None if is_plain else concurrency,
             # The process that drives a trial keeps its workers for the next one.
             reuse_actors=config.reuse_processes,
+            time_budget_s=time_budget,
         ),
         run_config=RunConfig(
-            name=_RAY_FOLDER,
+            name=_folder(spec),
             storage_path=storage.path,
             failure_config=FailureConfig(max_failures=config.retries),
             checkpoint_config=checkpoints,
-            callbacks=[callback, *callbacks],
+            callbacks=[callback, *callbacks, *make_callbacks(config.callbacks)],
+            stop=SweepStopper(
+                config.stop_rules(),
+                objective=spec.objective,
+                location=spec.location,
+                fail_fast=config.fail_fast,
+            ),
             verbose=0,
             **storage.ray_options(),
         ),
@@ -76,7 +87,7 @@ def new_tuner(
 
 def has_begun(spec: TrialSpec) -> bool:
     """Whether an earlier tuner left a state to go on with."""
-    return not (Storage(spec.location) / _RAY_FOLDER).is_empty()
+    return not (Storage(spec.location) / _folder(spec)).is_empty()
 
 
 def restored_tuner(spec: TrialSpec) -> Tuner:
@@ -85,10 +96,15 @@ def restored_tuner(spec: TrialSpec) -> Tuner:
     Args:
         spec: What the sweep's trials have in common.
     """
-    folder = Storage(spec.location) / _RAY_FOLDER
+    folder = Storage(spec.location) / _folder(spec)
     return Tuner.restore(
         folder.path, _trainable(spec), resume_unfinished=True, resume_errored=True, **folder.ray_options()
     )
+
+
+def _folder(spec: TrialSpec) -> str:
+    """Where Ray keeps the state of the search, or of a round of reruns."""
+    return f"{_RAY_FOLDER}_{spec.round}" if spec.round else _RAY_FOLDER
 
 
 def _trainable(spec: TrialSpec) -> Any:

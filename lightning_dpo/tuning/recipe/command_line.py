@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_dpo.training.cli import DPOCLI, class_arguments
 from lightning_dpo.tuning.config_paths import config_paths
+from lightning_dpo.tuning.recipe.trial_loggers import LogParameters, TrialRun, name_runs, named_loggers
 
 __all__ = ["KnownPaths", "ParsedRecipe", "TrialCLI"]
 
@@ -87,6 +88,7 @@ class TrialCLI(_RecipeCLI):
         args: Sequence[str],
         callbacks: Sequence[pl.Callback] = (),
         trainer_options: Mapping[str, Any] | None = None,
+        run: TrialRun | None = None,
     ) -> None:
         """Parse and instantiate; nothing is trained.
 
@@ -96,10 +98,22 @@ class TrialCLI(_RecipeCLI):
             args: The command line.
             callbacks: Added to the trainer's.
             trainer_options: Take the place of the configured trainer arguments.
+            run: What the recipe's loggers call the trial; without it they log nothing.
         """
+        self._run = run
         self._callbacks = list(callbacks)
         self._trainer_options = dict(trainer_options or {})
         super().__init__(module, data, args=args)
+
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer, the recipe's loggers with the names of the trial."""
+        if self._run is not None:
+            name_runs(self.config.trainer.get("logger"), self._run)
+        super().instantiate_classes()
+
+    def let_go(self) -> None:
+        """Keep nothing of what was made: jsonargparse keeps its parser, which holds on to this object."""
+        vars(self).clear()
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         own = config.get("callbacks") or []
@@ -108,4 +122,9 @@ class TrialCLI(_RecipeCLI):
             for callback in [*(own if isinstance(own, list) else [own]), *callbacks]
             if not isinstance(callback, ProgressBar | ModelCheckpoint)
         ]
-        return pl.Trainer(**{**config, **self._trainer_options, "callbacks": [*kept, *self._callbacks]})
+        options = {**config, **self._trainer_options, "callbacks": [*kept, *self._callbacks]}
+        loggers = [] if self._run is None else named_loggers(config.get("logger"))
+        if self._run is not None and loggers:
+            options["logger"] = loggers
+            options["callbacks"].append(LogParameters(self._run))
+        return pl.Trainer(**options)

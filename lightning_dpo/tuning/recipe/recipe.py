@@ -18,6 +18,7 @@ from lightning_dpo.training.dpo import DPOModule
 from lightning_dpo.tuning.config_paths import as_arguments, import_object, nearest
 from lightning_dpo.tuning.recipe.command_line import KnownPaths, ParsedRecipe, TrialCLI
 from lightning_dpo.tuning.recipe.module_traits import ModuleTraits
+from lightning_dpo.tuning.recipe.trial_loggers import TrialRun
 
 __all__ = ["Recipe"]
 
@@ -73,6 +74,7 @@ class Recipe:
         *,
         callbacks: Sequence[pl.Callback] = (),
         trainer_options: Mapping[str, Any] | None = None,
+        run: TrialRun | None = None,
     ) -> TrialCLI:
         """Make model, data and trainer from the recipe with a trial's values.
 
@@ -80,12 +82,15 @@ class Recipe:
             overrides: The trial's values by config path.
             callbacks: Added to the trainer's.
             trainer_options: Take the place of the recipe's trainer arguments.
+            run: What the recipe's loggers call the trial; without it they log nothing.
 
         Raises:
             ValueError: If the configuration is not valid.
         """
         with self._command_line(overrides) as args:
-            return TrialCLI(*self._classes, args=args, callbacks=callbacks, trainer_options=trainer_options)
+            return TrialCLI(
+                *self._classes, args=args, callbacks=callbacks, trainer_options=trainer_options, run=run
+            )
 
     def check(self, examples: Iterable[Mapping[str, Any]]) -> None:
         """Parse the recipe with examples of what a sweep will set.

@@ -14,7 +14,7 @@ from lightning_dpo.tuning.report.summary import parameter_labels
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.storage import Storage
 
-__all__ = ["render", "write_report"]
+__all__ = ["render", "template_environment", "write_report"]
 
 
 def write_report(result: SweepResult) -> None:
@@ -28,17 +28,19 @@ def render(result: SweepResult) -> str:
 
     charts = draw_charts(result)
     return (
-        _environment()
+        template_environment()
         .get_template("page.html")
         .render(
             result=result,
             name=result.location.rstrip("/").rpartition("/")[2],
             headline=sections.headline(result),
             lead=sections.lead(result),
+            recommendation=sections.recommendation(result),
             facts=sections.facts(result),
             charts=charts,
             figures=[{"data": chart.data, "layout": chart.layout} for chart in charts],
             trials=sections.trials(result),
+            trials_note=sections.trials_note(result),
             labels=parameter_labels(result),
             failures=[trial for trial in result.trials if not trial.is_ranked],
             environment=[(name, format_value(value)) for name, value in result.environment.items()],
@@ -48,7 +50,7 @@ def render(result: SweepResult) -> str:
     )
 
 
-def _environment() -> Environment:
+def template_environment() -> Environment:
     """Where the templates are, and how they are filled: whatever is not `Markup` is escaped."""
     environment = Environment(
         loader=PackageLoader("lightning_dpo.tuning.report"),

@@ -7,12 +7,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from lightning_dpo.tuning.report.comparison_table import format_difference, format_interval, format_p_value
 from lightning_dpo.tuning.report.formatting import format_duration, format_number, format_value, metric_label
 from lightning_dpo.tuning.report.summary import parameter_labels, shown_metrics, status_counts
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.trial.record import TrialRecord
 
-__all__ = ["facts", "headline", "lead", "trials"]
+__all__ = ["facts", "headline", "lead", "recommendation", "trials", "trials_note"]
 
 
 def headline(result: SweepResult) -> Markup:
@@ -27,7 +28,7 @@ def headline(result: SweepResult) -> Markup:
         for path, value in best.overrides.items()
     )
     measured = [
-        f"{metric_label(metric)}\u00a0{format_number(best.metrics[metric])}"
+        f"{metric_label(metric)}\u00a0{_value(result, best, metric)}"
         for metric in shown_metrics(result)
         if metric in best.metrics
     ]
@@ -56,14 +57,32 @@ def lead(result: SweepResult) -> str:
     return text
 
 
+def recommendation(result: SweepResult) -> Markup | None:
+    """Which trial to take, and why; None where trials were not compared."""
+    if len(result.comparisons) < 2:
+        return None
+    trial, reason = result.recommendation
+    if trial is result.best:
+        return Markup("<b>Recommended: the best one.</b> {}").format(reason)
+    labels = parameter_labels(result)
+    values = ", ".join(f"{labels[path]}\u00a0=\u00a0{format_value(v)}" for path, v in trial.overrides.items())
+    return Markup("<b>Recommended: {}.</b> {}").format(values, reason)
+
+
 def facts(result: SweepResult) -> dict[str, str]:
     """The numbers that people look for first, by name."""
     best, (saved, planned) = result.best, _saved_steps(result)
     measured = {
-        f"{'best' if place == 0 else 'its'} {metric_label(metric)}": format_number(best.metrics[metric])
+        f"{'best' if place == 0 else 'its'} {metric_label(metric)}": _value(result, best, metric)
         for place, metric in enumerate(shown_metrics(result))
         if best.is_ranked and metric in best.metrics
     }
+    compared = result.comparisons
+    if best.id in compared:
+        measured[f"{result.confidence:.0%} interval"] = format_interval(compared[best.id].interval)
+    if len(compared) > 1:
+        level = sum(one.is_level for one in compared.values())
+        measured["cannot be told apart"] = f"{level} of {len(compared)}"
     return measured | {
         "trials": str(len(result.trials)),
         "steps saved": f"{saved / planned:.0%}" if planned else "0%",
@@ -81,14 +100,39 @@ def trials(result: SweepResult) -> tuple[list[tuple[str, str, str]], list[list[s
     metrics, labels = shown_metrics(result), parameter_labels(result)
     if any("val/logratio/margin" in trial.metrics for trial in result.trials):
         metrics = list(dict.fromkeys([*metrics, "val/logratio/margin"]))
+    compared, recommended = result.comparisons, result.recommended.id
     pareto = {trial.id for trial in result.frontier} if len(result.frontier_goals) > 1 else set()
+
+    def marks(trial: TrialRecord) -> str:
+        is_level = len(compared) > 1 and trial.id in compared and compared[trial.id].is_level
+        is_recommended = len(compared) > 1 and trial.id == recommended
+        told = {" ◆": trial.id in pareto, " ≈": is_level, " ✓": is_recommended}
+        return "".join(mark for mark, holds in told.items() if holds)
+
+    def seeds(trial: TrialRecord) -> str:
+        found = result.mean(trial)
+        if found is None or found.error is None:
+            return ""
+        return f"{format_number(found.mean, 4)} ± {format_number(found.error, 2)} ({found.runs})"
+
+    def comparison_cells(trial: str) -> list[str]:
+        one = compared.get(trial)
+        if one is None:
+            return [""] * 4
+        told = format_interval(one.interval)
+        if trial == result.best.id:
+            return [told, "", "", ""]
+        interval = " to ".join(map(format_difference, one.difference_interval))
+        return [told, format_difference(one.difference), interval, format_p_value(one.p_value)]
 
     def cells(place: int, trial: TrialRecord) -> list[str]:
         measured = [trial.metrics.get(metric) for metric in metrics]
         return [
             str(place) if trial.is_ranked else "–",
-            trial.id + (" ◆" if trial.id in pareto else ""),
+            trial.id + marks(trial),
             *("" if value is None else format_number(value, 4, pad=True) for value in measured),
+            *([seeds(trial)] if result.reruns else ()),
+            *(comparison_cells(trial.id) if compared else ()),
             *(format_value(trial.overrides[path]) if path in trial.overrides else "" for path in labels),
             f"{trial.step:,} of {trial.total_steps:,}" if trial.total_steps else "0",
             trial.status + (f", {trial.starts} starts" if trial.starts > 1 else ""),
@@ -97,10 +141,39 @@ def trials(result: SweepResult) -> tuple[list[tuple[str, str, str]], list[list[s
     columns = [
         *(("rank", "", ""), ("trial", "", "")),
         *((metric_label(metric), metric, "right") for metric in metrics),
+        *([("mean over seeds", "± its standard error (runs)", "right")] if result.reruns else ()),
+        *(_comparison_columns(result) if compared else ()),
         *((label, path, "") for path, label in labels.items()),
         *(("steps", "", ""), ("status", "", "")),
     ]
     return columns, [cells(place, trial) for place, trial in enumerate(result.trials, start=1)]
+
+
+def _comparison_columns(result: SweepResult) -> list[tuple[str, str, str]]:
+    """Label, hint and kind of the columns that compare a trial with the best one."""
+    sure = f"{result.confidence:.0%} interval of the"
+    return [
+        ("interval", f"{sure} metric", "right"),
+        ("less the best", "Paired difference from the best trial, on the same pairs", "right"),
+        ("its interval", f"{sure} difference", "right"),
+        ("p", "McNemar's test, or its like where pairs are not right or wrong", "right"),
+    ]
+
+
+def _value(result: SweepResult, trial: TrialRecord, metric: str) -> str:
+    """A trial's last value, or the mean over seeds where it was run again."""
+    found = result.mean(trial, metric)
+    return "" if found is None else format_number(found.mean)
+
+
+def trials_note(result: SweepResult) -> str:
+    """What the marks in the table of trials mean."""
+    text = "Best first."
+    if len(result.frontier_goals) > 1:
+        text += " ◆ belongs to the Pareto set."
+    if len(result.comparisons) > 1:
+        text += " ≈ cannot be told from the best one. ✓ is recommended."
+    return text
 
 
 def _saved_steps(result: SweepResult) -> tuple[int, int]:

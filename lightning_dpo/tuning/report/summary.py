@@ -6,6 +6,7 @@ from collections import Counter
 
 from rich.console import Console
 
+from lightning_dpo.tuning.report.comparison_table import comparison_table, format_interval
 from lightning_dpo.tuning.report.formatting import format_number, format_value, metric_label, path_labels
 from lightning_dpo.tuning.results.result import KL, SweepResult
 
@@ -35,12 +36,14 @@ def print_summary(result: SweepResult) -> None:
     labels = path_labels(best.overrides)
     values = ", ".join(f"{labels[path]} {format_value(value)}" for path, value in best.overrides.items())
     goals = [goal.metric for goal in result.frontier_goals if goal.metric in best.metrics]
-    measured = ", ".join(
-        f"{metric_label(metric)} {format_number(best.metrics[metric], 4)}" for metric in goals
-    )
+    measured = ", ".join(f"{metric_label(metric)} {_measured(result, metric)}" for metric in goals)
+    table = comparison_table(result)
+    if table is not None:
+        console.print(table)
     trials = ", ".join(f"{count} {status}" for status, count in status_counts(result).items())
     lines = [
         f"best: {measured} with {values}",
+        *_recommended(result),
         f"trials: {len(result.trials)} ({trials}) in {result.seconds:.0f} s",
         f"reference passes: {result.reference_passes}",
         f"recipe: {result.location}/best/config.yaml",
@@ -49,3 +52,31 @@ def print_summary(result: SweepResult) -> None:
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _measured(result: SweepResult, metric: str) -> str:
+    """The best trial's value, or its mean where it was run again; of the first goal with its interval."""
+    best, found = result.best, result.mean(result.best, metric)
+    assert found is not None  # metrics that the trial does not have are not shown
+    text = format_number(found.mean, 4)
+    if found.runs > 1:
+        text += f" (mean of {found.runs} seeds)"
+    if metric == result.objective.primary.metric and best.id in result.comparisons:
+        text += f" ({result.confidence:.0%}: {format_interval(result.comparisons[best.id].interval)})"
+    return text
+
+
+def _recommended(result: SweepResult) -> list[str]:
+    """Which trial to take and why, where trials were compared; and where its files are, if it has its own."""
+    if len(result.comparisons) < 2:
+        return []
+    trial, reason = result.recommendation
+    if trial is result.best:
+        return [f"recommended: the best one. {reason}"]
+    labels = path_labels(trial.overrides)
+    values = ", ".join(f"{labels[path]} {format_value(value)}" for path, value in trial.overrides.items())
+    return [
+        f"recommended: {values}. {reason}",
+        f"its recipe: {result.location}/recommended/config.yaml",
+        *([f"its model: {result.recommended_model}"] if result.recommended_model else []),
+    ]

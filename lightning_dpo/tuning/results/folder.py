@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from lightning_dpo.tuning.objective import Goal, Objective
+from lightning_dpo.tuning.results.comparison import Comparison
 from lightning_dpo.tuning.results.ranking import rank
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.storage import Storage
@@ -18,6 +19,7 @@ __all__ = ["load_result", "save_result"]
 
 _SUMMARY = "sweep.json"
 _RECIPE = "best/config.yaml"
+_RECOMMENDED_RECIPE = "recommended/config.yaml"
 _TABLE = "results.parquet"
 
 
@@ -26,17 +28,23 @@ def save_result(result: SweepResult) -> None:
     storage = Storage(result.location)
     summary = {
         "objective": [{"metric": g.metric, "mode": g.mode} for g in result.objective.goals],
-        "statuses": {t.id: [t.status, t.reason, t.checkpoint] for t in result.trials},
+        "statuses": {t.id: [t.status, t.reason, t.checkpoint] for t in (*result.trials, *result.reruns)},
         "reference_passes": result.reference_passes,
         "seconds": result.seconds,
         "settings": result.settings,
         "environment": result.environment,
         "model": result.model,
     }
+    if result.comparisons:
+        summary["comparisons"] = {trial: asdict(one) for trial, one in result.comparisons.items()}
+        summary["recommended"] = result.recommended.id
+        summary["recommended_model"] = result.recommended_model
     storage.write(_SUMMARY, json.dumps(summary, indent=1, default=str))
     if result.recipe:
         storage.write(_RECIPE, result.recipe)
-    storage.write(_TABLE, _parquet(result.trials))
+    if result.recommended_recipe:
+        storage.write(_RECOMMENDED_RECIPE, result.recommended_recipe)
+    storage.write(_TABLE, _parquet((*result.trials, *result.reruns)))
 
 
 def load_result(location: str) -> SweepResult:
@@ -58,16 +66,24 @@ def load_result(location: str) -> SweepResult:
         status, reason, checkpoint = summary["statuses"].get(record.id, [record.status, record.reason, None])
         records.append(replace(record, status=status, reason=reason, checkpoint=checkpoint))
     objective = Objective(tuple(Goal(**goal) for goal in summary["objective"]))
+    trials = [record for record in records if not record.rerun_of]
+    reruns = tuple(record for record in records if record.rerun_of)
     return SweepResult(
         location=storage.location,
         objective=objective,
-        trials=rank(records, objective),
+        trials=rank(trials, objective, reruns),
+        reruns=reruns,
         reference_passes=summary["reference_passes"],
         seconds=summary["seconds"],
         settings=summary["settings"],
         environment=summary["environment"],
         recipe=storage.read(_RECIPE) or "",
         model=summary["model"],
+        recommended_recipe=storage.read(_RECOMMENDED_RECIPE) or "",
+        recommended_model=summary.get("recommended_model"),
+        comparisons={
+            trial: Comparison.from_json(one) for trial, one in summary.get("comparisons", {}).items()
+        },
     )
 
 
@@ -81,6 +97,7 @@ def _parquet(trials: Sequence[TrialRecord]) -> bytes:
             "trial": trial.id,
             "status": trial.status,
             "reason": trial.reason,
+            **({"rerun_of": trial.rerun_of, "purpose": trial.purpose} if trial.rerun_of else {}),
             **{f"config/{path}": _plain(value) for path, value in trial.overrides.items()},
             **entry,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -10,18 +11,24 @@ from typing import Any
 
 from ray.tune import Result, ResultGrid
 
+from lightning_dpo.tuning.results.comparison import Comparison, compare
 from lightning_dpo.tuning.results.folder import save_result
 from lightning_dpo.tuning.results.ranking import rank
 from lightning_dpo.tuning.results.result import SweepResult
+from lightning_dpo.tuning.results.runs import counted_runs
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.ending import outcome_of_dead_process
+from lightning_dpo.tuning.trial.outcomes import PairOutcomes, load_outcomes
 from lightning_dpo.tuning.trial.record import TrialRecord, load_records
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
 
-__all__ = ["gather"]
+__all__ = ["completed_trials", "gather"]
 
 _PACKAGES = ("lightning-dpo", "lightning", "torch", "transformers", "ray", "optuna")
+
+_TOLERANCE = 1e-3
+"""That a metric may differ from the mean over the pairs: outcomes of other weights differ more, or not."""
 
 
 def gather(
@@ -33,6 +40,7 @@ def gather(
     reference_passes: int,
     seconds: float,
     note: str = "",
+    reruns: Sequence[TrialRecord] = (),
 ) -> SweepResult:
     """Put together what became of all trials.
 
@@ -44,20 +52,17 @@ def gather(
         reference_passes: Passes of the reference over the data before the first trial.
         seconds: Wall time of the sweep.
         note: A line for the head of the best recipe.
+        reruns: Runs of the trials' values with other seeds.
 
     Raises:
         ValueError: If every trial went wrong; what is known of them is saved all the same.
     """
-    known = {record.id: record for record in load_records(spec.records)}
-    trials = []
-    for number, ray_trial in enumerate(outcome._experiment_analysis.trials):
-        overrides = spec.space.overrides(ray_trial.config)
-        record = known.get(ray_trial.trial_id) or TrialRecord(ray_trial.trial_id, overrides)
-        trials.append(_completed(record, outcome[number]))
+    trials = completed_trials(spec, outcome)
     result = SweepResult(
         location=Storage(spec.location).location,
         objective=spec.objective,
-        trials=rank(trials, spec.objective),
+        trials=rank(trials, spec.objective, reruns),
+        reruns=tuple(reruns),
         reference_passes=reference_passes + sum(trial.reference_passes > 0 for trial in trials),
         seconds=round(seconds, 1),
         settings=dict(settings),
@@ -67,7 +72,33 @@ def gather(
         save_result(result)
         reasons = [f"{t.status}: {t.reason}" for t in trials if t.reason]
         raise ValueError(f"every trial went wrong; the first one: {reasons[0] if reasons else 'none ran'}")
-    return replace(result, recipe=_best_recipe(spec, result, note))
+    result = replace(result, comparisons=_comparisons(spec, result))
+    chosen = result.recommended
+    return replace(
+        result,
+        recipe=_recipe(spec, result, result.best, "best", note),
+        recommended_recipe=""
+        if chosen is result.best
+        else _recipe(spec, result, chosen, "recommended", note),
+    )
+
+
+def completed_trials(spec: TrialSpec, outcome: ResultGrid) -> list[TrialRecord]:
+    """What is known of each trial, from its own record and from Ray.
+
+    Args:
+        spec: What the trials have in common.
+        outcome: What Ray knows of them.
+    """
+    known = {record.id: record for record in load_records(spec.records)}
+    trials = []
+    for number, ray_trial in enumerate(outcome._experiment_analysis.trials):
+        record, told = known.get(ray_trial.trial_id), outcome[number]
+        if record is None and told.error is None and not told.metrics:
+            continue  # the sweep ended before it began
+        record = record or spec.new_record(ray_trial.trial_id, ray_trial.config)
+        trials.append(_completed(record, told))
+    return trials
 
 
 def _completed(record: TrialRecord, ray_result: Result) -> TrialRecord:
@@ -87,15 +118,38 @@ def _completed(record: TrialRecord, ray_result: Result) -> TrialRecord:
     return replace(record, status=TrialStatus.FINISHED if is_complete else TrialStatus.STOPPED)
 
 
-def _best_recipe(spec: TrialSpec, result: SweepResult, note: str) -> str:
-    goal, best = result.objective.primary, result.best
+def _comparisons(spec: TrialSpec, result: SweepResult) -> dict[str, Comparison]:
+    """Every trial beside the best one, where their outcomes are known and are those that were reported."""
+    goal = spec.objective.primary
+    outcomes: dict[str, list[PairOutcomes]] = {}
+    for trial in result.trials:
+        if trial.is_ranked:
+            loaded = [_outcomes_of(run, spec) for run in counted_runs(trial, result.reruns)]
+            found = [one for one in loaded if one is not None]
+            if found:
+                outcomes[trial.id] = found
+    if result.best.id not in outcomes:
+        return {}
+    return compare(outcomes, goal=goal, confidence=result.confidence)
+
+
+def _outcomes_of(run: TrialRecord, spec: TrialSpec) -> PairOutcomes | None:
+    """What a run found for each pair, if that is what it reported last."""
+    found = load_outcomes(spec.outcomes, run.id, step=run.step)
+    reported = run.metrics[spec.objective.primary.metric]
+    return found if found is not None and abs(found.mean - reported) <= _TOLERANCE else None
+
+
+def _recipe(spec: TrialSpec, result: SweepResult, trial: TrialRecord, kind: str, note: str) -> str:
+    metric = result.objective.primary.metric
     header = (
-        f"# The best trial ({best.id}) of {result.location}: {goal.metric} {best.metrics[goal.metric]:.4f} "
-        f"at step {best.step}.\n#\n#   lightning-dpo fit --config config.yaml\n"
+        f"# The {kind} trial ({trial.id}) of {result.location}: {metric} {trial.metrics[metric]:.4f} "
+        f"at step {trial.step}.\n#\n#   lightning-dpo fit --config config.yaml\n"
     )
-    if note:
-        header += f"#\n# {note}\n"
-    return header + spec.recipe.parse(best.overrides).to_yaml()
+    notes = [result.recommendation.reason if kind == "recommended" else "", note]
+    for text in filter(None, notes):
+        header += "#\n" + "".join(f"# {line}\n" for line in textwrap.wrap(text, 100))
+    return header + spec.recipe.parse(trial.overrides).to_yaml()
 
 
 def _environment(machines: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -7,13 +7,19 @@ from typing import Any
 
 from lightning_dpo.tuning.objective import Goal, Objective
 from lightning_dpo.tuning.results.result import KL
+from lightning_dpo.tuning.results.runs import counted_runs, run_mean
 from lightning_dpo.tuning.trial.record import TrialRecord
 
 __all__ = ["rank"]
 
 
-def rank(trials: Sequence[TrialRecord], objective: Objective) -> tuple[TrialRecord, ...]:
+def rank(
+    trials: Sequence[TrialRecord], objective: Objective, reruns: Sequence[TrialRecord] = ()
+) -> tuple[TrialRecord, ...]:
     """Best first, by the last report of the first goal; trials that went wrong come last.
+
+    Where values were run with several seeds, the mean of the runs that count is what ranks: first trials that
+    were confirmed, then those that were repeated, and then those that were run once.
 
     Of trials that are equal in it, the one with the better other goals comes first, then that with the lower
     KL: it needed to move less from the reference.
@@ -21,11 +27,14 @@ def rank(trials: Sequence[TrialRecord], objective: Objective) -> tuple[TrialReco
     goals = (*objective.goals, Goal(KL, "min"))
 
     def key(trial: TrialRecord) -> tuple[Any, ...]:
-        values = (trial.metrics.get(goal.metric) for goal in goals)
+        runs = counted_runs(trial, reruns)
+        is_confirmed = runs[0] is not trial
+        means = (run_mean(trial, reruns, goal.metric) for goal in goals)
+        values = (None if mean is None else mean.mean for mean in means)
         scores = (
             -goal.score(value) if value is not None else float("inf")
             for goal, value in zip(goals, values, strict=True)
         )
-        return (not trial.is_ranked, *scores, trial.id)
+        return (not trial.is_ranked, not is_confirmed, len(runs) < 2, *scores, trial.id)
 
     return tuple(sorted(trials, key=key))

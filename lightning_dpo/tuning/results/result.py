@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_dpo.tuning.objective import Goal, Objective, pareto_front
+from lightning_dpo.tuning.results.comparison import Comparison
+from lightning_dpo.tuning.results.recommendation import KL, Recommendation, recommend
+from lightning_dpo.tuning.results.runs import RunMean, run_mean
 from lightning_dpo.tuning.trial.record import TrialRecord
 
 __all__ = ["KL", "SweepResult", "TrialRecord"]
-
-KL = "val/kl"
-"""The KL between policy and reference, which is shown beside the goals wherever it was measured."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class SweepResult:
         environment: Versions and machines of the sweep.
         recipe: The best trial's complete configuration for `fit`, YAML.
         model: Where the best trial's model is, or None.
+        comparisons: How each trial compares with the best one on the same pairs, by its id; trials that went
+            wrong, or whose pairs differ, have none.
+        reruns: Runs of the trials' values with other seeds.
+        recommended_recipe: The recommended trial's complete configuration, where it is not the best one.
+        recommended_model: Where its model is then, or None.
     """
 
     location: str
@@ -39,10 +45,38 @@ class SweepResult:
     environment: dict[str, Any] = field(default_factory=dict)
     recipe: str = ""
     model: str | None = None
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    reruns: tuple[TrialRecord, ...] = ()
+    recommended_recipe: str = ""
+    recommended_model: str | None = None
+
+    def mean(self, trial: TrialRecord, metric: str | None = None) -> RunMean | None:
+        """A metric's mean over the runs that count for a trial, with its error over seeds.
+
+        Args:
+            trial: One of `trials`.
+            metric: Logged name; the first goal's by default.
+        """
+        return run_mean(trial, self.reruns, metric or self.objective.primary.metric)
+
+    @property
+    def confidence(self) -> float:
+        """With which trials were compared."""
+        return float(self.settings.get("confidence", 0.95))
+
+    @property
+    def recommendation(self) -> Recommendation:
+        """Which trial to take, and why."""
+        return recommend(self.trials, self.comparisons, confidence=self.confidence)
+
+    @property
+    def recommended(self) -> TrialRecord:
+        """Of the trials that cannot be told from the best one, the one with the lowest KL."""
+        return self.recommendation.trial
 
     @property
     def best(self) -> TrialRecord:
-        """The trial with the best last report of the first goal."""
+        """The trial with the best last report of the first goal, or mean of these where it was run again."""
         return self.trials[0]
 
     @property

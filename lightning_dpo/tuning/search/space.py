@@ -146,6 +146,14 @@ class SearchSpace:
                 chosen[parameter.path] = parameter.values[0] if constant else drawn[parameter.key]
         return chosen
 
+    def origin(self, config: Mapping[str, Any]) -> tuple[str, str]:
+        """Of which trial a config that Ray made is a rerun, and its purpose; two empty texts for a search.
+
+        Args:
+            config: What Ray chose.
+        """
+        return "", ""
+
     def define_by_run(self, trial: Any) -> None:
         """The space for Optuna, which then draws only the parameters whose condition holds.
 

@@ -50,7 +50,10 @@ def report_again(objective: Objective, record: TrialRecord) -> None:
         record: The trial.
     """
     worst: dict[str, Any] = {goal.metric: goal.worst for goal in objective.goals}
-    tune.report({**record.metrics, **({} if record.is_ranked else worst), "status": str(record.status)})
+    reason = {"reason": record.reason} if record.reason else {}
+    tune.report(
+        {**record.metrics, **({} if record.is_ranked else worst), "status": str(record.status), **reason}
+    )
 
 
 def outcome_of_dead_process(error: str) -> Outcome:

@@ -15,9 +15,11 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_dpo.tuning.cluster.resources import Resources
+from lightning_dpo.tuning.recipe.trial_loggers import TrialRun, end_runs
 from lightning_dpo.tuning.trial.ending import Outcome
 from lightning_dpo.tuning.trial.kl import KLMonitor
-from lightning_dpo.tuning.trial.report_callback import CHECKPOINT, DivergedError, TrialReport
+from lightning_dpo.tuning.trial.outcomes import OutcomeRecorder
+from lightning_dpo.tuning.trial.report_callback import CHECKPOINT, DivergedError, TrialReport, saved_report
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
 
@@ -42,6 +44,7 @@ def fit_trial(
     overrides: Mapping[str, Any],
     report: Callable[[dict[str, Any], Path | None], None],
     *,
+    trial: str,
     checkpoint: Path | None = None,
     trainer_options: Mapping[str, Any] | None = None,
 ) -> Outcome:
@@ -54,30 +57,17 @@ def fit_trial(
         spec: What the sweep's trials have in common.
         overrides: The trial's values by config path.
         report: Takes the metrics of each validation, and the folder of its checkpoint.
+        trial: The trial's name.
         checkpoint: Folder that an earlier process of this trial reported, or another trial with PBT.
         trainer_options: Take the place of the recipe's trainer arguments.
     """
     global _previous_end
-    began = _previous_end or time.time()
-    required = tuple(goal.metric for goal in spec.objective.goals)
-    reports = TrialReport(report, required=required, began=began)
     try:
-        with spec.user_environment(), _memory_given_back(), tempfile.TemporaryDirectory() as scratch:
-            options = {**_WITHOUT_FILES, "default_root_dir": scratch, **(trainer_options or {})}
-            _fit(spec, overrides, reports, checkpoint, options)
-            if not reports.reports and checkpoint is None:
-                raise ValueError(
-                    "a trial must validate at least once: give the recipe validation data, and a "
-                    "`trainer.val_check_interval` within its length"
-                )
-    except DivergedError as error:
-        return Outcome(TrialStatus.DIVERGED, str(error))
-    except Exception as error:  # whatever it is, the other trials go on
-        status = TrialStatus.OUT_OF_MEMORY if _is_out_of_memory(error) else TrialStatus.FAILED
-        return Outcome(status, f"{type(error).__name__}: {error}", traceback.format_exc())
+        return _outcome(spec, overrides, report, trial, checkpoint, trainer_options or {})
     finally:
+        # Only here is all gone that holds the model: callbacks, and an error whose traceback has its frames.
+        _give_memory_back()
         _previous_end = time.time()
-    return Outcome(TrialStatus.FINISHED)
 
 
 def fit_recipe(
@@ -112,27 +102,62 @@ def local_trainer_options(resources: Resources) -> dict[str, Any]:
     return {"devices": 1, "num_nodes": 1, **({} if resources.gpus else {"accelerator": "cpu"})}
 
 
+def _outcome(
+    spec: TrialSpec,
+    overrides: Mapping[str, Any],
+    report: Callable[[dict[str, Any], Path | None], None],
+    trial: str,
+    checkpoint: Path | None,
+    trainer_options: Mapping[str, Any],
+) -> Outcome:
+    """Train, and say what became of it; an error of training is an outcome."""
+    required = tuple(goal.metric for goal in spec.objective.goals)
+    reports = TrialReport(report, required=required, began=_previous_end or time.time())
+    begins_at = 0 if checkpoint is None else int(saved_report(checkpoint)["step"])
+    run = TrialRun(trial, spec.location.rstrip("/").rpartition("/")[2], overrides, begins_at)
+    outcomes = OutcomeRecorder(spec.outcomes, trial=trial, metric=spec.objective.primary.metric)
+    try:
+        with spec.user_environment(), tempfile.TemporaryDirectory() as scratch:
+            options = {**_WITHOUT_FILES, "default_root_dir": scratch, **trainer_options}
+            _fit(spec, overrides, [outcomes, reports], checkpoint, options, run)
+            if not reports.reports and checkpoint is None:
+                raise ValueError(
+                    "a trial must validate at least once: give the recipe validation data, and a "
+                    "`trainer.val_check_interval` within its length"
+                )
+    except DivergedError as error:
+        return Outcome(TrialStatus.DIVERGED, str(error))
+    except Exception as error:  # whatever it is, the other trials go on
+        status = TrialStatus.OUT_OF_MEMORY if _is_out_of_memory(error) else TrialStatus.FAILED
+        return Outcome(status, f"{type(error).__name__}: {error}", traceback.format_exc())
+    return Outcome(TrialStatus.FINISHED)
+
+
 def _fit(
     spec: TrialSpec,
     overrides: Mapping[str, Any],
-    reports: TrialReport,
+    callbacks: list[pl.Callback],
     checkpoint: Path | None,
     trainer_options: dict[str, Any],
+    run: TrialRun,
 ) -> None:
-    callbacks: list[pl.Callback] = [reports]
     if spec.kl_prompts and spec.recipe.traits.samples_completions:
         callbacks.insert(0, KLMonitor(spec.kl_prompts, max_new_tokens=spec.kl_tokens))
     if checkpoint is not None:
         callbacks.append(_UseOwnLearningRate())
     cli = spec.recipe.instantiate(
-        {**overrides, **spec.prepared}, callbacks=callbacks, trainer_options=trainer_options
+        {**overrides, **spec.prepared}, callbacks=callbacks, trainer_options=trainer_options, run=run
     )
-    cli.trainer.fit(
-        cli.model,
-        datamodule=cli.datamodule,
-        ckpt_path=None if checkpoint is None else str(checkpoint / CHECKPOINT),
-        weights_only=False,
-    )
+    try:
+        cli.trainer.fit(
+            cli.model,
+            datamodule=cli.datamodule,
+            ckpt_path=None if checkpoint is None else str(checkpoint / CHECKPOINT),
+            weights_only=False,
+        )
+    finally:
+        end_runs(cli.trainer)
+        cli.let_go()
 
 
 class _UseOwnLearningRate(pl.Callback):
@@ -166,13 +191,17 @@ def _optimizers(result: Any) -> list[torch.optim.Optimizer]:
 
 @contextlib.contextmanager
 def _memory_given_back() -> Iterator[None]:
-    """Free memory at the end, also when a scheduler stops the trial: the process may train another one."""
+    """Free memory at the end: the process may train another model."""
     try:
         yield
     finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _give_memory_back()
+
+
+def _give_memory_back() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

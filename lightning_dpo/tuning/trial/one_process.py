@@ -41,14 +41,21 @@ def run_in_one_process(spec: TrialSpec, record: TrialRecord) -> None:
     if checkpoint is None:
         state = record.restarted()
         state.save(spec.records)
-        outcome = fit_trial(spec, record.overrides, report, trainer_options=options)
+        outcome = fit_trial(spec, record.overrides, report, trial=record.id, trainer_options=options)
     else:
         with checkpoint.as_directory() as name:
             folder = Path(name)
             saved = saved_report(folder)
             begun = state = record.restarted(saved)
             state.save(spec.records)
-            outcome = fit_trial(spec, record.overrides, report, checkpoint=folder, trainer_options=options)
+            outcome = fit_trial(
+                spec,
+                record.overrides,
+                report,
+                trial=record.id,
+                checkpoint=folder,
+                trainer_options=options,
+            )
             if state is begun and outcome.status is TrialStatus.FINISHED:
                 # Nothing was left to train: with PBT the checkpoint may be the last one of another trial.
                 tune.report(saved, checkpoint=checkpoint)

@@ -31,6 +31,8 @@ class TrialRecord:
         startup_seconds: From the end of the trial before in the same process to the first step.
         reference_passes: Batches for which this trial itself ran the reference.
         checkpoint: Folder of its last checkpoint, in the sweep's storage.
+        rerun_of: The trial whose values it runs with another seed; empty for a trial of the search.
+        purpose: "repeat" or "confirm" then.
         extra: The machine it ran on, and the traceback where it went wrong.
     """
 
@@ -44,6 +46,8 @@ class TrialRecord:
     startup_seconds: float | None = None
     reference_passes: int = 0
     checkpoint: str | None = None
+    rerun_of: str = ""
+    purpose: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -87,7 +91,10 @@ class TrialRecord:
 
     def save(self, storage: Storage) -> None:
         """Write it to the folder of records."""
-        storage.write(f"{self.id}.json", json.dumps(asdict(self), indent=1))
+        fields = asdict(self)
+        if not self.rerun_of:  # as records of earlier versions are
+            del fields["rerun_of"], fields["purpose"]
+        storage.write(f"{self.id}.json", json.dumps(fields, indent=1))
 
     @classmethod
     def load(cls, storage: Storage, trial: str) -> TrialRecord | None:

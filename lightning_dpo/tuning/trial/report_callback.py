@@ -75,7 +75,11 @@ class TrialReport(pl.Callback):
         Raises:
             DivergedError: If it was not finite.
         """
-        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if (
+            loss is None
+        ):  # a module that steps its optimizers itself, as PPO does, gives it to the loggers only
+            loss = trainer.callback_metrics.get("train/loss")
         if isinstance(loss, torch.Tensor):
             finite = torch.isfinite(loss.detach()).all()
             self._is_finite = finite if self._is_finite is None else self._is_finite & finite

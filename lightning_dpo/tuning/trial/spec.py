@@ -15,6 +15,7 @@ from lightning_dpo.tuning.objective import Objective
 from lightning_dpo.tuning.recipe.recipe import Recipe
 from lightning_dpo.tuning.search.space import SearchSpace
 from lightning_dpo.tuning.storage import Storage
+from lightning_dpo.tuning.trial.record import TrialRecord
 
 __all__ = ["TrialSpec"]
 
@@ -34,6 +35,7 @@ class TrialSpec:
         retries: How often the workers of a trial start again after one of them died.
         kl_prompts: Prompts to sample completions for.
         kl_tokens: Longest of these completions.
+        round: Name of the round of reruns that these trials are; empty for those of the search.
         prepared: Overrides that preparation found, such as the shared reference.
     """
 
@@ -47,12 +49,28 @@ class TrialSpec:
     retries: int = 0
     kl_prompts: int = 0
     kl_tokens: int = 64
+    round: str = ""
     prepared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def records(self) -> Storage:
         """Folder of what trials write about themselves."""
         return Storage(f"{self.location}/trials")
+
+    @property
+    def outcomes(self) -> Storage:
+        """Folder of what trials found for each validation pair."""
+        return Storage(f"{self.location}/outcomes")
+
+    def new_record(self, trial: str, config: Mapping[str, Any]) -> TrialRecord:
+        """The record of a trial that has not begun.
+
+        Args:
+            trial: Ray's name for it.
+            config: What Ray chose.
+        """
+        rerun_of, purpose = self.space.origin(config)
+        return TrialRecord(trial, self.space.overrides(config), rerun_of=rerun_of, purpose=purpose)
 
     @contextlib.contextmanager
     def user_environment(self) -> Iterator[None]:

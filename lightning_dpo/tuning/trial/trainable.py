@@ -26,7 +26,7 @@ def run_trial(config: Mapping[str, Any], *, spec: TrialSpec) -> None:
     """
     trial = tune.get_context().get_trial_id()
     overrides = spec.space.overrides(config)
-    record = TrialRecord.load(spec.records, trial) or TrialRecord(trial, overrides)
+    record = TrialRecord.load(spec.records, trial) or spec.new_record(trial, config)
     if record.status.is_over:
         # A driver that was killed may not have heard of the end.
         report_again(spec.objective, record)

@@ -57,7 +57,14 @@ def _train(spec: TrialSpec, mailbox: Any, job: Job, *, is_first: bool) -> None:
     options = worker_trainer_options(spec.resources)
     with _last_checkpoint(spec, trial.record) as (folder, saved):
         trial.begin(saved)
-        outcome = fit_trial(spec, job.overrides, trial.report, checkpoint=folder, trainer_options=options)
+        outcome = fit_trial(
+            spec,
+            job.overrides,
+            trial.report,
+            trial=job.trial,
+            checkpoint=folder,
+            trainer_options=options,
+        )
     is_finished = outcome.status is TrialStatus.FINISHED
     if outcome.status is TrialStatus.FAILED and any(word in outcome.reason for word in _LOST_PEER):
         raise RuntimeError(f"lost another worker: {outcome.reason}")

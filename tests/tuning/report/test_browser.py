@@ -54,7 +54,7 @@ class Browser:
     def open(self, result: SweepResult, **window: Any) -> Opened:
         context = self._chromium.new_context(offline=True, **window)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(90_000)  # milliseconds; a busy machine takes long to draw a first page
         opened = Opened(page)
         page.on("pageerror", lambda error: opened.errors.append(str(error)))
         page.on("console", lambda text: opened.errors.append(text.text) if text.type == "error" else None)

@@ -66,5 +66,6 @@ def test_the_files_of_the_page_are_packaged() -> None:
     packaged = {path for pattern in patterns for path in (root / "lightning_dpo").glob(pattern)}
     files = {path for path in Path(report.__path__[0]).rglob("*") if path.is_file()}
     others = {path for path in files if path.suffix not in (".py", ".pyc")}
-    assert {path.name for path in others} == {"macros.html", "page.html", "report.css", "report.js"}
+    pages = {"base.html", "page.html", "frontier.html", "realignment.html"}
+    assert {path.name for path in others} == {*pages, "macros.html", "report.css", "report.js"}
     assert others <= packaged

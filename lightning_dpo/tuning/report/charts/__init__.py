@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightning_dpo.tuning.report.charts.chart import Chart
+from lightning_dpo.tuning.report.charts.differences import differences
 from lightning_dpo.tuning.report.charts.heat_map import heat_map
 from lightning_dpo.tuning.report.charts.learning_curves import learning_curves
+from lightning_dpo.tuning.report.charts.moved_mass import moved_mass
 from lightning_dpo.tuning.report.charts.parallel_coordinates import parallel_coordinates
 from lightning_dpo.tuning.report.charts.steps_run import steps_run
 from lightning_dpo.tuning.report.charts.trade_off import trade_off
@@ -21,6 +23,8 @@ __all__ = ["Chart", "draw_charts"]
 
 _CHARTS: tuple[Callable[[SweepResult], Chart | None], ...] = (
     trade_off,
+    differences,
+    moved_mass,
     heat_map,
     learning_curves,
     parallel_coordinates,

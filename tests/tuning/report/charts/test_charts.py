@@ -42,6 +42,19 @@ def test_parallel_coordinates_hold_choices_and_what_some_trials_lack(result: Swe
     assert all(len(dimension["values"]) == ranked for dimension in by_label.values())
 
 
+def test_where_the_probability_went(result: SweepResult) -> None:
+    assert "Where the probability went" not in [chart.title for chart in draw_charts(result)]
+    ends = ({"val/logratio/chosen": -2.0, "val/logratio/rejected": -9.0}, {"val/logratio/chosen": 1.0})
+    moved = [
+        replace(trial, history=(*trial.history[:-1], {**trial.history[-1], **end}))
+        for trial, end in zip(result.trials, ends, strict=False)
+    ]
+    charts = draw_charts(replace(result, trials=(*moved, *result.trials[2:])))
+    chart = next(chart for chart in charts if chart.title == "Where the probability went")
+    assert [(trace["x"], trace["y"]) for trace in chart.data] == [([-2.0], [-9.0])]
+    assert "in 1 of 1 trials: a larger β, DPOPLoss" in chart.note
+
+
 def test_what_is_shown_on_hover(result: SweepResult) -> None:
     trial = result.best
     lines = hover_text(trial, result).split("<br>")

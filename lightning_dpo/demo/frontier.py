@@ -1,0 +1,80 @@
+"""The embedded task for `lightning-dpo frontier`: a reference, and pairs and a reward model of each seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from lightning_dpo.data.datamodule import PreferenceDataModule
+from lightning_dpo.demo.context import quiet, single_thread
+from lightning_dpo.demo.pairs import sample_pairs
+from lightning_dpo.demo.task import Task, TaskConfig, prepare_task
+from lightning_dpo.files import write_file
+from lightning_dpo.models.load import load_model, load_tokenizer
+from lightning_dpo.training.reward_model import RewardModule
+
+__all__ = ["prepare_frontier"]
+
+_REWARD_EPOCHS = 3
+
+
+@quiet()
+@single_thread()
+def prepare_frontier(folder: str | Path, seeds: Sequence[int], *, task: TaskConfig | None = None) -> None:
+    """Make what tuning/frontier.yaml names, a minute or two on one core; what is there already is kept.
+
+    Args:
+        folder: Gets `task/`, see `prepare_task`, and for each seed `pairs/SEED.jsonl`, sampled from the
+            reference and labelled anew, and `reward/SEED`, a reward model trained on these pairs.
+        seeds: Of pairs and reward models.
+        task: Parameters of the task.
+    """
+    root = Path(folder)
+    made = prepare_task(root / "task", config=task, progress=False)
+    for seed in seeds:
+        pairs, reward = root / "pairs" / f"{seed}.jsonl", root / "reward" / str(seed)
+        if not pairs.is_file():
+            write_file(pairs, _pairs(made, seed))
+        if not (reward / "config.json").is_file():
+            _train_reward_model(made, pairs, reward, seed=seed)
+
+
+def _pairs(task: Task, seed: int) -> str:
+    pairs = sample_pairs(
+        load_model(str(task.model)),
+        tokenizer=load_tokenizer(str(task.model)),
+        count=task.config.train_pairs,
+        scale=task.config.label_scale,
+        seed=task.config.seed + seed + 1,  # the task's own pairs, of which some are held out, are of its seed
+    )
+    return "".join(json.dumps(pair._asdict(), ensure_ascii=False) + "\n" for pair in pairs)
+
+
+def _train_reward_model(task: Task, pairs: Path, folder: Path, *, seed: int) -> None:
+    pl.seed_everything(seed, verbose=False)
+    module: RewardModule = RewardModule(
+        str(task.model),
+        optimizer=lambda params: torch.optim.AdamW(params, lr=3e-3),
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(
+            optimizer, 1.0, 0.05, total_iters=int(module.trainer.estimated_stepping_batches)
+        ),
+    )
+    data = PreferenceDataModule(
+        str(pairs), tokenizer=str(task.model), max_length=128, batch_size=32, num_processes=1, seed=seed
+    )
+    trainer = pl.Trainer(
+        max_epochs=_REWARD_EPOCHS,
+        gradient_clip_val=1.0,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(module, data)
+    module.export(folder)

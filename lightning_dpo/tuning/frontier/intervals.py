@@ -1,0 +1,40 @@
+"""A mean over a few seeds, and how far the mean of many may be from it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+__all__ = ["Interval"]
+
+# Quantile 0.975 of Student's t with 1, 2, ... degrees of freedom.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+_NORMAL = 1.96
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % confidence interval by Student's t.
+
+    Attributes:
+        mean: The mean.
+        half_width: The interval is mean - half_width to mean + half_width; NaN for a single value.
+        values: How many values there were.
+    """
+
+    mean: float
+    half_width: float
+    values: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval | None:
+        """Mean and interval of values; None where there are none."""
+        if not values:
+            return None
+        mean = statistics.fmean(values)
+        if len(values) == 1:
+            return cls(mean, math.nan, 1)
+        quantile = _T[len(values) - 2] if len(values) - 2 < len(_T) else _NORMAL
+        error = statistics.stdev(values) / math.sqrt(len(values))
+        return cls(mean, quantile * error, len(values))

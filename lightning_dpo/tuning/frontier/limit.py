@@ -1,0 +1,109 @@
+"""The best reward at each KL, from samples of the reference and of the policies that went furthest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_dpo.evaluation import (
+    FrontierPoint,
+    best_at_kl,
+    mixture_log_weights,
+    reweighted_frontier,
+    share_of_limit,
+)
+from lightning_dpo.tuning.objective import pareto_front
+
+__all__ = ["Limit", "pick_policies"]
+
+_CURVE_BETAS = torch.logspace(2.5, -2.0, 150).tolist()
+"""Relative to the standard deviation of the reference's rewards."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What no policy exceeds.
+
+    Attributes:
+        rewards: Of samples of the reference and of some policies, (prompts, samples).
+        log_weights: log reference - log of what they were drawn from, (prompts, samples).
+        reference: Mean reward of the reference.
+        policies: How many policies were sampled besides the reference.
+    """
+
+    rewards: Tensor
+    log_weights: Tensor
+    reference: float
+    policies: int = 0
+
+    @classmethod
+    def of(cls, rewards: Sequence[Tensor], logratios: Sequence[Tensor], *, prompts: int) -> Limit:
+        """Take samples together.
+
+        Args:
+            rewards: Of the samples of each policy, the reference first, (samples,) each, prompt by prompt.
+            logratios: log policy - log reference of all of these samples, laid end to end, under each policy
+                but the reference, (policies * samples,) each.
+            prompts: How many there are.
+        """
+        policies = len(rewards)
+        table = torch.stack([each.double().view(prompts, -1) for each in rewards], dim=1)
+        zeros = torch.zeros(table.numel(), dtype=torch.float64)
+        under = torch.stack([zeros, *(each.double() for each in logratios)])
+        under = under.view(policies, policies, prompts, -1).transpose(1, 2).reshape(policies, prompts, -1)
+        return cls(
+            table.reshape(prompts, -1),
+            mixture_log_weights(under),
+            float(rewards[0].double().mean()),
+            policies - 1,
+        )
+
+    def at(self, kl: float) -> FrontierPoint:
+        """The best reward at a KL."""
+        return best_at_kl(self.rewards, kl=kl, log_weights=self.log_weights)
+
+    def share(self, reward: float, *, kl: float) -> float:
+        """What part of the gain that is reachable at a policy's KL it has.
+
+        NaN where too few samples carry the weight, or the KL is 0.
+
+        Args:
+            reward: The policy's mean reward.
+            kl: Its KL, nats.
+        """
+        if not kl > 0:
+            return math.nan
+        best = self.at(kl)
+        if not best.is_reliable:
+            return math.nan
+        return share_of_limit(reward, limit=best.reward, reference=self.reference)
+
+    def curve(self, *, up_to: float) -> list[FrontierPoint]:
+        """Points from KL 0 to `up_to`, those that can be trusted."""
+        scale = float(self.rewards.std()) or 1.0
+        points = reweighted_frontier(
+            self.rewards, betas=[scale * beta for beta in _CURVE_BETAS], log_weights=self.log_weights
+        )
+        return [point for point in points if point.is_reliable and point.kl <= up_to]
+
+
+def pick_policies(points: Sequence[tuple[float, float]], *, count: int) -> list[int]:
+    """Which policies to sample for the limit: some that no other one beats, spread over the KL.
+
+    Args:
+        points: KL and reward of each policy.
+        count: How many to pick at most.
+
+    Returns:
+        Their indices, by rising KL; that with the highest reward is the last.
+    """
+    front = pareto_front([(reward, -kl) for kl, reward in points])
+    front.sort(key=lambda index: points[index])
+    if count < 1 or not front:
+        return []
+    places = torch.linspace(len(front) - 1, 0, min(count, len(front))).round().int().tolist()
+    return sorted({front[place] for place in places}, key=lambda index: points[index])

@@ -1,0 +1,146 @@
+"""`run_frontier`: train each method over its strengths and seeds, measure every policy, and compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from lightning_dpo.tuning.cluster.connect import connected
+from lightning_dpo.tuning.cluster.task import run_as_task
+from lightning_dpo.tuning.config_paths import import_object
+from lightning_dpo.tuning.frontier.config import FrontierConfig
+from lightning_dpo.tuning.frontier.measure import Measuring, make_judge
+from lightning_dpo.tuning.frontier.methods import BestOfMethod, Method, RealignedMethod, TrainedMethod
+from lightning_dpo.tuning.frontier.page import write_page
+from lightning_dpo.tuning.frontier.prompts import validation_prompts
+from lightning_dpo.tuning.frontier.result import Failure, FrontierResult, PolicyPoint, to_parquet
+from lightning_dpo.tuning.frontier.sampling import Run, Sampler
+from lightning_dpo.tuning.frontier.settings import check_settings, save_settings
+from lightning_dpo.tuning.frontier.table import print_result, to_markdown
+from lightning_dpo.tuning.frontier.train import train_method
+from lightning_dpo.tuning.trial.spec import TrialSpec
+
+__all__ = ["run_frontier"]
+
+
+def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool = True) -> FrontierResult:
+    """Compare methods.
+
+    Args:
+        config: What to compare.
+        resume: Go on with the comparison of this name: what was trained and measured is not done again, and
+            methods may have been added.
+        verbose: Say what goes on, and print the table.
+
+    Raises:
+        ValueError: If the configuration is not valid, before anything is trained; or if no policy was made.
+    """
+    began = time.time()
+    say = _say if verbose else _nothing
+    make_judge(config.judge)
+    check_settings(config, resume=resume)
+    if config.setup is not None:
+        say("making what the recipes name, unless that was done before ...")
+        import_object(config.setup)(config.folder.location, list(config.seeds))
+    methods = config.picked_methods()
+    trained_methods = [method for method in methods.values() if isinstance(method, TrainedMethod)]
+    sweeps = [config.method_sweep(method) for method in trained_methods]
+    for sweep in sweeps:
+        sweep.to_recipe().check(sweep.search_space().examples())
+    save_settings(config)
+    with connected(config.sweep.get("ray_address"), urls=(config.storage,)):
+        sampler = _sampler(config, say)
+        runs: list[Run] = []
+        failures: list[Failure] = []
+        for number, (method, sweep) in enumerate(zip(trained_methods, sweeps, strict=True), start=1):
+            since = time.time()
+            made, wrong = train_method(method, sweep)
+            runs += made
+            failures += wrong
+            say(f"[{number}/{len(sweeps)}] {method.name}: {len(made)} policies, {time.time() - since:.0f} s")
+        say(f"sampling {len(runs)} policies ...")
+        trained = list(sampler.runs(runs))
+        drawn = list(_without_training(sampler, methods.values(), runs, seeds=config.seeds))
+        if not trained and not drawn:
+            raise ValueError(f"every run went wrong; the first one: {failures[0].reason}")
+        say("estimating the best reachable reward ...")
+        limit = sampler.limit(
+            runs,
+            trained,
+            policies=config.limit_policies,
+            samples_per_prompt=config.limit_samples_per_prompt or config.samples_per_prompt,
+        )
+    points = [
+        dataclasses.replace(point, share_of_limit=limit.share(point.reward, kl=point.kl))
+        for point in _in_order([*trained, *drawn], list(methods))
+    ]
+    result = FrontierResult(
+        location=config.folder.location,
+        points=tuple(points),
+        limit=limit,
+        kls=tuple(config.kls),
+        failures=tuple(failures),
+        seconds=round(time.time() - began, 1),
+        settings=dataclasses.asdict(config),
+        strengths={name: method.label for name, method in methods.items()},
+    )
+    config.folder.write("frontier.parquet", to_parquet(points))
+    config.folder.write("frontier.md", to_markdown(result))
+    write_page(result)
+    if verbose:
+        print_result(result)
+    return result
+
+
+def _sampler(config: FrontierConfig, say: Callable[[str], None]) -> Sampler:
+    """What samples policies, once the reference's own samples have shown that prompts and judge work."""
+    shared = config.shared_sweep()
+    spec = TrialSpec(
+        recipe=shared.to_recipe(),
+        space=shared.search_space(),
+        objective=shared.goals(),
+        location=config.folder.location,
+        cwd=str(Path.cwd()),
+        import_path=tuple(sys.path),
+        resources=dataclasses.replace(config.resources(), workers=1),
+    )
+    say("sampling the reference ...")
+    prompts, tokenizer = run_as_task(spec, validation_prompts, config.prompts)
+    measuring = Measuring(
+        reference=str(spec.recipe.parse().get("model.policy")),
+        tokenizer=tokenizer,
+        prompts=prompts,
+        judge=config.judge,
+        samples_per_prompt=config.samples_per_prompt,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+    )
+    sampler = Sampler(spec, measuring, config.folder / "measured")
+    sampler.reference(seed=config.seeds[0], samples_per_prompt=config.samples_per_prompt)
+    return sampler
+
+
+def _without_training(
+    sampler: Sampler, methods: Iterable[Method], runs: Sequence[Run], *, seeds: Sequence[int]
+) -> Iterator[PolicyPoint]:
+    """The points of methods that train nothing themselves."""
+    for method in methods:
+        if isinstance(method, BestOfMethod):
+            yield from sampler.best_of(method, seeds)
+        elif isinstance(method, RealignedMethod):
+            yield from sampler.realigned(method, runs)
+
+
+def _in_order(points: list[PolicyPoint], methods: list[str]) -> list[PolicyPoint]:
+    return sorted(points, key=lambda point: (methods.index(point.method), point.strength, point.seed))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _nothing(text: str) -> None:
+    del text

@@ -1,0 +1,147 @@
+"""Sampling every policy of a frontier on the cluster; what was measured once is read and not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_dpo.evaluation import best_of_n
+from lightning_dpo.tuning.cluster.task import run_as_tasks
+from lightning_dpo.tuning.frontier.limit import Limit, pick_policies
+from lightning_dpo.tuning.frontier.measure import Measured, Measuring, measure, policy_logratios
+from lightning_dpo.tuning.frontier.methods import BestOfMethod, RealignedMethod, folder_name
+from lightning_dpo.tuning.frontier.result import PolicyPoint
+from lightning_dpo.tuning.storage import Storage
+from lightning_dpo.tuning.trial.spec import TrialSpec
+
+__all__ = ["Run", "Sampler"]
+
+_LIMIT_SEED = 104_729
+"""Added to the seeds of samples for the limit, which are others than those that policies were picked by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A trained policy.
+
+    Attributes:
+        method: Name of its method.
+        strength: What was varied.
+        seed: Seed of its run.
+        file: Its own file name, with its method's folder.
+        checkpoint: Folder of its checkpoint.
+    """
+
+    method: str
+    strength: float
+    seed: int
+    file: str
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Samples policies.
+
+    Attributes:
+        spec: The environment and the resources of a task.
+        measuring: How policies are measured.
+        folder: Where files go.
+    """
+
+    spec: TrialSpec
+    measuring: Measuring
+    folder: Storage
+
+    def reference(self, *, seed: int, samples_per_prompt: int) -> Measured:
+        """Completions of the reference."""
+        name = f"reference/{samples_per_prompt}-of-seed-{seed}.parquet"
+        (measured,) = self._measure([{"name": name, "seed": seed, "samples_per_prompt": samples_per_prompt}])
+        return measured
+
+    def runs(self, runs: Sequence[Run]) -> Iterator[PolicyPoint]:
+        """A point for each trained policy, its share not yet known."""
+        calls = [{"name": run.file, "seed": run.seed, "checkpoint": run.checkpoint} for run in runs]
+        for run, measured in zip(runs, self._measure(calls), strict=True):
+            kl, reward = measured.divergence, measured.reward
+            yield PolicyPoint(run.method, run.strength, run.seed, *kl, *reward)
+
+    def best_of(self, method: BestOfMethod, seeds: Sequence[int]) -> Iterator[PolicyPoint]:
+        """A point for each N and seed, from samples of the reference."""
+        for seed in seeds:
+            measured = self.reference(seed=seed, samples_per_prompt=method.samples_per_prompt)
+            scores = measured.rewards.view(len(self.measuring.prompts), -1)
+            for n in method.values:
+                found = best_of_n(scores, n)
+                yield PolicyPoint(
+                    method.name, n, seed, found.kl, found.kl_error, found.reward, found.reward_error
+                )
+
+    def realigned(self, method: RealignedMethod, runs: Sequence[Run]) -> Iterator[PolicyPoint]:
+        """A point for each scale of the policy that every seed trained at the method's strength."""
+        pairs = [
+            (run, scale)
+            for run in runs
+            if run.method == method.of and run.strength == method.at
+            for scale in method.values
+        ]
+        calls = [
+            {
+                "name": f"{folder_name(method.name)}/{scale:g}-of-{Path(run.file).name}",
+                "seed": run.seed,
+                "checkpoint": run.checkpoint,
+                "scale": scale,
+            }
+            for run, scale in pairs
+        ]
+        for (run, scale), measured in zip(pairs, self._measure(calls), strict=True):
+            yield PolicyPoint(method.name, scale, run.seed, *measured.divergence, *measured.reward)
+
+    def limit(
+        self,
+        runs: Sequence[Run],
+        points: Sequence[PolicyPoint],
+        *,
+        policies: int,
+        samples_per_prompt: int,
+    ) -> Limit:
+        """The best reward at each KL.
+
+        Args:
+            runs: The trained policies.
+            points: Their points.
+            policies: How many of them to sample again, beside the reference.
+            samples_per_prompt: Completions of each prompt from each.
+        """
+        picked = [runs[i] for i in pick_policies([(p.kl, p.reward) for p in points], count=policies)]
+        common: dict[str, Any] = {"samples_per_prompt": samples_per_prompt}
+        calls = [{"name": f"limit/reference-{samples_per_prompt}.parquet", "seed": _LIMIT_SEED, **common}]
+        for run in picked:
+            name = f"limit/{run.file.removesuffix('.parquet')}-{samples_per_prompt}.parquet"
+            seed = _LIMIT_SEED + run.seed
+            calls.append({"name": name, "seed": seed, "checkpoint": run.checkpoint, **common})
+        measured = list(self._measure(calls))
+        pool = [sample for each in measured for sample in each.samples]
+        logratios = run_as_tasks(
+            self.spec,
+            policy_logratios,
+            [{"measuring": self.measuring, "samples": pool, "checkpoint": run.checkpoint} for run in picked],
+        )
+        return Limit.of(
+            [each.rewards for each in measured], list(logratios), prompts=len(self.measuring.prompts)
+        )
+
+    def _measure(self, calls: Sequence[Mapping[str, Any]]) -> Iterator[Measured]:
+        """Measure what was not measured yet, as many policies at once as fit; in the order of the calls."""
+        known = [self.folder.read_bytes(call["name"]) for call in calls]
+        missing = [call for call, content in zip(calls, known, strict=True) if content is None]
+        common = {"measuring": self.measuring, "target": self.folder}
+        done = run_as_tasks(self.spec, measure, [{**common, **call} for call in missing])
+        for call, content in zip(calls, known, strict=True):
+            if content is None:
+                next(done)
+                content = self.folder.read_bytes(call["name"])
+            assert content is not None
+            yield Measured.from_parquet(content)

@@ -1,0 +1,113 @@
+"""The recipe's loggers within a trial: each trial is a run of its own, named after it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger
+
+from lightning_dpo.tuning.config_paths import import_object
+
+__all__ = ["LogParameters", "TrialRun", "end_runs", "name_runs", "named_loggers"]
+
+_FOLDER_NAME = "lightning_logs"
+"""Lightning's default, which a user did not choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRun:
+    """What a logger's run of a trial is called, and what it says of the trial.
+
+    Attributes:
+        trial: The trial's name.
+        group: The sweep's name.
+        parameters: The trial's values by config path.
+        begins_at: Optimizer steps of the checkpoint that a trial goes on from; 0 for a new one.
+    """
+
+    trial: str
+    group: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    begins_at: int = 0
+
+    @property
+    def version(self) -> str:
+        """Name of the trial's folder: of its own where it goes on, since loggers write over what is there."""
+        return f"{self.trial}-from-{self.begins_at}" if self.begins_at else self.trial
+
+
+def name_runs(loggers: Any, run: TrialRun) -> None:
+    """Give the loggers of a parsed recipe the names of a trial, before they are made.
+
+    Folders (TensorBoard, CSV) are NAME/VERSION, with the sweep and the trial in these places. W&B gets a run
+    of the trial's name in a group of the sweep's, MLflow a run of the trial's name with the sweep as a tag.
+    Other loggers get what of `name`, `version`, `run_name` and `group` their class takes.
+
+    Args:
+        loggers: What stands at `trainer.logger`: one logger's class and arguments, several, or no class.
+        run: Names.
+    """
+    entries = loggers if isinstance(loggers, list) else [loggers]
+    for entry in entries:
+        path = getattr(entry, "class_path", None)
+        if path is None:
+            continue
+        accepted = set(inspect.signature(import_object(path)).parameters)
+        arguments = entry.init_args
+        kind = path.rpartition(".")[2]
+        if kind == "WandbLogger":
+            # The id names the run for good, so that a trial that starts again goes on with it.
+            names: dict[str, Any] = {"name": run.trial, "id": f"{run.group}-{run.trial}"}
+            entry.dict_kwargs = {**(getattr(entry, "dict_kwargs", None) or {}), "group": run.group}
+        elif kind == "MLFlowLogger":
+            tags = {**(arguments.get("tags") or {}), "sweep": run.group, "trial": run.trial}
+            names = {"run_name": run.trial, "tags": tags}
+            if arguments.get("experiment_name") in (None, _FOLDER_NAME):
+                names["experiment_name"] = run.group
+        else:
+            names = {"version": run.version, "run_name": run.trial, "group": run.group}
+            if arguments.get("name") in (None, _FOLDER_NAME):
+                names["name"] = run.group
+        for name, value in names.items():
+            if name in accepted:
+                arguments[name] = value
+
+
+def named_loggers(configured: Any) -> list[Logger]:
+    """The loggers that a recipe names; True and None, which let Lightning choose, are none.
+
+    Args:
+        configured: What stands at `trainer.logger`, made.
+    """
+    entries = configured if isinstance(configured, list) else [configured]
+    return [entry for entry in entries if isinstance(entry, Logger)]
+
+
+class LogParameters(pl.Callback):
+    """Tells the loggers a trial's values, once it is known which rank this is: only the first one logs."""
+
+    def __init__(self, run: TrialRun) -> None:
+        """Say what is logged."""
+        self._run = run
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Log the values."""
+        for logger in trainer.loggers:
+            logger.log_hyperparams(dict(self._run.parameters))
+
+
+def end_runs(trainer: pl.Trainer) -> None:
+    """End what a logger would carry over into the next trial of this process.
+
+    Args:
+        trainer: Of the trial that has ended.
+    """
+    if any(type(logger).__name__ == "WandbLogger" for logger in trainer.loggers):
+        wandb = sys.modules.get("wandb")
+        if wandb is not None:
+            wandb.finish()  # or the next trial's logger would go on with this run

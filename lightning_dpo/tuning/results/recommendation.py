@@ -1,0 +1,60 @@
+"""Which trial to take: of those that cannot be told from the best one, the one closest to the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from lightning_dpo.tuning.results.comparison import Comparison
+from lightning_dpo.tuning.trial.record import TrialRecord
+from lightning_dpo.tuning.trial.status import TrialStatus
+
+__all__ = ["KL", "Recommendation", "recommend"]
+
+KL = "val/kl"
+"""The KL between policy and reference, which is shown beside the goals wherever it was measured."""
+
+
+class Recommendation(NamedTuple):
+    """A trial, and why it is recommended, in a sentence or two."""
+
+    trial: TrialRecord
+    reason: str
+
+
+def recommend(
+    trials: Sequence[TrialRecord], comparisons: Mapping[str, Comparison], *, confidence: float
+) -> Recommendation:
+    """The trial with the lowest KL among those that cannot be told from the best one.
+
+    A trial that was stopped early does not count: its recipe, run to the end, gives another model.
+
+    Args:
+        trials: Best first, at least one.
+        comparisons: Of trials, by name.
+        confidence: With which they were compared.
+    """
+    best = trials[0]
+    if len(comparisons) < 2 or best.id not in comparisons:
+        return Recommendation(best, "The best by its last validation; there is nothing to compare it with.")
+    level = [t for t in trials if t is not best and t.id in comparisons and comparisons[t.id].is_level]
+    pairs = comparisons[best.id].pairs
+    told = f"at {confidence:.0%} confidence on {pairs:,} pairs"
+    if not level:
+        return Recommendation(best, f"Every other trial can be told from the best one {told}.")
+    count = f"{len(level)} other trial{'s' if len(level) > 1 else ''} cannot be told from the best one {told}"
+    complete = [t for t in level if t.status in (TrialStatus.FINISHED, best.status)]
+    if KL not in best.metrics or not any(KL in t.metrics for t in complete):
+        missing = "the KL was not measured" if KL not in best.metrics else "none of them ran to its end"
+        return Recommendation(best, f"{count}, but {missing}: the best by its last validation is taken.")
+    chosen = min([best, *(t for t in complete if KL in t.metrics)], key=lambda t: float(t.metrics[KL]))
+    low, high = float(chosen.metrics[KL]), float(best.metrics[KL])
+    if chosen is best:
+        return Recommendation(best, f"{count}; the best one has the lowest KL of them, {low:.3g}.")
+    one = comparisons[chosen.id]
+    return Recommendation(
+        chosen,
+        f"{count}. Of these, trial {chosen.id} has the lowest KL, {low:.3g} and not {high:.3g}, for a "
+        f"difference of {one.difference:+.4f} ({one.difference_interval.low:+.4f} to "
+        f"{one.difference_interval.high:+.4f}, p = {one.p_value:.2g}).",
+    )

@@ -1,0 +1,60 @@
+"""The runs that count for a trial: its own, and those with other seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lightning_dpo.tuning.trial.record import TrialRecord
+from lightning_dpo.tuning.trial.status import TrialStatus
+
+__all__ = ["RunMean", "counted_runs", "run_mean"]
+
+
+class RunMean(NamedTuple):
+    """A metric over the runs that count for a trial.
+
+    Attributes:
+        mean: Their mean.
+        error: Its standard error over seeds; None for a single run.
+        runs: How many there are.
+    """
+
+    mean: float
+    error: float | None
+    runs: int
+
+
+def counted_runs(trial: TrialRecord, reruns: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The runs of a trial's values.
+
+    Where a trial was confirmed only the runs that confirmed it count: it was chosen for what the earlier ones
+    gave, which is too high on average.
+
+    Args:
+        trial: A trial of the search.
+        reruns: All runs with other seeds.
+    """
+    complete = [run for run in reruns if run.is_ranked and run.status is TrialStatus.FINISHED]
+    own = [run for run in complete if run.rerun_of == trial.id]
+    confirming = [run for run in own if run.purpose == "confirm"]
+    return confirming or [trial, *own]
+
+
+def run_mean(trial: TrialRecord, reruns: Sequence[TrialRecord], metric: str) -> RunMean | None:
+    """A metric's mean over the runs that count for a trial; None where it was not measured.
+
+    Args:
+        trial: A trial of the search.
+        reruns: All runs with other seeds.
+        metric: Logged name.
+    """
+    values = [float(run.metrics[metric]) for run in counted_runs(trial, reruns) if metric in run.metrics]
+    if not values:
+        return None
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return RunMean(mean, None, 1)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return RunMean(mean, math.sqrt(variance / len(values)), len(values))

@@ -1,0 +1,105 @@
+"""A round of reruns, run like a sweep in which nothing is chosen and nothing is stopped early."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ray import tune
+from ray.tune import ResultGrid
+
+from lightning_dpo.tuning.cluster.retry import fit_with_retries
+from lightning_dpo.tuning.cluster.tuner import has_begun, new_tuner, restored_tuner
+from lightning_dpo.tuning.config import SweepConfig
+from lightning_dpo.tuning.report.live_table import LiveTable
+from lightning_dpo.tuning.results.gather import completed_trials
+from lightning_dpo.tuning.results.ranking import rank
+from lightning_dpo.tuning.rounds.rerun import Rerun, RerunSpace, confirmations, repetitions
+from lightning_dpo.tuning.search.schedulers import make_scheduler
+from lightning_dpo.tuning.trial.record import TrialRecord
+from lightning_dpo.tuning.trial.spec import TrialSpec
+
+__all__ = ["run_rounds"]
+
+
+def run_rounds(
+    spec: TrialSpec,
+    outcome: ResultGrid,
+    config: SweepConfig,
+    *,
+    concurrency: int,
+    time_left: float | None = None,
+    verbose: bool = True,
+) -> tuple[TrialRecord, ...]:
+    """Run again what `repeats` and `confirm` ask for, after the search.
+
+    Args:
+        spec: What the sweep's trials have in common, with what preparation found.
+        outcome: The search's.
+        config: The sweep.
+        concurrency: Trials at once.
+        time_left: Seconds that are left of the sweep's budget; None where it has none.
+        verbose: Show the table of trials.
+
+    Returns:
+        The reruns, those that went wrong too.
+    """
+    found: list[TrialRecord] = []
+    ends_at = None if time_left is None else time.time() + time_left
+    searched = completed_trials(spec, outcome)
+    if config.repeats > 1:
+        again = repetitions(searched, repeats=config.repeats, recipe=spec.recipe)
+        found += _run(
+            spec, config, again, name="repeats", concurrency=concurrency, ends_at=ends_at, verbose=verbose
+        )
+    if config.confirm:
+        again = confirmations(
+            rank(searched, spec.objective, found),
+            confirm=config.confirm,
+            seeds=config.confirm_seeds,
+            first_seed=config.repeats,
+            recipe=spec.recipe,
+        )
+        found += _run(
+            spec, config, again, name="confirm", concurrency=concurrency, ends_at=ends_at, verbose=verbose
+        )
+    return tuple(found)
+
+
+def _run(
+    spec: TrialSpec,
+    config: SweepConfig,
+    reruns: Sequence[Rerun],
+    *,
+    name: str,
+    concurrency: int,
+    ends_at: float | None,
+    verbose: bool,
+) -> list[TrialRecord]:
+    if not reruns:
+        return []
+    if ends_at is not None and ends_at <= time.time():
+        if verbose:
+            print(f"{name}: nothing is left of `time_budget`, so no trial is run again", flush=True)
+        return []
+    own = replace(spec, space=RerunSpace((), tuple(reruns)), round=name)
+    if verbose:
+        trials = len({rerun.trial for rerun in reruns})
+        print(f"{name}: {len(reruns)} runs of {trials} trials with other seeds", flush=True)
+    with LiveTable(own, samples=len(reruns), verbose=verbose) as table:
+        if has_begun(own):
+            tuner = restored_tuner(own)
+        else:
+            once = replace(config, samples=1, search="grid")
+            tuner = new_tuner(
+                own,
+                once,
+                searcher=tune.search.BasicVariantGenerator(),
+                scheduler=make_scheduler("none", space=own.space, objective=own.objective),
+                concurrency=concurrency,
+                callback=table.callback,
+                time_budget=None if ends_at is None else ends_at - time.time(),
+            )
+        outcome = fit_with_retries(tuner, lambda: restored_tuner(own))
+    return completed_trials(own, outcome)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from frontier_results import limit
+
+from lightning_dpo.tuning.frontier.limit import Limit, pick_policies
+
+
+@pytest.mark.parametrize("kl", [0.5, 1.0, 2.0, 3.0])
+def test_the_limit_of_normal_rewards(kl: float) -> None:
+    # Tilting N(0, 1) by t gives N(t, 1): reward t at KL t^2 / 2.
+    best = limit().at(kl)
+    assert best.reward == pytest.approx(math.sqrt(2 * kl), rel=0.02)
+    assert limit().share(0.5 * best.reward, kl=kl) == pytest.approx(0.5, abs=0.01)
+
+
+def test_prompts_keep_their_own_samples() -> None:
+    # Two prompts whose rewards differ by a constant have the same limit, shifted by half of it.
+    rewards, moved = torch.tensor([0.0, 1.0, 3.0, 4.0]), torch.tensor([1.0, 4.0, 3.0, 3.0])
+    ratios = torch.tensor([0.3, -0.2, 0.1, 0.5, 0.2, 0.0, -0.4, 0.6])
+    one = Limit.of([rewards, moved], [ratios], prompts=1)
+    both = Limit.of(
+        [torch.cat([each, each + 10]) for each in (rewards, moved)],
+        [torch.cat([ratios[:4], ratios[:4], ratios[4:], ratios[4:]])],
+        prompts=2,
+    )
+    assert both.at(0.3).reward == pytest.approx(one.at(0.3).reward + 5)
+    assert both.reference == pytest.approx(one.reference + 5)
+    assert both.policies == 1
+
+
+def test_a_share_is_not_told_where_samples_do_not_tell() -> None:
+    assert math.isnan(limit(samples=200).share(1.0, kl=12.0))
+    assert math.isnan(limit().share(0.0, kl=0.0))
+    curve = limit(samples=200).curve(up_to=50.0)
+    assert curve
+    assert all(point.is_reliable for point in curve)
+
+
+def test_policies_are_picked_along_the_pareto_set() -> None:
+    points = [(1.0, 1.0), (2.0, 0.5), (3.0, 2.0), (4.0, 3.0), (5.0, 4.0), (9.0, 3.9)]
+    assert pick_policies(points, count=4) == [0, 2, 3, 4]
+    assert pick_policies(points, count=2) == [0, 4]
+    assert pick_policies(points, count=1) == [4]
+    assert pick_policies(points, count=0) == []
+    assert pick_policies([], count=3) == []
