@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from lightning_dpo.training.base import PolicyModule
     from lightning_dpo.training.dpo import DPOModule
     from lightning_dpo.training.kto import KTOModule
+    from lightning_dpo.training.online import OnlineDPOModule
+    from lightning_dpo.training.ppo import PPOModule
     from lightning_dpo.types import (
         FeedbackBatch,
         PairBatch,
@@ -26,6 +28,8 @@ __all__ = [
     "FeedbackDataModule",
     "KTOModule",
     "LoraSettings",
+    "OnlineDPOModule",
+    "PPOModule",
     "PairBatch",
     "PairLogps",
     "PolicyModule",
@@ -41,6 +45,8 @@ _HOMES = {
     "DPOModule": "lightning_dpo.training.dpo",
     "KTOModule": "lightning_dpo.training.kto",
     "LoraSettings": "lightning_dpo.models.lora",
+    "OnlineDPOModule": "lightning_dpo.training.online",
+    "PPOModule": "lightning_dpo.training.ppo",
     "PolicyModule": "lightning_dpo.training.base",
     "PreferenceDataModule": "lightning_dpo.data.datamodule",
     "FeedbackDataModule": "lightning_dpo.data.feedback",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from lightning_dpo.training.export import export_checkpoint
+from lightning_dpo.training.saving.export import export_checkpoint
 
 __all__ = ["export", "run"]
 

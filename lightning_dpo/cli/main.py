@@ -45,6 +45,10 @@ _COMMANDS = {
         "search beta, learning rate and loss with Ray Tune",
         "lightning-dpo tune --config tuning/beta_lr.yaml --data.train pairs.jsonl",
     ),
+    "frontier": Command(
+        "methods beside each other: reward against KL, and the best there is",
+        "lightning-dpo frontier --config tuning/frontier.yaml",
+    ),
     "report": Command(
         "write the report of a sweep anew",
         "lightning-dpo report outputs/sweeps/beta_lr",
@@ -52,6 +56,14 @@ _COMMANDS = {
     "export": Command(
         "from a checkpoint to a model folder",
         "lightning-dpo export --checkpoint last.ckpt --output model/",
+    ),
+    "compare": Command(
+        "win rate of a policy against its reference, before a judge",
+        "lightning-dpo compare --checkpoint last.ckpt --data pairs.jsonl --judge my_module.judge",
+    ),
+    "realign": Command(
+        "a trained policy at other KLs, without training again",
+        "lightning-dpo realign --checkpoint last.ckpt --data pairs.jsonl --scales 0.5 1 2",
     ),
     "plan": Command(
         "memory of each device under each strategy",

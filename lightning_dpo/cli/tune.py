@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jsonargparse import DefaultHelpFormatter
 
 from lightning_dpo.tuning import require_ray
 
-__all__ = ["run"]
+__all__ = ["print_help", "run", "split_arguments", "wants_help"]
 
 _DESCRIPTION = """Run a sweep over config paths of a recipe.
 
@@ -39,18 +40,40 @@ def run(arguments: Sequence[str]) -> None:
     from lightning_dpo.tuning.config import SweepConfig, sweep_parser
     from lightning_dpo.tuning.run import sweep
 
-    if {"-h", "--help"} & set(arguments):
-        shown = sweep_parser(
-            prog="lightning-dpo tune",
-            description=_DESCRIPTION,
-            formatter_class=_Formatter,
-            usage="lightning-dpo tune --config FILE [--resume] [options]",
-        )
-        shown.add_argument("--resume", action="store_true", help="go on with a sweep that was interrupted")
-        shown.print_help()
+    if wants_help(arguments):
+        print_help(sweep_parser, command="tune", description=_DESCRIPTION)
         return
-    parser = argparse.ArgumentParser(prog="lightning-dpo tune", allow_abbrev=False, add_help=False)
+    file, resume, others = split_arguments(arguments, command="tune")
+    sweep(SweepConfig.from_yaml(file, arguments=others), resume=resume)
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks what there is."""
+    return not {"-h", "--help"}.isdisjoint(arguments)
+
+
+def print_help(make_parser: Callable[..., Any], *, command: str, description: str) -> None:
+    """Print the options of a command that runs what a YAML file says, and can go on with it.
+
+    Args:
+        make_parser: Of the fields that the file has.
+        command: Its name.
+        description: What it does, with examples.
+    """
+    shown = make_parser(
+        prog=f"lightning-dpo {command}",
+        description=description,
+        formatter_class=_Formatter,
+        usage=f"lightning-dpo {command} --config FILE [--resume] [options]",
+    )
+    shown.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
+    shown.print_help()
+
+
+def split_arguments(arguments: Sequence[str], *, command: str) -> tuple[str, bool, list[str]]:
+    """The YAML file, whether to go on with what was begun, and all other arguments."""
+    parser = argparse.ArgumentParser(prog=f"lightning-dpo {command}", allow_abbrev=False, add_help=False)
     parser.add_argument("--config", required=True)
     parser.add_argument("--resume", action="store_true")
     known, others = parser.parse_known_args(list(arguments))
-    sweep(SweepConfig.from_yaml(known.config, arguments=others), resume=known.resume)
+    return known.config, known.resume, others

@@ -109,8 +109,11 @@ def test_every_recipe_is_complete() -> None:
 def test_the_completion_monitor_is_added_as_the_readme_says(folder: Path) -> None:
     added = "--trainer.callbacks+=lightning_dpo.evaluation.CompletionMonitor"
     sizes = ["--trainer.callbacks.num_prompts=2", "--trainer.callbacks.max_new_tokens=3"]
-    cli = DPOCLI(args=["fit", *TINY, "--data.validation_split=0.25", added, *sizes])
+    judge = "--trainer.callbacks.judge=lightning_dpo.demo.grammar.true_score"
+    cli = DPOCLI(args=["fit", *TINY, "--data.validation_split=0.25", added, *sizes, judge])
     assert float(cli.trainer.callback_metrics["val/kl"]) >= 0
+    assert 0 <= float(cli.trainer.callback_metrics["val/win_rate"]) <= 1
+    assert "val/score" in cli.trainer.callback_metrics
     (path,) = folder.rglob("completions/*.jsonl")
     assert len(path.read_text().splitlines()) == 2
 
@@ -175,7 +178,20 @@ def test_the_list_of_commands_is_light() -> None:
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     lines = shown.splitlines()
     commands = [line.split()[0] for line in lines if re.match(r"  [a-z]", line)]
-    assert commands == ["fit", "validate", "precompute", "tune", "report", "export", "plan", "demo"]
+    expected = [
+        "fit",
+        "validate",
+        "precompute",
+        "tune",
+        "frontier",
+        "report",
+        "export",
+        "compare",
+        "realign",
+        "plan",
+        "demo",
+    ]
+    assert commands == expected
     for command in commands:  # each with an example below it
         (position,) = [i for i, line in enumerate(lines) if line.startswith(f"  {command} ")]
         assert lines[position + 1].strip().startswith(f"lightning-dpo {command}")

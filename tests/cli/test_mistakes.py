@@ -22,6 +22,10 @@ ROWS = [
 ]
 
 
+FEEDBACK = "--data=lightning_dpo.data.feedback.FeedbackDataModule"
+JUDGED = [{"prompt": f"is the sky {n}?", "completion": " yes it is blue", "label": True} for n in range(4)]
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small model with its tokenizer, and pairs."""
@@ -108,6 +112,41 @@ class TestBeforeAModelIsLoaded:
     def test_a_model_that_is_not_there(self, folder: Path, capsys: Any, monkeypatch: Any) -> None:
         error = error_of(capsys, "--model.policy=./nowhere")
         assert "no such folder: './nowhere'" in error
+
+    def test_a_loss_of_margins_without_margins(self, folder: Path, capsys: Any) -> None:
+        error = error_of(capsys, "--model.loss=ODPOLoss")
+        assert "`train` must have a column `margin` in every row for ODPOLoss" in error
+        assert 'columns={"margin": "your_column"}' in error
+
+    def test_weights_for_a_loss_that_compares_pairs(self, folder: Path, capsys: Any) -> None:
+        write(folder / "pairs.jsonl", [{**row, "weight": n} for n, row in enumerate(ROWS, 1)])
+        error = error_of(capsys, "--model.loss=AOTLoss")
+        assert "`loss` must give each pair a loss of its own to be weighted, got AOTLoss" in error
+
+    def test_judged_completions_given_to_dpo(self, folder: Path, capsys: Any) -> None:
+        write(folder / "pairs.jsonl", JUDGED)
+        error = error_of(capsys)
+        assert "`train` must have columns `chosen` and `rejected`" in error
+        assert "read them with FeedbackDataModule" in error
+        assert "train with KTOModule" in error
+
+    def test_pairs_given_to_kto(self, folder: Path, capsys: Any) -> None:
+        error = error_of(capsys, "--model=lightning_dpo.training.kto.KTOModule", FEEDBACK)
+        assert "`train` must have columns `prompt`, `completion`" in error
+        assert "set `unpaired_from_pairs: true`" in error
+
+    def test_a_data_module_of_the_other_kind(self, folder: Path, capsys: Any) -> None:
+        write(folder / "pairs.jsonl", [*JUDGED, {**JUDGED[0], "label": False}])
+        error = error_of(capsys, FEEDBACK)
+        assert "`datamodule` must give PairBatch for DPOModule, got FeedbackDataModule" in error
+
+    def test_a_data_set_of_several_that_is_not_there(self, folder: Path, capsys: Any) -> None:
+        error = error_of(capsys, train="{helpful: {path: pairs.jsonl, weight: 1}, harmless: missing.jsonl}")
+        assert (
+            "`train` must have a weight for all of its data sets or for none, got none for harmless" in error
+        )
+        error = error_of(capsys, train="{helpful: pairs.jsonl, harmless: missing.jsonl}")
+        assert "`train.harmless` must be an existing file" in error
 
     def test_a_package_that_is_not_there(self, folder: Path, capsys: Any) -> None:
         error = error_of(capsys, "--model.policy=package:no_such_package/model.gguf")
