@@ -10,13 +10,13 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 demo: $(VENV)/.runtime  ## Sweep over the embedded task: no download of models or data, no GPU
 	$(BIN)/lightning-dpo demo
 
-test: $(VENV)/.test  ## Every test but those that start Ray clusters
-	$(BIN)/python -m pytest -m "not heavy"
+test: $(VENV)/.test  ## Every test but the heavy ones, in two processes
+	$(BIN)/python -m pytest -m "not heavy" --numprocesses 2 --dist loadfile
 
 test-fast: $(VENV)/.test  ## Tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not heavy"
 
-test-heavy: $(VENV)/.test  ## Tests that start Ray clusters
+test-heavy: $(VENV)/.test  ## Tests that start Ray clusters or train the demonstration as shipped
 	$(BIN)/python -m pytest -m heavy
 
 lint: $(VENV)/.test  ## ruff and strict mypy

@@ -30,17 +30,34 @@ def commands(program: str) -> list[str]:
     return [line for line in lines if line.split(" ")[0] == program]
 
 
-PARSED_BY_LIGHTNING = [c for c in commands("lightning-dpo") if c.split()[1] not in ("tune", "report", "plan")]
+OWN_PARSERS = ("tune", "report", "plan", "realign", "frontier")
+PARSED_BY_LIGHTNING = [c for c in commands("lightning-dpo") if c.split()[1] not in OWN_PARSERS]
 
 
 @pytest.mark.parametrize("command", PARSED_BY_LIGHTNING)
 def test_every_command_is_understood(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # The user's own file, as the top of configs/online_dpo.yaml has it.
+    (tmp_path / "my_judges.py").write_text("def brevity(prompts, completions):\n    return [0.0]\n")
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as stop:
         main([*shlex.split(command)[1:], "--print_config"])
     assert stop.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [c for c in commands("lightning-dpo") if c.split()[1] == "realign"])
+def test_realign_asks_for_nothing_but_the_files(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_judges.py").write_text("def brevity(prompts, completions):\n    return [0.0]\n")
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(shlex.split(command)[1:])
+    assert "must be a file that the trainer saved, got 'last.ckpt'" in capsys.readouterr().err
 
 
 def test_the_plan_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

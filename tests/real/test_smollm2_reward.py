@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lightning_dpo import PreferenceDataModule
 from lightning_dpo.training.base import PolicyModule
-from lightning_dpo.training.export import export_checkpoint
+from lightning_dpo.training.saving.export import export_checkpoint
 from lightning_dpo.types import PairBatch, TokenPair
 
 RECIPE = Path(__file__).parents[2] / "configs" / "reward_model.yaml"

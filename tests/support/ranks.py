@@ -91,7 +91,10 @@ def _serve(pipe: Connection, rank: int, count: int, port: int) -> None:
         CUDA_VISIBLE_DEVICES="",
     )
     torch.set_num_threads(1)
+    before = dict(os.environ)
     while True:
+        os.environ.clear()
+        os.environ.update(before)  # a job may have left a seed there, which the next one's trainer would take
         try:
             job, arguments = pipe.recv()
         except EOFError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ class Recorder(pl.Callback):
         if distributed.is_initialized():
             distributed.all_reduce(total)
         self.losses.append(float(total[0] / total[1]))
-        self.norms.append(float(trainer.callback_metrics["train/grad_norm"]))
+        self.norms.append(float(trainer.callback_metrics.get("train/grad_norm", math.nan)))
 
 
 class Pairs(pl.LightningDataModule):
@@ -83,6 +84,7 @@ def fit(
     lora: bool = False,
     sharding: dict[str, Any] | None = None,
     precision: Any = "32-true",
+    accumulate: int = 1,
     **options: Any,
 ) -> Run:
     """Train a tiny model for some steps."""
@@ -102,11 +104,31 @@ def fit(
         use_distributed_sampler=False,
         gradient_clip_val=1.0,
         precision=precision,
+        accumulate_grad_batches=accumulate,
     )
     run.fit(module, datamodule=Pairs())
     reference = getattr(module, "reference_model", None)
     held = (share(module.policy), None if reference is None else share(reference))
     return Run(recorder.losses, recorder.norms, full_weights(module), held)
+
+
+def reductions(**options: Any) -> tuple[int, Run]:
+    """How often a block's gradients were reduced in a run of `fit`, and the run."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group as group
+
+    original, count = group.foreach_reduce, 0
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        return original(*args, **kwargs)
+
+    group.foreach_reduce = counting
+    try:
+        run = fit(strategy="fsdp2", **options)
+    finally:
+        group.foreach_reduce = original
+    return count, run
 
 
 def full_weights(module: PolicyModule) -> dict[str, torch.Tensor]:

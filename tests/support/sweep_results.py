@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from lightning_dpo.tuning.objective import Goal, Objective
+from lightning_dpo.tuning.results.comparison import compare
 from lightning_dpo.tuning.results.ranking import rank
 from lightning_dpo.tuning.results.result import SweepResult
+from lightning_dpo.tuning.trial.outcomes import PairOutcomes
 from lightning_dpo.tuning.trial.record import TrialRecord
 
 ACCURACY, KL = "val/rewards/accuracy", "val/kl"
@@ -91,3 +96,17 @@ def _trial(number: int, draw: random.Random, *, kl: bool, wide: bool) -> TrialRe
         total_steps=STEPS if history else 0,
         startup_seconds=0.15 + 0.01 * number,
     )
+
+
+def compared(result: SweepResult, *, pairs: int = 400) -> SweepResult:
+    """The sweep with comparisons of its trials, each of which finds some pairs more easily than others."""
+    draw = np.random.default_rng(0)
+    ease = draw.uniform(size=pairs)
+    outcomes = {}
+    for trial in result.trials:
+        if trial.is_ranked:
+            values = (trial.metrics[ACCURACY] + draw.normal(0, 0.1, pairs) > ease).astype(float)
+            keys = np.arange(pairs, dtype=np.uint64)
+            outcomes[trial.id] = [PairOutcomes(keys, values, np.ones(pairs))]
+    comparisons = compare(outcomes, goal=result.objective.primary, confidence=0.95)
+    return replace(result, comparisons=comparisons)

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import model_parallel
 from resume_jobs import train
 
-from lightning_dpo.training import checkpoint_io as saving
+from lightning_dpo.training.saving import checkpoint_io as saving
 
 
 def last(folder: Path) -> ModelCheckpoint:

