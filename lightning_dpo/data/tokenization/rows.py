@@ -6,7 +6,8 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
 from lightning_dpo.data.formats import FEEDBACK_FORMATS, FORMATS, Format
@@ -17,6 +18,7 @@ from lightning_dpo.data.tokenization.chat_template import (
     RowTexts,
     completions_of,
 )
+from lightning_dpo.data.tokenization.encode import TextEncoder
 from lightning_dpo.data.truncation import TokenLimits, shorten
 from lightning_dpo.types import Feedback, PreferencePair, TokenExample, TokenPair
 
@@ -97,6 +99,7 @@ class RowTokenizer(ABC):
             )
         self.limits = limits
         self._tokenizer = tokenizer
+        self._ids = TextEncoder(tokenizer)
         self._eos: int = tokenizer.eos_token_id
         self._prefix = _prefix_ids(tokenizer)
         self._anchor = _anchor_ids(tokenizer)
@@ -199,14 +202,6 @@ class RowTokenizer(ABC):
             result[k] = ids
         return result
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self._tokenizer(
-            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
-        return cast("list[list[int]]", encoded["input_ids"])
-
     def _finish(self, row: Any, text: RowTexts, prompt: list[int], parts: list[_Completion]) -> Tokenised:
         for name, (ids, counted), ended in zip(text.completions, parts, text.ended, strict=True):
             while len(ids) > 1 and ids[-1] == ids[-2] == self._eos:
@@ -294,16 +289,25 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     Two copies of one tokenizer in different folders share it.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        rules = json.loads(backend.to_str())
-        # Set and reset by calls; not used here.
-        rules.pop("truncation", None)
-        rules.pop("padding", None)
-    else:
-        settings = {key: value for key, value in tokenizer.init_kwargs.items() if "path" not in key}
-        rules = {"vocabulary": tokenizer.get_vocab(), "settings": settings}
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    content = [type(tokenizer).__name__, rules, special, tokenizer.chat_template]
+    rest = [special, tokenizer.chat_template]
+    if backend is not None:
+        return _core_identity(type(tokenizer).__name__, backend.to_str(), json.dumps(rest, default=str))
+    settings = {key: value for key, value in tokenizer.init_kwargs.items() if "path" not in key}
+    return _digest([type(tokenizer).__name__, {"vocabulary": tokenizer.get_vocab(), "settings": settings}, *rest])
+
+
+@lru_cache(maxsize=4)
+def _core_identity(name: str, text: str, rest: str) -> str:
+    """The identity of a tokenizer with a fast core; worked out once a process, not for each split."""
+    rules = json.loads(text)
+    # Set and reset by calls; not used here.
+    rules.pop("truncation", None)
+    rules.pop("padding", None)
+    return _digest([name, rules, *json.loads(rest)])
+
+
+def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
