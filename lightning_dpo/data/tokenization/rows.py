@@ -294,7 +294,9 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     if backend is not None:
         return _core_identity(type(tokenizer).__name__, backend.to_str(), json.dumps(rest, default=str))
     settings = {key: value for key, value in tokenizer.init_kwargs.items() if "path" not in key}
-    return _digest([type(tokenizer).__name__, {"vocabulary": tokenizer.get_vocab(), "settings": settings}, *rest])
+    return _digest(
+        [type(tokenizer).__name__, {"vocabulary": tokenizer.get_vocab(), "settings": settings}, *rest]
+    )
 
 
 @lru_cache(maxsize=4)
