@@ -3,9 +3,10 @@
     python -m benchmarks.tokenize_speed pairs.jsonl more.json
     python -m benchmarks.tokenize_speed pairs.jsonl --repeat 8 --processes 2
 
-Ours reads the file, checks and renders its rows, tokenises them and writes Arrow files. The bare tokenizer is one
-call of it, `tokenizer(texts)`, on the very texts that ours tokenises, already read and rendered; it may use as many
-threads as ours may use processes. A ratio of 0.8 says that ours does 0.8 of its tokens per second.
+Ours reads the file, checks and renders its rows, tokenises them and writes Arrow files. The bare tokenizer is
+one call of it, `tokenizer(texts)`, on the very texts that ours tokenises, already read and rendered; it may
+use as many threads as ours may use processes. What is done once for each tokenizer (its checksum, 0.3 s of
+CPU for a vocabulary of 49,000) comes before. A ratio of 0.8 says that ours does 0.8 of its tokens per second.
 """
 
 from __future__ import annotations

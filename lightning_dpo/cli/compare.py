@@ -22,7 +22,7 @@ from lightning_dpo.data.parser import RowParser, choose_parser
 from lightning_dpo.data.preprocess import default_processes, prepare
 from lightning_dpo.data.sources import RowSource, open_source
 from lightning_dpo.data.tokenization import PairTokenizer
-from lightning_dpo.data.truncation import TokenLimits
+from lightning_dpo.data.tokenization.truncation import TokenLimits
 from lightning_dpo.evaluation.compare import Comparison, compare_models
 from lightning_dpo.evaluation.judges import AnyJudge, ModelJudge, judge_name, load_judge
 from lightning_dpo.evaluation.kl import Estimate

@@ -149,6 +149,15 @@ class RowReport:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         self.examples.setdefault(reason, Example(place, detail))
 
+    def merge(self, more: RowReport) -> None:
+        """Add the rows of another report, which were read after those of this one."""
+        self.rows += more.rows
+        self.kept += more.kept
+        self.truncated += more.truncated
+        for reason, count in more.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            self.examples.setdefault(reason, more.examples[reason])
+
     def table(self) -> str:
         """The report as aligned text."""
         summary = f"{self.source} ({self.format}): {self.rows} rows, {self.kept} kept"

@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import lightning.pytorch as pl
-import numpy as np
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_dpo.data.bad_rows import BadRowAction, BadRowHandling, RowReport
 from lightning_dpo.data.formats import PAIRS, RowKind
-from lightning_dpo.data.loader import PairDataset, PairLoader, TokenDataset
-from lightning_dpo.data.mixture import JoinedStore, Mixture, NamedRows, named_rows, split_rows
+from lightning_dpo.data.loader import PairDataset, PairLoader, TokenDataset, accumulation, batches_done
+from lightning_dpo.data.mixture import JoinedStore, NamedRows, mixture_of, named_rows, split_rows
 from lightning_dpo.data.parser import choose_parser
 from lightning_dpo.data.preprocess import default_processes, prepare
 from lightning_dpo.data.sampler import OrderedPairBatchSampler, PairBatchSampler
 from lightning_dpo.data.sources import DataArgument, open_source
+from lightning_dpo.data.streaming import StreamLoader, StreamSource, is_stream
 from lightning_dpo.data.token_store import TokenStore
 from lightning_dpo.data.tokenization import PairTokenizer, RowTokenizer
 from lightning_dpo.data.tokenization.chat_template import CompletionTurns
-from lightning_dpo.data.truncation import LongPairAction, TokenLimits
+from lightning_dpo.data.tokenization.load import loaded_tokenizer
+from lightning_dpo.data.tokenization.truncation import LongPairAction, TokenLimits
 from lightning_dpo.files import cache_folder
 from lightning_dpo.types import PairBatch
 
@@ -169,6 +169,7 @@ class TokenDataModule(pl.LightningDataModule):
             self._sets["validation"] = named_rows(validation, argument="validation")
         self._stores: dict[str, TokenStore | JoinedStore] = {}
         self._parts: dict[str, TokenStore] = {}
+        self._streamed: StreamSource | None = None
         self._check_settings()
         if validation is None and validation_split is None:
             self._forgo_validation()
@@ -197,17 +198,26 @@ class TokenDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the tokenised rows."""
         self._prepare()
-        train = self._stores["train"]
-        self._train = self._dataset(train)
         if "validation" in self._stores:
             self._validation = self._dataset(self._stores["validation"])
-        elif self.validation_split is not None:
+        if "train" not in self._sets:
+            return
+        train = self._stores["train"]
+        self._train = self._dataset(train)
+        if self.validation is None and self.validation_split is not None:
             kept, held_out = split_rows(train, self.validation_split, seed=self.seed)
             self._validation = self._dataset(train, indices=held_out)
             self._train = self._dataset(train, indices=kept)
 
-    def train_dataloader(self) -> PairLoader:
-        """Batches of this rank, shuffled anew in each epoch."""
+    def teardown(self, stage: str) -> None:
+        """Say what became of rows that were streamed."""
+        if self._streamed is not None and self._streamed.report.rows:
+            rank_zero_info(self._streamed.report.table())
+
+    def train_dataloader(self) -> PairLoader | StreamLoader:
+        """Batches of this rank, shuffled anew in each epoch; as they come where they are streamed."""
+        if self._streamed is not None:
+            return self._streamed.loader()
         assert self._train is not None, "setup() comes first"
         trainer = self.trainer
         overfit = getattr(trainer, "overfit_batches", 0) > 0
@@ -224,15 +234,15 @@ class TokenDataModule(pl.LightningDataModule):
             batch_size=self.batch_size,
             tokens_per_batch=self.tokens_per_batch,
             seed=self.seed if self.shuffle_seed is None else self.shuffle_seed,
-            accumulate=_accumulation(trainer) if trainer else 1,
+            accumulate=accumulation(trainer) if trainer else 1,
             weights=self._train.weights(),
-            mixture=self._mixture(self._train),
+            mixture=mixture_of(self._sets["train"], self._train.origins(), seed=self.seed),
             **self._place(),
         )
         if trainer is None:
             return self._loader(self._train, sampler)
         sampler.limit(trainer.limit_train_batches)
-        return self._loader(self._train, sampler, batches_done=partial(_batches_done, trainer))
+        return self._loader(self._train, sampler, batches_done=partial(batches_done, trainer))
 
     def val_dataloader(self) -> PairLoader:
         """Batches of this rank, in a fixed order."""
@@ -246,18 +256,6 @@ class TokenDataModule(pl.LightningDataModule):
             **self._place(),
         )
         return self._loader(self._validation, sampler)
-
-    def _mixture(self, examples: TokenDataset) -> Mixture | None:
-        """How much of each data set an epoch has; None where all examples come once."""
-        weights = [one.weight for one in self._sets["train"] if one.weight is not None]
-        origins = examples.origins()
-        if not weights or origins is None:
-            return None
-        mixture = Mixture(origins, weights=weights, seed=self.seed)
-        for one, count, rows in zip(self._sets["train"], mixture.counts, np.bincount(origins), strict=True):
-            share = f"{count} of an epoch's {mixture.size} examples ({count / mixture.size:.1%})"
-            rank_zero_info(f"{one.name}: {share}, from {rows}")
-        return mixture
 
     def _forgo_validation(self) -> None:
         """Take the hook back, so that Lightning does not validate; an empty list would make it warn."""
@@ -276,6 +274,8 @@ class TokenDataModule(pl.LightningDataModule):
         return {} if sharing is None else {"rank": sharing["rank"], "world_size": sharing["num_replicas"]}
 
     def _prepare(self) -> None:
+        if self._streamed is not None:
+            self._streamed.open()
         named = {
             f"{split}.{one.name}" if one.name else split: one.rows
             for split, sets in self._sets.items()
@@ -291,14 +291,7 @@ class TokenDataModule(pl.LightningDataModule):
             for split, source in sources.items()
         }
         for split, source in sources.items():
-            tokenizer = self._tokenizer_class(
-                self._loaded_tokenizer(),
-                limits=self.limits,
-                format=parsers[split].format,
-                chat_template=self.chat_template,
-                chat_template_kwargs=self.chat_template_kwargs,
-                completion_turns=self.completion_turns,
-            )
+            tokenizer = self._row_tokenizer(parsers[split].format)
             self._parts[split] = prepare(
                 source,
                 split=split,
@@ -314,23 +307,24 @@ class TokenDataModule(pl.LightningDataModule):
                 parts = {one.name: self._parts[f"{split}.{one.name}"] for one in sets if one.name}
                 self._stores[split] = JoinedStore(parts, argument=split) if parts else self._parts[split]
         self.reports = {split: store.report for split, store in {**self._parts, **self._stores}.items()}
+        if self._streamed is not None:
+            self.reports["train"] = self._streamed.report
 
-    def _loaded_tokenizer(self) -> PreTrainedTokenizerBase:
-        if self.tokenizer is None:
-            raise ValueError(
-                "`tokenizer` must be given, and be the policy's; got None. "
-                f"Pass the same string as for the policy: {type(self).__name__}(..., tokenizer=...)"
-            )
-        if isinstance(self.tokenizer, str):
-            from lightning_dpo.models.load import load_tokenizer
-
-            self.tokenizer = load_tokenizer(self.tokenizer, trust_remote_code=self.trust_remote_code)
-        if self.limits.max_length > self.tokenizer.model_max_length:
-            rank_zero_warn(
-                f"`max_length` is {self.limits.max_length}, and the tokenizer says that its model takes "
-                f"{self.tokenizer.model_max_length} tokens"
-            )
-        return self.tokenizer
+    def _row_tokenizer(self, format: str) -> RowTokenizer:
+        self.tokenizer = loaded_tokenizer(
+            self.tokenizer,
+            max_length=self.limits.max_length,
+            trust_remote_code=self.trust_remote_code,
+            owner=type(self).__name__,
+        )
+        return self._tokenizer_class(
+            self.tokenizer,
+            limits=self.limits,
+            format=format,
+            chat_template=self.chat_template,
+            chat_template_kwargs=self.chat_template_kwargs,
+            completion_turns=self.completion_turns,
+        )
 
     def _check_settings(self) -> None:
         self.limits.check()
@@ -353,12 +347,7 @@ class TokenDataModule(pl.LightningDataModule):
 
 
 class PreferenceDataModule(TokenDataModule):
-    """Preference pairs in any public format, as batches of token ids.
-
-    Attributes:
-        train_pairs: The training pairs, after `setup`.
-        validation_pairs: The validation pairs, after `setup`, or None.
-    """
+    """Preference pairs in any public format, as batches of token ids."""
 
     batch_type = PairBatch
     _tokenizer_class = PairTokenizer
@@ -366,9 +355,36 @@ class PreferenceDataModule(TokenDataModule):
     _folder = "pairs"
     _dataset = PairDataset
 
+    def __init__(
+        self, train: DataArgument, *, streaming: bool = False, shuffle_buffer: int = 1024, **kwargs: Any
+    ) -> None:
+        """Say what to read; nothing is read before `prepare_data`.
+
+        Args:
+            train: A file (.jsonl, .json, .csv, .tsv, .parquet, also with .gz), a folder, a glob pattern, a
+                hub id (``org/name``, ``org/name:split``), a list of these, a `datasets.Dataset` or
+                `datasets.IterableDataset`, or rows; or several with names, ``{helpful: {path: a.jsonl,
+                weight: 0.7}, harmless: {path: b.jsonl, weight: 0.3}}``, whose shares of an epoch the weights
+                are. ``{helpful: a.jsonl, harmless: b.jsonl}`` takes each example once.
+            streaming: Tokenise training rows as they come, and none before; a hub data set is not
+                downloaded. The trainer's `max_steps` says how much is read. An IterableDataset is always
+                streamed. Rows to validate on are named by `validation`, and tokenised before.
+            shuffle_buffer: With `streaming` and `shuffle`, so many rows are held in memory by each process
+                that reads, and one of them is drawn at random for each that comes in.
+            kwargs: Arguments of every data module, see `TokenDataModule`.
+
+        Raises:
+            ValueError: If a setting is out of range, or two contradict each other.
+        """
+        super().__init__(train, **kwargs)
+        self.streaming = streaming or is_stream(train)
+        self.shuffle_buffer = shuffle_buffer
+        if self.streaming:
+            self._streamed = StreamSource(self)
+
     @property
     def train_pairs(self) -> PairDataset | None:
-        """The training pairs, after `setup`."""
+        """The training pairs, after `setup`; None where they are streamed."""
         assert self._train is None or isinstance(self._train, PairDataset)
         return self._train
 
@@ -377,19 +393,3 @@ class PreferenceDataModule(TokenDataModule):
         """The validation pairs, after `setup`, or None."""
         assert self._validation is None or isinstance(self._validation, PairDataset)
         return self._validation
-
-
-def _accumulation(trainer: pl.Trainer) -> int | dict[int, int]:
-    """Batches accumulated for a step, by epoch where a callback schedules them."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            return callback.scheduling
-    return trainer.accumulate_grad_batches
-
-
-def _batches_done(trainer: pl.Trainer) -> int:
-    """Batches of this epoch that were trained on before the checkpoint that is being resumed from."""
-    # The outer loop's flag, since the inner one's is gone where the checkpoint was made at a validation: then
-    # Lightning passes over that validation before it asks for a batch.
-    loop = trainer.fit_loop
-    return loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0

@@ -6,16 +6,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_dpo.data.mixture import JoinedStore
 from lightning_dpo.data.sampler import BatchIndices, PairBatchSampler
 from lightning_dpo.data.token_store import TokenStore
 from lightning_dpo.types import FeedbackBatch, PairBatch, TokenExample, TokenPair
+from lightning_dpo.types.completion_keys import KeyArray
 
-__all__ = ["FeedbackDataset", "PairDataset", "PairLoader", "SplitPairDataset", "TokenDataset"]
+__all__ = [
+    "FeedbackDataset",
+    "PairDataset",
+    "PairLoader",
+    "SplitPairDataset",
+    "TokenDataset",
+    "accumulation",
+    "batches_done",
+]
 
 
 class TokenDataset(Dataset[Any], ABC):
@@ -66,6 +77,18 @@ class TokenDataset(Dataset[Any], ABC):
         """Number of the data set of several that a row is from."""
         assert isinstance(self.store, JoinedStore)
         return int(self.store.origins[index if self.indices is None else self.indices[index]])
+
+    def keys_of(self, indices: npt.NDArray[np.int64]) -> KeyArray | None:
+        """Keys of the completions of some rows of this data set, as a batch of them has.
+
+        Args:
+            indices: Their numbers in this data set, (rows,).
+
+        Returns:
+            Those of each row's completions, then those of their first parts where a batch has these,
+            (rows, keys of a row, 2); None where they are not kept beside the tokens.
+        """
+        return self.store.keys_of(indices if self.indices is None else self.indices[indices])
 
     def _origins_of(self, batch: BatchIndices) -> list[int] | None:
         if not isinstance(self.store, JoinedStore):
@@ -144,6 +167,11 @@ class SplitPairDataset(FeedbackDataset):
         pair: TokenPair = self._arrays(index // 2)
         is_chosen = index % 2 == 0
         return TokenExample(pair.prompt_ids, pair.chosen_ids if is_chosen else pair.rejected_ids, is_chosen)
+
+    def keys_of(self, indices: npt.NDArray[np.int64]) -> KeyArray | None:
+        """Key of the completion of each of some examples, (examples, 1, 2); None where they are not kept."""
+        keys = super().keys_of(indices // 2)
+        return None if keys is None else keys[np.arange(len(indices)), indices % 2][:, None]
 
     def counted(self, index: int) -> tuple[Any, ...] | None:
         """Whether each token of an example's completion is trained on; None where all are."""
@@ -234,6 +262,22 @@ class PairLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore nothing, since `state_dict` saves nothing."""
+
+
+def accumulation(trainer: pl.Trainer) -> int | dict[int, int]:
+    """Batches that a trainer accumulates for a step, by epoch where a callback schedules them."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.scheduling
+    return trainer.accumulate_grad_batches
+
+
+def batches_done(trainer: pl.Trainer) -> int:
+    """Batches of this epoch that were trained on before the checkpoint that is being resumed from."""
+    # The outer loop's flag, since the inner one's is gone where the checkpoint was made at a validation: then
+    # Lightning passes over that validation before it asks for a batch.
+    loop = trainer.fit_loop
+    return loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0
 
 
 def _unchanged(batch: Any) -> Any:

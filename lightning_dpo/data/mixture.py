@@ -15,8 +15,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_dpo.data.bad_rows import RowReport
 from lightning_dpo.data.sources import RowsLike
 from lightning_dpo.data.token_store import TokenRow, TokenStore
+from lightning_dpo.types.completion_keys import KeyArray
 
-__all__ = ["JoinedStore", "Mixture", "NamedRows", "named_rows", "split_rows"]
+__all__ = ["JoinedStore", "Mixture", "NamedRows", "mixture_of", "named_rows", "split_rows"]
 
 _Rows = npt.NDArray[np.int64]
 
@@ -159,6 +160,34 @@ class JoinedStore(Sequence[TokenRow]):
         store, at = self._find(index)
         return store.counted(at)
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether the keys of completions lie beside the tokens of all data sets."""
+        return all(store.has_keys for store in self.stores)
+
+    def keys_of(self, rows: _Rows) -> KeyArray | None:
+        """Keys of the completions of some rows, (rows, keys of a row, 2); None unless they are kept."""
+        if not self.has_keys:
+            return None
+        numbers = self.origins[rows]
+        result: KeyArray | None = None
+        for number in np.unique(numbers):
+            here = numbers == number
+            keys = self.stores[number].keys_of(rows[here] - self._starts[number])
+            assert keys is not None
+            result = np.empty((len(rows), *keys.shape[1:]), np.uint64) if result is None else result
+            result[here] = keys
+        return result
+
+    def write_keys(self) -> None:
+        """Put the keys of all completions beside the tokens, where they are not there.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        for store in self.stores:
+            store.write_keys()
+
     def _find(self, index: int) -> tuple[TokenStore, int]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"there are {len(self)} rows, got index {index}")
@@ -240,6 +269,24 @@ class Mixture:
         return np.concatenate(parts)
 
 
+def mixture_of(sets: Sequence[NamedRows], origins: _Rows | None, *, seed: int) -> Mixture | None:
+    """How much of each data set an epoch has, which is said; None where all examples come once.
+
+    Args:
+        sets: The data sets.
+        origins: Number of the data set that each example is from, (examples,); None where there is one.
+        seed: Decides what is drawn.
+    """
+    weights = [one.weight for one in sets if one.weight is not None]
+    if not weights or origins is None:
+        return None
+    mixture = Mixture(origins, weights=weights, seed=seed)
+    for one, count, rows in zip(sets, mixture.counts, np.bincount(origins), strict=True):
+        share = f"{count} of an epoch's {mixture.size} examples ({count / mixture.size:.1%})"
+        rank_zero_info(f"{one.name}: {share}, from {rows}")
+    return mixture
+
+
 def split_rows(store: TokenStore | JoinedStore, share: float, *, seed: int) -> tuple[_Rows, _Rows]:
     """Hold out a share of the rows of each data set.
 
@@ -286,11 +333,5 @@ def _joined_report(stores: Mapping[str, TokenStore], argument: str) -> RowReport
     formats = dict.fromkeys(store.report.format for store in stores.values())
     total = RowReport(f"{argument} ({', '.join(stores)})", ", ".join(formats))
     for store in stores.values():
-        report = store.report
-        total.rows += report.rows
-        total.kept += report.kept
-        total.truncated += report.truncated
-        for reason, count in report.counts.items():
-            total.counts[reason] = total.counts.get(reason, 0) + count
-            total.examples.setdefault(reason, report.examples[reason])
+        total.merge(store.report)
     return total

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -26,11 +27,12 @@ from lightning_dpo.data.bad_rows import BadRow, BadRowHandling, Reason, RowRepor
 from lightning_dpo.data.parser import PROBED_ROWS, RowParser
 from lightning_dpo.data.readers import Record
 from lightning_dpo.data.sources import RowSource
-from lightning_dpo.data.token_store import EntryWriter, TokenStore, arrow_batch, new_entry
+from lightning_dpo.data.token_store import EntryWriter, TokenStore, arrow_batch, new_entry, row_keys
 from lightning_dpo.data.tokenization import RowTokenizer, Tokenised
 from lightning_dpo.types import Feedback, PreferencePair
+from lightning_dpo.types.completion_keys import KeyArray
 
-__all__ = ["cache_key", "default_processes", "prepare"]
+__all__ = ["cache_key", "default_processes", "prepare", "probe_template"]
 
 _VERSION = 1
 """Raised when the same rows and tokenizer give other tokens than before."""
@@ -45,9 +47,10 @@ class _Chunk(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-    """A chunk's tokenised rows, and those left out: number within the chunk, reason and detail."""
+    """A chunk's tokenised rows with their keys, and those left out: number in the chunk, reason, detail."""
 
     batch: pa.RecordBatch
+    keys: KeyArray
     truncated: int
     left_out: list[tuple[int, Reason, str]]
 
@@ -95,7 +98,7 @@ def prepare(
         store = TokenStore(path, tokenizer.kind)
         rank_zero_info(f"reused {store.report.rows} tokenised {split} rows from {path}")
     else:
-        _probe_template(source, parser, tokenizer)
+        probe_template(source, parser, tokenizer)
         chunks = _chunks(islice(source, limit))
         with (
             new_entry(path, tokenizer.kind, numbers=parser.numbers, has_turns=tokenizer.has_turns) as entry,
@@ -134,7 +137,7 @@ def default_processes() -> int:
     return min(16, available)
 
 
-def _probe_template(source: RowSource, parser: RowParser, tokenizer: RowTokenizer) -> None:
+def probe_template(source: RowSource, parser: RowParser, tokenizer: RowTokenizer) -> None:
     """Try the chat template on the first rows, so that one that does not fit is found at once."""
     refused: BadRow | None = None
     for _, record in islice(source, PROBED_ROWS):
@@ -170,7 +173,7 @@ def _write_entry(
         report.kept += outcome.batch.num_rows
         report.truncated += outcome.truncated
         if outcome.batch.num_rows:
-            entry.write(outcome.batch)
+            entry.write(outcome.batch, keys=outcome.keys)
     entry.finish(report)
 
 
@@ -260,7 +263,10 @@ def _tokenise_chunk(
         numbers=values,
         counted=[result.counted for result in kept] if tokenizer.has_turns else None,
     )
-    return _Outcome(batch, sum(result.truncated for result in kept), sorted(left_out))
+    keys = [row_keys(result.pair, result.counted) for result in kept]
+    return _Outcome(
+        batch, np.array(keys, dtype=np.uint64), sum(result.truncated for result in kept), sorted(left_out)
+    )
 
 
 def _number(pair: PreferencePair | Feedback, name: str) -> float:

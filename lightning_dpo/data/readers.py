@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple, TypeAlias
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
 
-__all__ = ["READERS", "Record", "decode", "read_file", "read_table", "suffix_of"]
+__all__ = ["READERS", "Record", "decode", "plain_row", "read_file", "read_table", "suffix_of"]
 
 _CHUNK = 2**20
 
@@ -188,13 +188,19 @@ def read_table(parts: Iterable[Any]) -> Iterator[Record]:
 
 def _plain_rows(part: Any) -> Iterator[Mapping[str, Any] | BadRow]:
     try:
-        yield from map(_without_nulls, part.to_pylist())
+        yield from map(plain_row, part.to_pylist())
     except UnicodeDecodeError as error:
         if len(part) == 1:
             yield BadRow(Reason.UNICODE, f"text that is not UTF-8: {error}")
             return
         for index in range(len(part)):
             yield from _plain_rows(part.slice(index, 1))
+
+
+def plain_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of a table without the nulls that other rows' keys leave in it."""
+    plain: Mapping[str, Any] = _without_nulls(row)
+    return plain
 
 
 def _without_nulls(value: Any) -> Any:

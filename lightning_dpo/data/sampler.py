@@ -161,6 +161,29 @@ class PairBatchSampler(DistributedSampler[BatchIndices]):
         epoch = self._epoch
         return (self._batch(step, epoch) for step in range(self.start, len(self)))
 
+    def batch_at(self, step: int) -> BatchIndices:
+        """This rank's batch of a step of the epoch, from 0."""
+        return self._batch(step, self._epoch)
+
+    def layout(self, steps: int | None = None) -> tuple[_Ints, _Ints]:
+        """All batches of this rank at once, without what their pairs count.
+
+        Args:
+            steps: Only so many, from the start of the epoch.
+
+        Returns:
+            The pairs, batch after batch, and where each batch begins and the last one ends, (batches + 1,).
+        """
+        epoch = self._epoch
+        batches = epoch.steps[:steps, self.rank]
+        is_filler = batches < 0
+        first = np.where(is_filler, 0, epoch.offsets[batches])
+        sizes = np.where(is_filler, 1, np.diff(epoch.offsets)[batches])
+        ends = np.cumsum(sizes)
+        places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - ends + sizes, sizes)
+        pairs = np.where(np.repeat(is_filler, sizes), self._filler, epoch.order[places])
+        return pairs, np.concatenate([[0], ends])
+
     def _batch(self, step: int, epoch: _Epoch) -> BatchIndices:
         batch = int(epoch.steps[step, self.rank])
         indices = epoch.order[epoch.offsets[batch] : epoch.offsets[batch + 1]] if batch >= 0 else self._filler

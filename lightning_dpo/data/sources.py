@@ -100,7 +100,7 @@ class _Joined:
             yield from source
 
 
-def open_source(rows: RowsLike, *, split: str) -> RowSource:
+def open_source(rows: RowsLike, *, split: str, streaming: bool = False) -> RowSource:
     """Find rows, without reading them (a hub data set is downloaded).
 
     Args:
@@ -109,13 +109,14 @@ def open_source(rows: RowsLike, *, split: str) -> RowSource:
             or a list of any of the strings.
         split: "train" or "validation": the argument, which also picks among the splits of a folder or of a
             hub data set. Behind a dot may stand which of several data sets it is, as in "train.helpful".
+        streaming: Leave a hub data set where it is; its rows come over the network as they are read.
 
     Raises:
         ValueError: If there is nothing there, naming `split` as the argument.
     """
     if isinstance(rows, (str, Path)):
-        return _open_name(str(rows), split)
-    if hasattr(rows, "_fingerprint"):
+        return _open_name(str(rows), split, streaming=streaming)
+    if hasattr(rows, "_fingerprint") and type(rows).__name__ != "IterableDataset":
         return _Table("Dataset", rows)
     if isinstance(rows, Mapping):
         found = ", ".join(map(str, rows))
@@ -126,18 +127,23 @@ def open_source(rows: RowsLike, *, split: str) -> RowSource:
     if isinstance(rows, Sequence) and rows:
         names = [row for row in rows if isinstance(row, (str, Path))]
         if len(names) == len(rows):
-            sources = tuple(_open_name(str(name), split) for name in names)
+            sources = tuple(_open_name(str(name), split, streaming=streaming) for name in names)
             return _Joined(f"{len(sources)} sources", sources) if len(sources) > 1 else sources[0]
         dicts = [row for row in rows if isinstance(row, Mapping)]
         if len(dicts) == len(rows):
             return _Rows("rows", dicts)
+    if type(rows).__name__ == "IterableDataset":
+        raise ValueError(
+            f"`{split}` must be rows that can be tokenised before training, got an IterableDataset; only the "
+            "`train` of PreferenceDataModule is streamed. Pass a datasets.Dataset or a file"
+        )
     raise ValueError(
         f"`{split}` must be a file, a folder, a hub id, a datasets.Dataset or a list of rows, "
         f"got {'an empty list' if rows == [] else type(rows).__name__}"
     )
 
 
-def _open_name(name: str, split: str) -> RowSource:
+def _open_name(name: str, split: str, *, streaming: bool = False) -> RowSource:
     path = Path(name).expanduser()
     if path.is_dir():
         return _open_folder(path, split)
@@ -157,7 +163,7 @@ def _open_name(name: str, split: str) -> RowSource:
         raise ValueError(
             f"`{split}` must be an existing file, a folder or a hub id, got {name!r}{_hint(path)}"
         )
-    return _open_hub(name, split)
+    return _open_hub(name, split, streaming=streaming)
 
 
 def _open_folder(folder: Path, split: str) -> RowSource:
@@ -185,7 +191,7 @@ def _open_folder(folder: Path, split: str) -> RowSource:
     return _Files(folder.name, tuple(files))
 
 
-def _open_hub(name: str, split: str) -> RowSource:
+def _open_hub(name: str, split: str, *, streaming: bool = False) -> RowSource:
     from datasets import get_dataset_split_names, load_dataset
 
     repository, *rest = name.split(":")
@@ -196,7 +202,7 @@ def _open_hub(name: str, split: str) -> RowSource:
             if rest
             else _pick(get_dataset_split_names(repository, configuration), split, f"the data set {name!r}")
         )
-        table = load_dataset(repository, configuration, split=chosen)
+        table = load_dataset(repository, configuration, split=chosen, streaming=streaming)
     except (OSError, ValueError) as error:
         if str(error).startswith("`"):
             raise

@@ -14,13 +14,27 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lightning_dpo.data.bad_rows import RowReport
-from lightning_dpo.files import scratch_folder
+from lightning_dpo.files import scratch_folder, write_file
 from lightning_dpo.types import TokenExample, TokenPair
+from lightning_dpo.types.completion_keys import KEY_WORDS, KeyArray, keys_of_row
 
-__all__ = ["EXAMPLE_SCHEMA", "SCHEMA", "EntryWriter", "TokenRow", "TokenStore", "arrow_batch", "new_entry"]
+__all__ = [
+    "EXAMPLE_SCHEMA",
+    "SCHEMA",
+    "EntryWriter",
+    "TokenRow",
+    "TokenStore",
+    "arrow_batch",
+    "new_entry",
+    "row_keys",
+]
 
 _FILES = {TokenPair: "pairs.arrow", TokenExample: "examples.arrow"}
 _REPORT = "report.json"
+_KEYS = "completion_keys.u64"
+"""Beside the tokens: the keys of each row's completions, (rows, keys of a row, 2) of uint64."""
+
+_KEYS_OF_A_ROW = {TokenPair: 4, TokenExample: 1}
 
 TokenRow: TypeAlias = TokenPair | TokenExample
 """A row of the data as token ids."""
@@ -191,6 +205,47 @@ class TokenStore(Sequence[TokenRow]):
             return None
         return tuple(mask.astype(np.bool_) if len(mask) else None for mask in masks)
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether the keys of its completions lie beside the tokens; not so in entries of older versions."""
+        return self._keys() is not None
+
+    def keys_of(self, rows: npt.NDArray[np.int64]) -> KeyArray | None:
+        """Keys of the completions of some rows, as `keys_of_row` gives them; None unless they are kept.
+
+        Args:
+            rows: Numbers of rows, (rows,).
+
+        Returns:
+            Read from a memory-mapped file, (rows, keys of a row, 2).
+        """
+        keys = self._keys()
+        return None if keys is None else keys[rows]
+
+    def write_keys(self) -> None:
+        """Work out the keys of all completions and put them beside the tokens, unless they are there.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        if self.has_keys:
+            return
+        keys = np.empty((len(self), _KEYS_OF_A_ROW[self.kind], KEY_WORDS), dtype="<u8")
+        for index in range(len(self)):
+            row: Any = self[index]
+            keys[index] = row_keys(row, self.counted(index))
+        write_file(self.path / _KEYS, keys.tobytes())
+
+    def _keys(self) -> KeyArray | None:
+        shape = (len(self), _KEYS_OF_A_ROW[self.kind], KEY_WORDS)
+        path = self.path / _KEYS
+        try:
+            if path.stat().st_size != 8 * int(np.prod(shape)) or not len(self):
+                return None
+            return np.memmap(path, dtype="<u8", mode="r", shape=shape)
+        except OSError:
+            return None
+
     def __getstate__(self) -> dict[str, Any]:
         # Workers that are not forked map the file themselves.
         return {k: v for k, v in self.__dict__.items() if k not in ("_file", "_pieces", "_starts")}
@@ -216,6 +271,22 @@ class TokenStore(Sequence[TokenRow]):
         batches = [reader.get_batch(k) for k in range(reader.num_record_batches)]
         self._pieces = [_piece(batch, self.kind) for batch in batches if batch.num_rows]
         self._starts = np.cumsum([0, *(len(piece.rows) for piece in self._pieces)])
+
+
+def row_keys(
+    row: TokenRow, counted: Sequence[Sequence[bool] | npt.NDArray[np.bool_] | None] | None
+) -> KeyArray:
+    """Keys of a row's completions, see `keys_of_row`.
+
+    Args:
+        row: Its token ids.
+        counted: For each completion whether each of its tokens is trained on; None where all are.
+    """
+    prompt, *completions = (np.asarray(part, dtype=np.int64) for part in row if not isinstance(part, bool))
+    masks = [
+        None if mask is None or not len(mask) else np.asarray(mask, dtype=np.bool_) for mask in counted or ()
+    ]
+    return keys_of_row(prompt, completions, masks or None)
 
 
 def _parts(kind: type[TokenRow]) -> int:
@@ -245,10 +316,18 @@ class EntryWriter:
         self._folder = folder
         self._file = pa.OSFile(str(folder / _FILES[kind]), "wb")
         self._writer = pa.ipc.new_file(self._file, schema)
+        self._keys = (folder / _KEYS).open("wb")
 
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Append rows."""
+    def write(self, batch: pa.RecordBatch, *, keys: KeyArray | None = None) -> None:
+        """Append rows.
+
+        Args:
+            batch: The rows.
+            keys: Keys of their completions, (rows, keys of a row, 2); where some have none, none are kept.
+        """
         self._writer.write_batch(batch)
+        if keys is not None:
+            self._keys.write(keys.astype("<u8", copy=False).tobytes())
 
     def finish(self, report: RowReport) -> None:
         """Add the report; last of all."""
@@ -258,6 +337,7 @@ class EntryWriter:
         """Close the file of rows."""
         self._writer.close()
         self._file.close()
+        self._keys.close()
 
 
 @contextmanager

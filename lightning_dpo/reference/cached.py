@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from lightning_dpo.models.build import PolicySettings
 from lightning_dpo.models.unwrap import is_sharded
 from lightning_dpo.reference.base import Reference
-from lightning_dpo.reference.cache.keys import batch_keys
+from lightning_dpo.reference.cache.keys import KeyArray, batch_keys
 from lightning_dpo.reference.cache.shards import Entries
 from lightning_dpo.reference.cache.store import Lookup, ReferenceCache, Space
 from lightning_dpo.reference.cache.usage import UsageCount
@@ -25,6 +26,9 @@ from lightning_dpo.types import CompletionBatch, CompletionLogps
 __all__ = ["CachedReference", "ReferenceSource"]
 
 _log = logging.getLogger(__name__)
+
+_AT_ONCE = 2**16
+"""Rows that are looked up at a time."""
 
 
 class ReferenceSource(NamedTuple):
@@ -186,6 +190,27 @@ class CachedReference(Reference):
         fresh = found.fresh.reshape(-1, count).max(axis=0)
         self.usage.note(keys, batch.prompt_of.numpy(), fresh)
         return found
+
+    def look_up_rows(self, keys: KeyArray) -> npt.NDArray[np.bool_]:
+        """Whether the cache has all of each row of the data, by keys that lie beside the tokens.
+
+        Args:
+            keys: Of each row's completions, then of their first parts where these are asked for,
+                (rows, keys of a row, 2); counted as asked for.
+        """
+        known = np.empty(len(keys), np.bool_)
+        for start in range(0, len(keys), _AT_ONCE):
+            part = keys[start : start + _AT_ONCE]
+            rows, width, words = part.shape
+            found = self.cache.find(part.reshape(-1, words))
+            known[start : start + rows] = found.found.reshape(rows, width).all(axis=1)
+            completions = max(1, width // 2)
+            self.usage.note(
+                part[:, :completions].reshape(-1, words),
+                np.repeat(np.arange(rows), completions),
+                np.repeat(found.fresh.reshape(rows, width).any(axis=1), completions),
+            )
+        return known
 
     def compute(self, batch: CompletionBatch, *, plan: ScoringPlan) -> None:
         """Run the reference and keep what comes out; writing is left to the cache's `flush`.

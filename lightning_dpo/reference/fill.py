@@ -108,13 +108,21 @@ def fill_cache(module: ScoredModule, *, trainer: pl.Trainer) -> None:
         with trainer.precision_plugin.forward_context():
             cache = reference.open()
             # All ranks go by one list of shards: ranks that share their data must agree on what is missing.
-            cache.load(trainer.strategy.broadcast(_names(cache)))
+            names = trainer.strategy.broadcast(_names(cache))
+            try:
+                if trainer.local_rank == 0:
+                    cache.load(names)
+            finally:
+                trainer.strategy.barrier("the index of the reference cache")
+            if trainer.local_rank:
+                cache.load(names, is_first=False)
             work = _Pass(module, reference, trainer)
             try:
                 batches = trainer_completions(
                     trainer,
                     needs_all=reference.needs_all,
                     completions_of=module.reference_completions,
+                    reference=reference,
                 )
                 work.run(missing_batches(batches, reference))
             finally:

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_dpo.data.loader import PairLoader
+from lightning_dpo.data.loader import PairLoader, TokenDataset
 from lightning_dpo.reference.cache.keys import batch_keys
 from lightning_dpo.reference.cached import CachedReference, missing_prompts
 from lightning_dpo.types import CompletionBatch
 
-__all__ = ["HasCompletions", "missing_batches", "trainer_batches", "trainer_completions"]
+__all__ = [
+    "HasCompletions",
+    "missing_batches",
+    "of_all_completions",
+    "trainer_batches",
+    "trainer_completions",
+]
+
+_MARK = "gives_all_completions"
+
+KnownRows: TypeAlias = Callable[[Any, npt.NDArray[np.int64]], npt.NDArray[np.bool_] | None]
+_Function = TypeVar("_Function", bound=Callable[..., CompletionBatch])
 
 
 @runtime_checkable
@@ -66,6 +80,7 @@ def trainer_completions(
     *,
     needs_all: bool,
     completions_of: Callable[[Any], CompletionBatch] = HasCompletions.completions,
+    reference: CachedReference | None = None,
 ) -> Iterator[CompletionBatch]:
     """The prompts and completions that a run is about to take on this rank, training data first.
 
@@ -73,11 +88,17 @@ def trainer_completions(
         trainer: The trainer as its run begins.
         needs_all: See `trainer_batches`.
         completions_of: What the reference is asked for of a batch.
+        reference: Leave out batches of which it has everything, by the keys that lie beside the tokens:
+            nothing is read of them, collated or hashed. Without, and where `completions_of` is not marked by
+            `of_all_completions`, all batches are given.
 
     Raises:
         ValueError: If a loader yields batches that have no completions.
     """
-    for batch in trainer_batches(trainer, needs_all=needs_all):
+    known = None
+    if reference is not None and getattr(completions_of, _MARK, False):
+        known = partial(_known_rows, reference=reference, is_first=trainer.local_rank == 0)
+    for batch in trainer_batches(trainer, needs_all=needs_all, known=known):
         if not isinstance(batch, HasCompletions):
             raise ValueError(
                 f'`reference="cached"` needs data loaders that yield PairBatch, got '
@@ -86,22 +107,40 @@ def trainer_completions(
         yield completions_of(batch)
 
 
-def trainer_batches(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[Any]:
+def of_all_completions(function: _Function) -> _Function:
+    """Mark a `reference_completions` that gives ``batch.completions()``, whose keys lie beside the tokens."""
+    setattr(function, _MARK, True)
+    return function
+
+
+def trainer_batches(trainer: pl.Trainer, *, needs_all: bool, known: KnownRows | None = None) -> Iterator[Any]:
     """The batches that a run is about to take on this rank, training data first.
 
-    Loaders without a length are left out, for they may have no end. Random states are left as they were.
+    Loaders without a length are left out, for they may have no end, and streams, whose rows are looked up as
+    they come. Random states are left as they were.
 
     Args:
         trainer: The trainer as its run begins.
         needs_all: Whether to take whole loaders where the trainer is limited to a part of them. A part is
             enough where it is certain to be the part that is used.
+        known: Says of some rows of a data set which need not be looked at, or None if it cannot; batches of
+            which that is all rows are left out.
     """
     for loader, limit, is_all in _loaders(trainer, needs_all=needs_all):
+        if getattr(loader, "is_stream", False):
+            if needs_all:
+                raise ValueError(
+                    '`reference="cached"` does not go with streamed training data here: the reference cannot '
+                    "be run in the middle of training (its policy is sharded, or was given as a module), and "
+                    'a stream is not known before. Use reference="frozen", or "adapter" with `lora`, or set '
+                    "`streaming: false`"
+                )
+            continue
         if math.isinf(limit):
             continue
         whole = needs_all and not isinstance(loader, PairLoader) and sized_len(loader) is not None
         with isolate_rng():
-            yield from _batches(loader, None if whole else int(limit), is_all=is_all)
+            yield from _batches(loader, None if whole else int(limit), is_all=is_all, known=known)
 
 
 def _loaders(trainer: pl.Trainer, *, needs_all: bool) -> Iterator[tuple[Any, float, bool]]:
@@ -144,19 +183,41 @@ def _training_batches(trainer: pl.Trainer, *, needs_all: bool) -> tuple[float, b
     return limit, False
 
 
-def _batches(loader: Any, limit: int | None, *, is_all: bool = False) -> Iterator[Any]:
+def _batches(
+    loader: Any, limit: int | None, *, is_all: bool = False, known: KnownRows | None = None
+) -> Iterator[Any]:
     if not isinstance(loader, PairLoader):
         yield from islice(loader, limit)
         return
     # By its sampler, from the beginning: the loader itself would pass over what was trained on already.
-    sampler, start = loader.pair_sampler, loader.pair_sampler.start
+    sampler = loader.pair_sampler
     if is_all and sampler.is_mixed:
-        sampler, start, limit = sampler.unmixed(), 0, None
-    sampler.start = 0
-    batches = iter(sampler)
-    sampler.start = start
-    for indices in islice(batches, limit):
-        yield loader.dataset[indices]
+        sampler, limit = sampler.unmixed(), None
+    rows, offsets = sampler.layout(limit)
+    steps = np.arange(len(offsets) - 1)
+    done = None if known is None or not len(rows) else known(loader.dataset, rows)
+    if done is not None:
+        steps = steps[~np.logical_and.reduceat(done, offsets[:-1])]
+    for step in steps:
+        yield loader.dataset[sampler.batch_at(int(step))]
+
+
+def _known_rows(
+    rows: Any, indices: npt.NDArray[np.int64], *, reference: CachedReference, is_first: bool
+) -> npt.NDArray[np.bool_] | None:
+    """Which rows of a data set the cache has everything of; None where there are no keys to tell by."""
+    if not isinstance(rows, TokenDataset):
+        return None
+    if not rows.store.has_keys:
+        # Tokens that an older version left. To hash all rows pays only where most are taken.
+        if not is_first or 2 * len(indices) < len(rows.store):
+            return None
+        try:
+            rows.store.write_keys()
+        except OSError:
+            return None
+    keys = rows.keys_of(indices)
+    return None if keys is None else reference.look_up_rows(keys)
 
 
 def _flat(loaders: Any) -> list[Any]:

@@ -18,6 +18,7 @@ from lightning_dpo.reference.build import build_cached_reference, build_referenc
 from lightning_dpo.reference.cached import CachedReference
 from lightning_dpo.reference.fill import FillReferenceCache
 from lightning_dpo.reference.frozen import AdapterReference
+from lightning_dpo.reference.missing import of_all_completions
 from lightning_dpo.reference.spec import ReferenceSpec
 from lightning_dpo.scoring.forward import ScoringPlan
 from lightning_dpo.training.base import DtypeName, PolicyModule
@@ -170,6 +171,7 @@ class ReferencedModule(PolicyModule):
             self.reference.match(self.policy)
         return plan
 
+    @of_all_completions
     def reference_completions(self, batch: Any) -> CompletionBatch:
         """The completions of a batch that `step` asks the reference for, which a cached one has to hold."""
         completions: CompletionBatch = batch.completions()

@@ -12,7 +12,7 @@ from tiny_tokenizers import BARE, TOOLS, byte_level, metaspace
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
 from lightning_dpo.data.tokenization import PairTokenizer
-from lightning_dpo.data.truncation import TokenLimits
+from lightning_dpo.data.tokenization.truncation import TokenLimits
 from lightning_dpo.types import PreferencePair
 
 # As a template that says itself what the model writes, which transformers turns into a mask.

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lightning_dpo.data.tokenization import PairTokenizer
 from lightning_dpo.data.tokenization.encode import TextEncoder
-from lightning_dpo.data.truncation import TokenLimits
+from lightning_dpo.data.tokenization.truncation import TokenLimits
 
 TEXTS = [" hello world", "is it <|im_end|> so?", "", "\n\nyes", "naïve 天空 </s>", "the sea" * 50]
 

@@ -14,7 +14,7 @@ from lightning_dpo.data.bad_rows import Reason
 from lightning_dpo.data.preprocess import cache_key
 from lightning_dpo.data.sources import open_source
 from lightning_dpo.data.tokenization import tokenizer_identity
-from lightning_dpo.data.truncation import TokenLimits
+from lightning_dpo.data.tokenization.truncation import TokenLimits
 
 
 def test_many_rows_are_tokenised_in_several_processes(tmp_path: Path, tokenizer) -> None:

@@ -9,7 +9,7 @@ from tokenised_pairs import CHAT, TEXT, decoded, one, plain_ids
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
 from lightning_dpo.data.tokenization import PairTokenizer, tokenizer_identity
-from lightning_dpo.data.truncation import TokenLimits
+from lightning_dpo.data.tokenization.truncation import TokenLimits
 from lightning_dpo.models.load import load_tokenizer
 from lightning_dpo.types import PreferencePair
 

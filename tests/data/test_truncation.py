@@ -8,7 +8,7 @@ from tokenised_pairs import one
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
 from lightning_dpo.data.tokenization import PairTokenizer
-from lightning_dpo.data.truncation import TokenLimits, truncate
+from lightning_dpo.data.tokenization.truncation import TokenLimits, truncate
 from lightning_dpo.types import PreferencePair, TokenPair
 
 

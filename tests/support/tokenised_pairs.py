@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_dpo.data.bad_rows import BadRow
 from lightning_dpo.data.tokenization import PairTokenizer
-from lightning_dpo.data.truncation import TokenLimits
+from lightning_dpo.data.tokenization.truncation import TokenLimits
 from lightning_dpo.types import PreferencePair, TokenPair
 
 TEXT = PreferencePair("the sky is", " blue", " green")

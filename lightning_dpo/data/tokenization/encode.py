@@ -20,9 +20,9 @@ _CALLS = ("__call__", "_encode_plus", "_batch_encode_plus")
 class TextEncoder:
     """Gives the ids of many texts at once, without special tokens.
 
-    `tokenizer(texts)` also works out where each token stands in its text, and wraps each of them; the core of
-    a fast tokenizer does neither in `encode_batch_fast`, which takes a quarter less time. It is used where the
-    class leaves texts to the core, and gives what the call does on the first texts.
+    `tokenizer(texts)` also works out where each token stands in its text, and wraps each of them; the core
+    of a fast tokenizer does neither in `encode_batch_fast`, which takes a quarter less time. It is used where
+    the class leaves texts to the core, and gives what the call does on the first texts.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -52,7 +52,7 @@ class TextEncoder:
         return [one.ids for one in self._core.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def _is_core_set(self) -> bool:
-        """Whether the core's switches, which whoever shares the tokenizer may turn, are as the call has them."""
+        """Whether the core's switches, which others may have turned, are as the call has them."""
         core = self._core
         splits = getattr(self._tokenizer, "split_special_tokens", False)
         return core.truncation is None and core.padding is None and core.encode_special_tokens == splits

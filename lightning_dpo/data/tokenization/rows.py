@@ -19,7 +19,7 @@ from lightning_dpo.data.tokenization.chat_template import (
     completions_of,
 )
 from lightning_dpo.data.tokenization.encode import TextEncoder
-from lightning_dpo.data.truncation import TokenLimits, shorten
+from lightning_dpo.data.tokenization.truncation import TokenLimits, shorten
 from lightning_dpo.types import Feedback, PreferencePair, TokenExample, TokenPair
 
 if TYPE_CHECKING:

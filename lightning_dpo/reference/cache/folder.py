@@ -13,6 +13,9 @@ from lightning_dpo.files import scratch_name, write_file
 __all__ = ["Folder", "FsspecFolder", "LocalFolder", "open_folder"]
 
 _DAMAGED = "damaged"
+_STAMPS = ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
+"""What file systems say of a file that changes with it, each in words of its own."""
+
 _WITHOUT_FOLDERS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 """Schemes of object stores; to make a folder there is to make a bucket, of any name that was mistyped."""
 
@@ -25,6 +28,10 @@ class Folder(ABC):
     @abstractmethod
     def names(self) -> list[str]:
         """Names of the files that are there, sorted; none where the folder is missing."""
+
+    @abstractmethod
+    def stamps(self) -> dict[str, str]:
+        """What tells each file that is there from an altered one of its name, without reading it."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -60,6 +67,15 @@ class LocalFolder(Folder):
         if not self._path.is_dir():
             return []
         return sorted(path.name for path in self._path.iterdir() if _is_shard(path.name))
+
+    def stamps(self) -> dict[str, str]:
+        """Size and time of the last change of each shard."""
+        found = {}
+        for name in self.names():
+            with contextlib.suppress(FileNotFoundError):
+                stat = (self._path / name).stat()
+                found[name] = f"{stat.st_size} {stat.st_mtime_ns}"
+        return found
 
     def read(self, name: str) -> bytes:
         """The content of a shard."""
@@ -99,14 +115,23 @@ class FsspecFolder(Folder):
 
     def names(self) -> list[str]:
         """Names of the shards that are there, sorted."""
+        return sorted(self.stamps())
+
+    def stamps(self) -> dict[str, str]:
+        """Size of each shard, with the time or the checksum that the store gives."""
         # What other processes wrote since the last look must be seen.
         self._fs.invalidate_cache()
         try:
             with _as_system_errors():
-                found = self._fs.ls(self._path, detail=False)
+                found = self._fs.ls(self._path, detail=True)
         except FileNotFoundError:
-            return []
-        return sorted(name for name in (str(path).rsplit("/", 1)[-1] for path in found) if _is_shard(name))
+            return {}
+        about = {str(file["name"]).rsplit("/", 1)[-1]: file for file in found}
+        return {
+            name: " ".join(str(file[field]) for field in _STAMPS if file.get(field) is not None)
+            for name, file in about.items()
+            if _is_shard(name)
+        }
 
     def read(self, name: str) -> bytes:
         """The content of a shard."""

@@ -7,14 +7,17 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from lightning_dpo.files import cache_folder
 from lightning_dpo.reference.cache.folder import open_folder
 from lightning_dpo.reference.cache.keys import KeyArray
 from lightning_dpo.reference.cache.shards import DamagedShardError, Entries, decode, encode, join
+from lightning_dpo.reference.cache.table import Index, Table
 
 __all__ = ["Lookup", "ReferenceCache", "Space"]
 
@@ -29,7 +32,9 @@ FLUSH_SHARE = 20
 """A shard is written when so many pairs wait, or after 15 s or a twentieth of the time spent, the larger: an
 interrupted pass loses little, and a pass of days still leaves tens of files and not thousands."""
 
-_Positions = npt.NDArray[np.int64]
+INDEX_FROM = 2**16
+INDEX_SHARE = 4
+"""So many completions are put into the index, if they are also a quarter of those that it has already."""
 
 
 class Space(NamedTuple):
@@ -82,7 +87,10 @@ class ReferenceCache:
     """The log-probabilities of one reference.
 
     Shards are files named by the checksum of their content, so that writers never meet and a torn or altered
-    one is known. About 25 bytes are held in memory for each completion, and for each first part of one.
+    one is known. What many of them hold is kept sorted in one file of each machine, the index, which
+    processes map into their memory instead of reading shards; an index that is missing or torn, or made of
+    shards that have changed, is made again. Of what is in no index, about 25 bytes are held for each
+    completion, and for each first part of one.
 
     Attributes:
         location: Folder or URL of this reference's shards.
@@ -100,8 +108,8 @@ class ReferenceCache:
         self._older = f"{root.rstrip('/')}/{space.older_key}"
         self.location = f"{root.rstrip('/')}/{space.key}"
         self._folder = open_folder(self.location)
-        self._entries = Entries.empty()
-        self._first = np.empty(0, np.uint64)
+        self._index: Index | None = None
+        self._table, _ = Table.of(Entries.empty())
         self._fresh = np.empty(0, np.bool_)
         self._loaded: set[str] = set()
         self._waiting: dict[tuple[int, int], tuple[int, int]] = {}
@@ -111,7 +119,8 @@ class ReferenceCache:
 
     def __len__(self) -> int:
         """Completions that are known."""
-        return len(self._first) + len(self._waiting)
+        mapped = 0 if self._index is None else self._index.table.size
+        return mapped + self._table.size + len(self._waiting)
 
     @property
     def waiting(self) -> int:
@@ -127,15 +136,26 @@ class ReferenceCache:
         """Shards that are there now."""
         return self._folder.names()
 
-    def load(self, names: Sequence[str] | None = None, *, fresh: bool = False) -> None:
-        """Read shards that were not read yet; a damaged one is reported, set aside and not used.
+    def load(self, names: Sequence[str] | None = None, *, fresh: bool = False, is_first: bool = True) -> None:
+        """Know what shards hold; a damaged one is reported, set aside and not used.
 
         Args:
-            names: Shards to read; None takes all that are there.
+            names: Shards that are wanted; None takes all that are there.
             fresh: Count what they hold as computed in this run.
+            is_first: Whether this process is the first of its machine: it checks the index, and makes it if
+                it is worth it. The others come after it, and map what it left.
         """
+        wanted = self.names() if names is None else names
+        if not fresh and not self._loaded:
+            self._open_index(wanted, verify=is_first)
+        self._merge(join(self._read(wanted)), fresh=fresh)
+        mapped = 0 if self._index is None else self._index.table.size
+        if is_first and not fresh and self._table.size >= max(INDEX_FROM, mapped // INDEX_SHARE):
+            self._make_index()
+
+    def _read(self, names: Sequence[str]) -> list[Entries]:
         parts = []
-        for name in self.names() if names is None else names:
+        for name in names:
             if name in self._loaded:
                 continue
             try:
@@ -153,7 +173,44 @@ class ReferenceCache:
                 self._folder.set_aside(name)
                 continue
             self._loaded.add(name)
-        self._merge(join(parts), fresh=fresh)
+        return parts
+
+    @property
+    def index_path(self) -> Path:
+        """The file of this machine that holds, sorted, what the shards of this location hold."""
+        place = self.location if "://" in self.location else str(Path(self.location).expanduser().resolve())
+        name = hashlib.blake2b(place.encode(), digest_size=16).hexdigest()
+        return cache_folder() / "reference_index" / f"{name}.safetensors"
+
+    def _open_index(self, names: Sequence[str], *, verify: bool) -> None:
+        """Map the index, if all shards that it was made of are wanted and are as they were."""
+        if not self.index_path.is_file():
+            return
+        index = Index.open(self.index_path, verify=verify)
+        if index is None:
+            _log.warning("%s is torn or altered, and is made again from the shards", self.index_path)
+            return
+        now = self._folder.stamps()
+        if set(index.covers) <= set(names) and all(now.get(n) == stamp for n, stamp in index.covers.items()):
+            self._index = index
+            self._loaded |= set(index.covers)
+
+    def _make_index(self) -> None:
+        """Write what is known as the index, and map that in its place."""
+        stamps = self._folder.stamps()
+        known = [] if self._index is None else [self._index.table.entries()]
+        table, _ = Table.of(join([*known, self._table.entries()]))
+        try:
+            # Of a shard that was removed in between it could not be told any more whether it has changed.
+            if self._loaded <= set(stamps):
+                Index.write(self.index_path, table, covers={name: stamps[name] for name in self._loaded})
+        except OSError:
+            return  # without one, each process holds what it has read
+        index = Index.open(self.index_path, verify=False)
+        if index is not None and set(index.covers) == self._loaded:
+            self._index = index
+            self._table, _ = Table.of(Entries.empty())
+            self._fresh = np.empty(0, np.bool_)
 
     def find(self, keys: KeyArray) -> Lookup:
         """Look completions up.
@@ -161,18 +218,20 @@ class ReferenceCache:
         Args:
             keys: See `lightning_dpo.reference.cache.keys`, (completions, 2).
         """
-        positions = self._positions(keys)
-        found = positions >= 0
-        at = positions[found]
-        known = self._entries
         # What was computed in float64 and is not written yet must not be rounded.
-        dtype = self._new[0].logps.dtype if self._new else known.logps.dtype
+        dtype = self._new[0].logps.dtype if self._new else self._table.logps.dtype
+        found = np.zeros(len(keys), np.bool_)
         logps, lengths, fresh = (
             np.zeros(len(keys), dtype),
             np.zeros(len(keys), np.int32),
             np.ones(len(keys), np.bool_),
         )
-        logps[found], lengths[found], fresh[found] = known.logps[at], known.lengths[at], self._fresh[at]
+        for table in (self._table, *(() if self._index is None else (self._index.table,))):
+            rows = np.flatnonzero(~found)
+            positions = table.positions(keys if len(rows) == len(keys) else keys[rows])
+            rows, at = rows[positions >= 0], positions[positions >= 0]
+            found[rows], logps[rows], lengths[rows] = True, table.logps[at], table.lengths[at]
+            fresh[rows] = self._fresh[at] if table is self._table else False
         if self._waiting:
             for row in np.flatnonzero(~found):
                 place = self._waiting.get(_words(keys[row]))
@@ -230,28 +289,9 @@ class ReferenceCache:
         """Add completions to the sorted arrays; what is known already stays."""
         if not len(entries.keys):
             return
-        every = join([self._entries, entries]) if len(self._first) else entries
-        added = len(entries.keys)
-        order = np.lexsort((every.keys[:, 1], every.keys[:, 0]))  # stable: the known one of two comes first
-        ordered = every.keys[order]
-        repeated = np.zeros(len(order), np.bool_)
-        repeated[1:] = (ordered[1:] == ordered[:-1]).all(axis=1)
-        order = order[~repeated]
-        self._entries = every.select(order)
-        self._fresh = np.concatenate([self._fresh, np.full(added, fresh)])[order]
-        self._first = np.ascontiguousarray(self._entries.keys[:, 0])
-
-    def _positions(self, keys: KeyArray) -> _Positions:
-        """Where each key stands in the sorted arrays, -1 where it is not."""
-        if not len(self._first):
-            return np.full(len(keys), -1, np.int64)
-        at = np.minimum(np.searchsorted(self._first, keys[:, 0]), len(self._first) - 1)
-        result = np.where((self._entries.keys[at] == keys).all(axis=1), at, -1)
-        for row in np.flatnonzero((result < 0) & (self._first[at] == keys[:, 0])):
-            # As good as never do two keys share their first word.
-            same = np.flatnonzero((self._entries.keys == keys[row]).all(axis=1))
-            result[row] = same[0] if len(same) else -1
-        return result
+        known = self._table.size
+        self._table, order = Table.of(join([self._table.entries(), entries]) if known else entries)
+        self._fresh = np.concatenate([self._fresh, np.full(len(entries.keys), fresh)])[order]
 
 
 def _words(key: npt.NDArray[np.uint64]) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +10,9 @@ import numpy.typing as npt
 from lightning_dpo.reference.cache.keys import KEY_WORDS, KeyArray
 
 __all__ = ["CacheUsage", "UsageCount", "distinct"]
+
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""Odd, so that no bit of a key is lost; 2^64 over the golden ratio."""
 
 _Flags = npt.NDArray[np.bool_]
 
@@ -55,13 +57,15 @@ class UsageCount:
             fresh: Whether each was computed in this run, or is still to be, (completions,).
         """
         prompts = int(prompt_of.max()) + 1
-        digests = [hashlib.blake2b(digest_size=8 * KEY_WORDS) for _ in range(prompts)]
+        order = np.argsort(prompt_of, kind="stable")
+        owners = prompt_of[order]
+        place = np.arange(len(owners)) - np.searchsorted(owners, owners)  # among its prompt's completions
+        # Keys are as good as random: sums in which each place has its own factor tell them apart.
+        joined = np.zeros((prompts, KEY_WORDS), np.uint64)
+        np.add.at(joined, owners, keys[order] * (_FACTOR + 2 * place.astype(np.uint64))[:, None])
         computed = np.zeros(prompts, np.bool_)
-        for key, prompt, is_fresh in zip(keys, prompt_of, fresh, strict=True):
-            digests[prompt].update(key.tobytes())
-            computed[prompt] |= is_fresh
-        joined = b"".join(digest.digest() for digest in digests)
-        self._keys.append(np.frombuffer(joined, "<u8").reshape(-1, KEY_WORDS))
+        np.logical_or.at(computed, prompt_of, fresh)
+        self._keys.append(joined)
         self._fresh.append(computed)
         self._added += prompts
         if self._added > len(self._keys[0]) + 2**16:
@@ -76,5 +80,8 @@ class UsageCount:
 
 def distinct(keys: KeyArray, fresh: _Flags) -> tuple[KeyArray, _Flags]:
     """Keys once each, (different, 2), with the flag that each had where it first stands."""
-    unique, rows = np.unique(keys, axis=0, return_index=True)
-    return unique, fresh[rows]
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable
+    ordered = keys[order]
+    is_new = np.ones(len(order), np.bool_)
+    is_new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    return ordered[is_new], fresh[order[is_new]]

@@ -51,6 +51,9 @@ class ExactResume(pl.Callback):
         ranks = _ranks(trainer)
         if saved is None or "loops" not in checkpoint:
             return
+        if getattr(trainer.datamodule, "streaming", False):  # type: ignore[attr-defined]
+            # A stream's epoch is as long as the run: one that goes on for longer goes on within it.
+            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         mend_progress(checkpoint["loops"]["fit_loop"], by_steps=trainer.max_steps != -1)
         if saved == ranks:
             return

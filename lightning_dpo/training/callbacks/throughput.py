@@ -20,8 +20,8 @@ _clock: Callable[[], float] = time.perf_counter
 class Throughput(pl.Callback):
     """Logs what a run does with its time, on this rank.
 
-    train/tokens_per_second is tokens that the policy computed, over wall time. train/data_wait is the share of
-    the same time, from 0 to 1, that passed between asking the data loader for a batch and having it.
+    train/tokens_per_second is tokens that the policy computed, over wall time. train/data_wait is the share
+    of the same time, from 0 to 1, that passed between asking the data loader for a batch and having it.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Throughput(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Be told when a batch is asked for, and when it is there."""
         loop: Any = trainer.fit_loop.epoch_loop
-        # The loop tells its profiler so. Once for each run, from the class: a second run must not count twice.
+        # The loop tells its profiler so. From the class, since a second run must not count twice.
         for name, note in (("_on_before_fetch", self._note_asked), ("_on_after_fetch", self._note_given)):
             tell = getattr(type(loop), name, None)
             if tell is not None:
