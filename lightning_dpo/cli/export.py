@@ -7,8 +7,6 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from lightning_dpo.training.saving.export import export_checkpoint
-
 __all__ = ["export", "run"]
 
 
@@ -20,6 +18,8 @@ def export(checkpoint: Path, output: Path, *, merge: bool = True) -> None:
         output: The folder to write; must be missing or empty.
         merge: Fold an adapter into the base weights; false writes the adapter alone.
     """
+    from lightning_dpo.training.saving.export import export_checkpoint  # torch, which `--help` does not need
+
     print(f"exported to {export_checkpoint(checkpoint, output, merge=merge)}")
 
 
