@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from lightning_dpo.data.readers import READERS, Record, read_file, read_table, suffix_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-    DataArgument: TypeAlias = str | list[str] | list[dict[str, Any]] | dict[str, Any] | Dataset
+    DataArgument: TypeAlias = (
+        str | list[str] | list[dict[str, Any]] | dict[str, Any] | Dataset | IterableDataset
+    )
 else:
     # jsonargparse finds this one. With a class in it, a file's name would be that of a configuration, and
     # the text of a CSV file be taken in the place of its name.

@@ -207,7 +207,7 @@ class CachedReference(Reference):
             completions = max(1, width // 2)
             self.usage.note(
                 part[:, :completions].reshape(-1, words),
-                np.repeat(np.arange(rows), completions),
+                np.repeat(np.arange(rows, dtype=np.int64), completions),
                 np.repeat(found.fresh.reshape(rows, width).any(axis=1), completions),
             )
         return known

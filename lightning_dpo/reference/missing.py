@@ -95,7 +95,7 @@ def trainer_completions(
     Raises:
         ValueError: If a loader yields batches that have no completions.
     """
-    known = None
+    known: KnownRows | None = None
     if reference is not None and getattr(completions_of, _MARK, False):
         known = partial(_known_rows, reference=reference, is_first=trainer.local_rank == 0)
     for batch in trainer_batches(trainer, needs_all=needs_all, known=known):

@@ -169,8 +169,8 @@ def test_shards_of_a_stream_are_read_by_one_reader_each() -> None:
     read.clear()
     streamed: RowStream = data._streamed._stream  # type: ignore[union-attr,assignment]
     found = flat([numbers(each.pairs) for each in streamed.batches(1, 2, first=0, stop=10)])
-    assert set(read) == {1, 3}
-    assert sorted(found) == [*range(10, 20), *range(30, 40)]
+    assert set(read) == {2, 3}
+    assert sorted(found) == list(range(20, 40))
 
 
 def test_workers_give_the_same_batches_after_a_resumption(file: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class StreamLoader:
         self._rank, self._ranks = rank, ranks
         self._sum_over_ranks, self._num_processes = sum_over_ranks, num_processes
         self._batches_done = batches_done
-        self._options = {"num_workers": num_workers, "pin_memory": pin_memory}
+        self._num_workers, self._pin_memory = num_workers, pin_memory
 
     def __len__(self) -> int:
         """Batches of the run."""
@@ -97,7 +97,15 @@ class StreamLoader:
         done = 0 if self._batches_done is None else self._batches_done()
         start = done - done % self._accumulate  # of the window of the next step, for what its pairs count
         reader = _Reader(self._stream, rank=self._rank, ranks=self._ranks, start=start, stop=self._batches)
-        batches = iter(DataLoader(reader, batch_size=None, collate_fn=_unchanged, **self._options))  # type: ignore[arg-type]
+        batches = iter(
+            DataLoader(
+                reader,
+                batch_size=None,
+                collate_fn=_unchanged,
+                num_workers=self._num_workers,
+                pin_memory=self._pin_memory,
+            )
+        )
         for first in range(start, self._batches, self._accumulate):
             window = [self._counted(batch) for batch in _next(batches, self._accumulate)]
             # As with data that are tokenised before: the mean over the pairs of a step, wherever they are.

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from lightning_dpo.data.readers import Record
 from lightning_dpo.data.sources import RowSource
 from lightning_dpo.data.streaming.source import part_of
 from lightning_dpo.data.tokenization import RowTokenizer, Tokenised
-from lightning_dpo.types import PairBatch, TokenPair
+from lightning_dpo.types import PairBatch, PreferencePair, TokenPair
 
 __all__ = ["RowStream", "StreamedBatch"]
 
@@ -39,13 +39,22 @@ class StreamedBatch(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    tokens: Tokenised
+    ids: TokenPair
+    is_truncated: bool
+    counted: tuple[list[bool] | None, list[bool] | None]
     margin: float | None
     weight: float
 
+    @classmethod
+    def of(cls, row: PreferencePair, tokens: Tokenised) -> _Pair:
+        assert isinstance(tokens.pair, TokenPair)
+        chosen, rejected = tokens.counted
+        weight = 1.0 if row.weight is None else row.weight
+        return cls(tokens.pair, tokens.truncated, (chosen, rejected), row.margin, weight)
+
     @property
     def size(self) -> int:
-        return sum(len(part) for part in self.tokens.pair[:3])  # type: ignore[arg-type]
+        return sum(map(len, self.ids))
 
 
 @dataclass(frozen=True)
@@ -149,20 +158,23 @@ class RowStream:
                 )
 
     def _tokenised(self, rows: Sequence[_Row]) -> list[_Pair | BadRow]:
-        parsed: list[Any] = []
+        parsed: list[PreferencePair | BadRow] = []
         for _, record in rows:
             try:
-                parsed.append(self.parser(record))
+                pair = self.parser(record)
+                assert isinstance(pair, PreferencePair)
+                parsed.append(pair)
             except BadRow as bad:
                 parsed.append(bad)
-        good = [row for row in parsed if not isinstance(row, BadRow)]
-        tokens = iter(self.tokenizer(good))
+        tokens = iter(self.tokenizer([row for row in parsed if not isinstance(row, BadRow)]))
         results: list[_Pair | BadRow] = []
         for row in parsed:
-            result = row if isinstance(row, BadRow) else next(tokens)
-            if not isinstance(result, BadRow):
-                result = _Pair(result, row.margin, 1.0 if row.weight is None else row.weight)
-            results.append(result)
+            found = row if isinstance(row, BadRow) else next(tokens)
+            if isinstance(found, BadRow) or isinstance(row, BadRow):
+                assert isinstance(found, BadRow)
+                results.append(found)
+            else:
+                results.append(_Pair.of(row, found))
         return results
 
     def _report(self, rows: Sequence[_Row], results: Sequence[_Pair | BadRow]) -> RowReport:
@@ -174,7 +186,7 @@ class RowStream:
                 report.add(result.reason, place=place, detail=result.detail)
             else:
                 report.kept += 1
-                report.truncated += result.tokens.truncated
+                report.truncated += result.is_truncated
         return report
 
     def _any_pair(self) -> _Pair:
@@ -187,13 +199,12 @@ class RowStream:
 
     def _batch(self, pairs: Sequence[_Pair], *, filler: _Pair) -> PairBatch:
         used = pairs or [filler]
-        ids = [TokenPair(*(np.asarray(ids, dtype=np.int64) for ids in pair.tokens.pair[:3])) for pair in used]  # type: ignore[arg-type]
-        margins = [pair.margin for pair in used]
+        margins = [pair.margin for pair in used if pair.margin is not None]
         return PairBatch.from_pairs(
-            ids,
+            [TokenPair(*(np.asarray(ids, dtype=np.int64) for ids in pair.ids)) for pair in used],
             weights=[pair.weight for pair in pairs] or [0.0],
-            margins=None if None in margins else margins,  # type: ignore[arg-type]
-            counted=[pair.tokens.counted for pair in used],  # type: ignore[misc]
+            margins=margins if len(margins) == len(used) else None,
+            counted=[pair.counted for pair in used],
         )
 
 

@@ -116,9 +116,7 @@ class StreamSource:
             )
         accumulate = accumulation(trainer)
         if not isinstance(accumulate, int):
-            accumulate = accumulate[
-                max((first for first in accumulate if first <= 0), default=min(accumulate))
-            ]
+            accumulate = accumulate.get(0, 1)  # a stream is one epoch
         place = data._place()
         several = trainer.world_size > 1
         return StreamLoader(
