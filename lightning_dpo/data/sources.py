@@ -204,7 +204,9 @@ def _open_hub(name: str, split: str, *, streaming: bool = False) -> RowSource:
             if rest
             else _pick(get_dataset_split_names(repository, configuration), split, f"the data set {name!r}")
         )
-        table = load_dataset(repository, configuration, split=chosen, streaming=streaming)
+        table = load_dataset(
+            repository, configuration, split=chosen, **({"streaming": True} if streaming else {})
+        )
     except (OSError, ValueError) as error:
         if str(error).startswith("`"):
             raise

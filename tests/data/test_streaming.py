@@ -76,7 +76,7 @@ class Seen(DPOModule):
             torch.manual_seed(1)
             config = {**CONFIGS["llama"].to_dict(), "vocab_size": len(byte_level())}
             policy = AutoModelForCausalLM.from_config(LlamaConfig(**config))
-            options = {"reference": "none", "loss": SimPOLoss(beta=2.0), **options}
+            options = {"reference": "none", "loss": SimPOLoss(beta=2.0), "warmup_ratio": 0.0, **options}
         super().__init__(policy, **{"optimizer": sgd, **options})
         self.rows: list[list[int]] = []
         self.denominators: list[float | None] = []
