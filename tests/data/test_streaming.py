@@ -205,8 +205,8 @@ def test_a_run_goes_on_where_it_was_left_without_tokenising_what_is_passed_over(
 
 def test_batches_are_filled_by_tokens(file: Path, tmp_path: Path, tokenised: list[int]) -> None:
     budget: dict[str, Any] = {"batch_size": None, "tokens_per_batch": 60}
-    whole = fit(stream(str(file), **budget), max_steps=6, accumulate_grad_batches=2)
-    assert flat(whole.rows) == list(range(len(flat(whole.rows))))[: len(flat(whole.rows))]
+    whole = fit(stream(str(file), **budget), max_steps=4, accumulate_grad_batches=2)
+    assert flat(whole.rows) == list(range(len(flat(whole.rows))))
     assert len({len(batch) for batch in whole.rows}) > 1
     sizes = {number: size(number) for number in range(40)}
     for batch, following in zip(whole.rows, whole.rows[1:], strict=False):
@@ -221,7 +221,7 @@ def test_batches_are_filled_by_tokens(file: Path, tmp_path: Path, tokenised: lis
     fit(stream(str(file), **budget), max_steps=2, accumulate_grad_batches=2, **saving(tmp_path))
     rest = fit(
         stream(str(file), **budget),
-        max_steps=6,
+        max_steps=4,
         accumulate_grad_batches=2,
         ckpt_path=str(tmp_path / "last.ckpt"),
     )

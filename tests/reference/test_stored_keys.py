@@ -300,7 +300,7 @@ def test_a_shard_that_was_altered_since_is_found_all_the_same(
     cache = opened(tmp_path)
     [name, *_] = cache.names()
     shard = Path(cache.location) / name
-    shard.write_bytes(shard.read_bytes()[:-1] + b"\x00")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
     read.clear()
     again = opened(tmp_path)
     assert len(read) == 3

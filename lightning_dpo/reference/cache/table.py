@@ -121,13 +121,13 @@ class Index(NamedTuple):
             whole = np.memmap(path, dtype=np.uint8, mode="r")
             start = 8 + int.from_bytes(whole[:8].tobytes(), "little")
             header: dict[str, Any] = json.loads(whole[8:start].tobytes())
-            about = header.pop("__metadata__")
+            about = json.loads(header.pop("__metadata__")["index"])
             table = Table(*(_mapped(whole[start:], header[name]) for name in Table._fields))
-            covers: dict[str, str] = json.loads(about["covers"])
+            covers: dict[str, str] = dict(about["covers"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         sizes = {len(column) for column in table}
-        if about.get("version") != str(_VERSION) or len(sizes) != 1:
+        if about.get("version") != _VERSION or len(sizes) != 1:
             return None
         return None if verify and _checksum(table) != about.get("checksum") else cls(table, covers)
 
@@ -143,16 +143,13 @@ class Index(NamedTuple):
         Raises:
             OSError: If it cannot be written; what was there still is.
         """
-        about = {
-            "version": str(_VERSION),
-            "covers": json.dumps(dict(covers), sort_keys=True),
-            "checksum": _checksum(table),
-        }
+        about = {"version": _VERSION, "covers": dict(covers), "checksum": _checksum(table)}
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(scratch_name(path.name))
         try:
             columns = {name: np.ascontiguousarray(column) for name, column in table._asdict().items()}
-            safetensors.save_file(columns, scratch, metadata=about)
+            # One entry of metadata: several are written in any order.
+            safetensors.save_file(columns, scratch, metadata={"index": json.dumps(about, sort_keys=True)})
             scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)
