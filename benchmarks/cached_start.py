@@ -76,7 +76,7 @@ def write(folder: Path, pairs: int) -> None:
     cache = folder / "reference" / space
     cache.mkdir(parents=True)
     random = np.random.default_rng(0)
-    with new_entry(folder / "tokens") as entry:
+    with new_entry(folder / "pairs" / "tokens") as entry:
         for first in range(0, pairs, 2**16):
             count = min(2**16, pairs - first)
             parts = [random.integers(0, VOCAB, (count, size)) for size in (12, 10, 8)]
@@ -104,7 +104,7 @@ def start(folder: Path) -> None:
 
     class Synthetic(PreferenceDataModule):
         def _prepare(self) -> None:
-            self._stores = {"train": TokenStore(folder / "tokens")}
+            self._stores = {"train": TokenStore(folder / "pairs" / "tokens")}
 
     taken: dict[str, Any] = {}
     lookup = fill.fill_cache

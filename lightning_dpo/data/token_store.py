@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from lightning_dpo.data.bad_rows import RowReport
-from lightning_dpo.files import scratch_folder, write_file
+from lightning_dpo.files import scratch_folder, scratch_name, write_file
 from lightning_dpo.types import TokenExample, TokenPair
 from lightning_dpo.types.completion_keys import KEY_WORDS, KeyArray, keys_of_row
 
@@ -31,8 +31,8 @@ __all__ = [
 
 _FILES = {TokenPair: "pairs.arrow", TokenExample: "examples.arrow"}
 _REPORT = "report.json"
-_KEYS = "completion_keys.u64"
-"""Beside the tokens: the keys of each row's completions, (rows, keys of a row, 2) of uint64."""
+_KEYS = "completion_keys"
+"""The folder beside those of entries with a file for each: the keys of its rows' completions."""
 
 _KEYS_OF_A_ROW = {TokenPair: 4, TokenExample: 1}
 
@@ -234,11 +234,11 @@ class TokenStore(Sequence[TokenRow]):
         for index in range(len(self)):
             row: Any = self[index]
             keys[index] = row_keys(row, self.counted(index))
-        write_file(self.path / _KEYS, keys.tobytes())
+        write_file(_keys_file(self.path), keys.tobytes())
 
     def _keys(self) -> KeyArray | None:
         shape = (len(self), _KEYS_OF_A_ROW[self.kind], KEY_WORDS)
-        path = self.path / _KEYS
+        path = _keys_file(self.path)
         try:
             if path.stat().st_size != 8 * int(np.prod(shape)) or not len(self):
                 return None
@@ -289,6 +289,10 @@ def row_keys(
     return keys_of_row(prompt, completions, masks or None)
 
 
+def _keys_file(entry: Path) -> Path:
+    return entry.parents[1] / _KEYS / f"{entry.name}.u64"
+
+
 def _parts(kind: type[TokenRow]) -> int:
     """Columns of token ids: those before the label and the row."""
     return sum(pa.types.is_list(type) for type in _SCHEMAS[kind].types)
@@ -311,12 +315,13 @@ def _piece(batch: pa.RecordBatch, kind: type[TokenRow]) -> _Piece:
 class EntryWriter:
     """Writes a cache entry."""
 
-    def __init__(self, folder: Path, kind: type[TokenRow], schema: pa.Schema) -> None:
-        """Begin an entry in an empty folder."""
+    def __init__(self, folder: Path, kind: type[TokenRow], schema: pa.Schema, *, keys_path: Path) -> None:
+        """Begin an entry in an empty folder; keys, if there are any, go to a file of their own."""
         self._folder = folder
         self._file = pa.OSFile(str(folder / _FILES[kind]), "wb")
         self._writer = pa.ipc.new_file(self._file, schema)
-        self._keys = (folder / _KEYS).open("wb")
+        self._keys_path = keys_path
+        self._keys: BinaryIO | None = None
 
     def write(self, batch: pa.RecordBatch, *, keys: KeyArray | None = None) -> None:
         """Append rows.
@@ -327,17 +332,26 @@ class EntryWriter:
         """
         self._writer.write_batch(batch)
         if keys is not None:
+            if self._keys is None:
+                self._keys_path.parent.mkdir(parents=True, exist_ok=True)
+                scratch = self._keys_path.with_name(scratch_name(self._keys_path.name))
+                self._keys = scratch.open("wb")
             self._keys.write(keys.astype("<u8", copy=False).tobytes())
 
     def finish(self, report: RowReport) -> None:
         """Add the report; last of all."""
+        if self._keys is not None:
+            self._keys.close()
+            Path(self._keys.name).replace(self._keys_path)
         (self._folder / _REPORT).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
 
     def close(self) -> None:
         """Close the file of rows."""
         self._writer.close()
         self._file.close()
-        self._keys.close()
+        if self._keys is not None:
+            self._keys.close()
+            Path(self._keys.name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -363,7 +377,12 @@ def new_entry(
     """
     try:
         with scratch_folder(path) as folder:
-            writer = EntryWriter(folder, kind, schema_with(numbers, kind, has_turns=has_turns))
+            writer = EntryWriter(
+                folder,
+                kind,
+                schema_with(numbers, kind, has_turns=has_turns),
+                keys_path=_keys_file(path),
+            )
             try:
                 yield writer
             finally:
