@@ -21,7 +21,7 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_dpo import DPOModule, PreferenceDataModule
-from lightning_dpo.demo.context import quiet, single_thread
+from lightning_dpo.demo.context import quiet, quiet_trainer, single_thread
 from lightning_dpo.demo.measure import best_reachable, measure
 from lightning_dpo.demo.task import Task, TaskConfig, prepare_task
 from lightning_dpo.losses import BCOLoss, CombinedLoss, DPOLoss, DPOPLoss, IPOLoss, SFTLoss
@@ -138,16 +138,8 @@ def train(task: Task, setting: Setting, *, beta: float, seed: int, cache: Path) 
         from lightning.pytorch.callbacks import StochasticWeightAveraging
 
         callbacks.append(StochasticWeightAveraging(swa_lrs=setting.lr / 3, swa_epoch_start=0.5))
-    trainer = pl.Trainer(
-        max_epochs=setting.epochs,
-        gradient_clip_val=setting.clip,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-        callbacks=callbacks,
+    trainer = quiet_trainer(
+        max_epochs=setting.epochs, gradient_clip_val=setting.clip, limit_val_batches=0, callbacks=callbacks
     )
     trainer.fit(module, data)
     return module

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from tiny_task import tiny_task_config
 
 from lightning_dpo.cli.main import main
 from lightning_dpo.demo.frontier import prepare_frontier
-from lightning_dpo.demo.task import TaskConfig
 from lightning_dpo.evaluation import best_of_n_kl_bound
 from lightning_dpo.tuning import FrontierConfig, run_frontier
 from lightning_dpo.tuning.frontier.measure import Measured, Measuring, measure
@@ -21,15 +21,7 @@ from lightning_dpo.tuning.trial.report_callback import CHECKPOINT
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
 SHIPPED = Path(__file__).parents[3] / "tuning" / "frontier.yaml"
-TINY = TaskConfig(
-    hidden_size=32,
-    layers=1,
-    fit_steps=120,
-    fit_batch_size=16,
-    fit_lr=2e-2,
-    train_pairs=64,
-    validation_pairs=16,
-)
+TINY = tiny_task_config(train_pairs=64, validation_pairs=16)
 FEW = {"samples_per_prompt": 8, "limit_samples_per_prompt": 16, "prompts": 4, "seeds": [0]}
 
 
