@@ -1,4 +1,4 @@
-"""What keeps DPO from the best score at its KL on the embedded task: one change at a time.
+"""What keeps DPO from the best score at its KL on the embedded task: one change at a time, and some together.
 
 Run `python -m benchmarks.demo_ablations` from the repository: a line for each change, with the means of
 score, KL and share of the limit over the seeds, and the range of the share. `--only pairs noise` takes
@@ -68,6 +68,15 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "width 192": replace(BASE, task={"hidden_size": 192}),
         "4 layers": replace(BASE, task={"layers": 4}),
         "reference fitted twice as long": replace(BASE, task={"fit_steps": 1000}),
+    },
+    "together": {
+        "16384 pairs, 2 epochs": replace(BASE, epochs=2, task={"train_pairs": 16384}),
+        "16384 pairs nearly without noise, 2 epochs": replace(
+            BASE, epochs=2, task={"train_pairs": 16384, "label_scale": 5.0}
+        ),
+        "the same, width 192": replace(
+            BASE, epochs=2, task={"train_pairs": 16384, "label_scale": 5.0, "hidden_size": 192}
+        ),
     },
     "loss": {
         "IPO, beta / 4": replace(BASE, loss=lambda beta: IPOLoss(beta=beta / 4)),
@@ -197,7 +206,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for every run's figures")
     arguments = parser.parse_args()
     outcomes: list[Outcome] = []
-    print(f"{'change':34} {'beta':>5} {'score':>6} {'KL':>6} {'limit':>6} {'share, range':>18}", flush=True)
+    print(f"{'change':43} {'beta':>5} {'score':>6} {'KL':>6} {'limit':>6} {'share, range':>18}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for beta in arguments.betas:
             for group in arguments.only:
@@ -227,7 +236,7 @@ def _line(runs: list[Outcome]) -> str:
     shares = [r.share for r in runs]
     thin = min(r.effective_samples for r in runs) < 50
     return (
-        f"{runs[0].change:34} {runs[0].beta:5g} {mean['score']:6.2f} {mean['kl']:6.2f} {mean['limit']:6.2f} "
+        f"{runs[0].change:43} {runs[0].beta:5g} {mean['score']:6.2f} {mean['kl']:6.2f} {mean['limit']:6.2f} "
         f"{mean['share']:6.1%} ({min(shares):.0%}-{max(shares):.0%})" + (" few samples" if thin else "")
     )
 
