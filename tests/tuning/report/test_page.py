@@ -78,7 +78,7 @@ def test_the_work_of_a_report_grows_with_its_trials(tmp_path: Path) -> None:
         result = made_up(str(tmp_path), trials=trials)
         with cProfile.Profile() as profile:
             render(result)
-        return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
+        return int(pstats.Stats(profile).total_calls)
 
     calls(20)  # what is done once
     assert calls(400) < 2.5 * calls(200)
