@@ -28,8 +28,7 @@ def run_with_workers(spec: TrialSpec, record: TrialRecord) -> None:
     group = _group
     group.begin_job(record.id, record.overrides)
     try:
-        if not _follow(group, spec, record):
-            return
+        reports = _follow(group, spec, record)
     except SystemExit:
         # A scheduler has stopped the trial, and this process is wanted for another one.
         group.stop_job()
@@ -37,27 +36,29 @@ def run_with_workers(spec: TrialSpec, record: TrialRecord) -> None:
     finally:
         group.end_job()
     ended = TrialRecord.load(spec.records, record.id)
-    if ended is not None and ended.status.went_wrong:
+    # A trial that a scheduler paused at its end has nothing left to report but that.
+    if reports is not None and ended is not None and (ended.status.went_wrong or not reports):
         report_again(spec.objective, ended)
 
 
-def _follow(group: Group, spec: TrialSpec, record: TrialRecord) -> bool:
-    """Pass reports on to Tune until the workers are done; False where the trial was given up here."""
-    failures = 0
+def _follow(group: Group, spec: TrialSpec, record: TrialRecord) -> int | None:
+    """Pass reports on to Tune until the workers are done: how many; None where the trial was given up here."""
+    failures = reports = 0
     while True:
         event = group.next_event()
         if event.kind == "done":
-            return True
+            return reports
         if event.kind == "report":
+            reports += 1
             tune.report(dict(event.metrics))
             group.answer_report(event.metrics["step"])
             continue
         known = TrialRecord.load(spec.records, record.id) or record
         if known.status.is_over:
-            return True
+            return reports
         failures += event.counts
         if failures > spec.retries:
             # A worker that was killed leaves no record of its end.
             group.end_job()
             end_trial(spec, known, outcome_of_dead_process(event.error))
-            return False
+            return None
