@@ -35,7 +35,7 @@ class Setting:
 
     loss: Callable[[float], PreferenceLoss] = lambda beta: DPOLoss(beta=beta)
     epochs: int = 4
-    lr: float = 0.015
+    lr: float = 0.01
     adam: bool = False
     constant_lr: bool = False
     clip: float | None = 1.0
@@ -52,8 +52,8 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "8 epochs": replace(BASE, epochs=8),
         "constant rate": replace(BASE, constant_lr=True),
         "no clipping": replace(BASE, clip=None),
-        "half the rate": replace(BASE, lr=0.0075),
-        "twice the rate": replace(BASE, lr=0.03),
+        "half the rate": replace(BASE, lr=0.005),
+        "twice the rate": replace(BASE, lr=0.02),
         "AdamW, 3e-4": replace(BASE, adam=True, lr=3e-4),
         "AdamW, 1e-3": replace(BASE, adam=True, lr=1e-3),
         "mean of the last epochs' weights": replace(BASE, averaged=True),

@@ -31,7 +31,7 @@ def run_demo(
     *,
     output: str | Path = Path("outputs/demo"),
     beta: float = 0.4,
-    lr: float = 0.015,
+    lr: float = 0.01,
     epochs: int = 4,
     batch_size: int = 64,
     samples_per_prompt: int = 256,
