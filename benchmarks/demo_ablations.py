@@ -1,4 +1,4 @@
-"""What keeps DPO from the best score at its KL on the embedded task: one change at a time.
+"""What keeps DPO from the best score at its KL on the embedded task: one change at a time, and some together.
 
 Run `python -m benchmarks.demo_ablations` from the repository: a line for each change, with the means of
 score, KL and share of the limit over the seeds, and the range of the share. `--only pairs noise` takes
@@ -21,7 +21,7 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_dpo import DPOModule, PreferenceDataModule
-from lightning_dpo.demo.context import quiet, single_thread
+from lightning_dpo.demo.context import quiet, quiet_trainer, single_thread
 from lightning_dpo.demo.measure import best_reachable, measure
 from lightning_dpo.demo.task import Task, TaskConfig, prepare_task
 from lightning_dpo.losses import BCOLoss, CombinedLoss, DPOLoss, DPOPLoss, IPOLoss, SFTLoss
@@ -35,7 +35,7 @@ class Setting:
 
     loss: Callable[[float], PreferenceLoss] = lambda beta: DPOLoss(beta=beta)
     epochs: int = 4
-    lr: float = 0.015
+    lr: float = 0.01
     adam: bool = False
     constant_lr: bool = False
     clip: float | None = 1.0
@@ -52,8 +52,8 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "8 epochs": replace(BASE, epochs=8),
         "constant rate": replace(BASE, constant_lr=True),
         "no clipping": replace(BASE, clip=None),
-        "half the rate": replace(BASE, lr=0.0075),
-        "twice the rate": replace(BASE, lr=0.03),
+        "half the rate": replace(BASE, lr=0.005),
+        "twice the rate": replace(BASE, lr=0.02),
         "AdamW, 3e-4": replace(BASE, adam=True, lr=3e-4),
         "AdamW, 1e-3": replace(BASE, adam=True, lr=1e-3),
         "mean of the last epochs' weights": replace(BASE, averaged=True),
@@ -68,6 +68,15 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "width 192": replace(BASE, task={"hidden_size": 192}),
         "4 layers": replace(BASE, task={"layers": 4}),
         "reference fitted twice as long": replace(BASE, task={"fit_steps": 1000}),
+    },
+    "together": {
+        "16384 pairs, 2 epochs": replace(BASE, epochs=2, task={"train_pairs": 16384}),
+        "16384 pairs nearly without noise, 2 epochs": replace(
+            BASE, epochs=2, task={"train_pairs": 16384, "label_scale": 5.0}
+        ),
+        "the same, width 192": replace(
+            BASE, epochs=2, task={"train_pairs": 16384, "label_scale": 5.0, "hidden_size": 192}
+        ),
     },
     "loss": {
         "IPO, beta / 4": replace(BASE, loss=lambda beta: IPOLoss(beta=beta / 4)),
@@ -138,16 +147,8 @@ def train(task: Task, setting: Setting, *, beta: float, seed: int, cache: Path) 
         from lightning.pytorch.callbacks import StochasticWeightAveraging
 
         callbacks.append(StochasticWeightAveraging(swa_lrs=setting.lr / 3, swa_epoch_start=0.5))
-    trainer = pl.Trainer(
-        max_epochs=setting.epochs,
-        gradient_clip_val=setting.clip,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-        callbacks=callbacks,
+    trainer = quiet_trainer(
+        max_epochs=setting.epochs, gradient_clip_val=setting.clip, limit_val_batches=0, callbacks=callbacks
     )
     trainer.fit(module, data)
     return module
@@ -205,7 +206,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for every run's figures")
     arguments = parser.parse_args()
     outcomes: list[Outcome] = []
-    print(f"{'change':34} {'beta':>5} {'score':>6} {'KL':>6} {'limit':>6} {'share, range':>18}", flush=True)
+    print(f"{'change':43} {'beta':>5} {'score':>6} {'KL':>6} {'limit':>6} {'share, range':>18}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for beta in arguments.betas:
             for group in arguments.only:
@@ -235,7 +236,7 @@ def _line(runs: list[Outcome]) -> str:
     shares = [r.share for r in runs]
     thin = min(r.effective_samples for r in runs) < 50
     return (
-        f"{runs[0].change:34} {runs[0].beta:5g} {mean['score']:6.2f} {mean['kl']:6.2f} {mean['limit']:6.2f} "
+        f"{runs[0].change:43} {runs[0].beta:5g} {mean['score']:6.2f} {mean['kl']:6.2f} {mean['limit']:6.2f} "
         f"{mean['share']:6.1%} ({min(shares):.0%}-{max(shares):.0%})" + (" few samples" if thin else "")
     )
 

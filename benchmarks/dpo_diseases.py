@@ -20,11 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import torch
 
 from lightning_dpo import DPOModule, PreferenceDataModule
-from lightning_dpo.demo.context import quiet, single_thread
+from lightning_dpo.demo.context import quiet, quiet_trainer, single_thread
 from lightning_dpo.demo.grammar import ADJECTIVES, PROMPTS, is_grammatical, score
 from lightning_dpo.demo.model import MAX_NEW_TOKENS
 from lightning_dpo.demo.pairs import completion_text, sample_reviews
@@ -118,14 +117,7 @@ def run(
         seed=seed,
     )
     with quiet():
-        trainer = pl.Trainer(
-            max_epochs=4,
-            gradient_clip_val=1.0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
+        trainer = quiet_trainer(max_epochs=4)
         trainer.fit(module, data)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return logged | sampled(module.policy, task)

@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--output", type=Path, default=Path("outputs/demo"), help="folder for task, model and figures")
     add("--beta", type=float, default=0.4, help="strength of the pull towards the reference")
-    add("--lr", type=float, default=0.015, help="highest learning rate")
+    add("--lr", type=float, default=0.01, help="highest learning rate")
     add("--epochs", type=int, default=4, help="passes over the training pairs")
     add("--seed", type=int, default=0, help="seeds task, training and samples")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Surroundings for small training runs: the trainer without its notices, torch on one thread."""
+"""Surroundings for small training runs: a trainer without notices and files, torch on one thread."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from transformers.utils import logging as hub_logging
 
-__all__ = ["quiet", "single_thread"]
+__all__ = ["quiet", "quiet_trainer", "single_thread"]
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 
@@ -33,6 +35,29 @@ def quiet() -> Iterator[None]:
             hub_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def quiet_trainer(
+    *, max_epochs: int, gradient_clip_val: float | None = 1.0, progress: bool = False, **options: Any
+) -> pl.Trainer:
+    """A trainer on one device that writes no files and prints at most a progress bar.
+
+    Args:
+        max_epochs: Passes over the data.
+        gradient_clip_val: Largest norm of the gradient; None does not clip.
+        progress: Show the bar.
+        options: Further ones of Lightning's Trainer.
+    """
+    return pl.Trainer(
+        max_epochs=max_epochs,
+        devices=1,
+        gradient_clip_val=gradient_clip_val,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        **options,
+    )
 
 
 @contextmanager

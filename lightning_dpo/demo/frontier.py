@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_dpo.data.datamodule import PreferenceDataModule
-from lightning_dpo.demo.context import quiet, single_thread
+from lightning_dpo.demo.context import quiet, quiet_trainer, single_thread
 from lightning_dpo.demo.pairs import sample_pairs
 from lightning_dpo.demo.task import Task, TaskConfig, prepare_task
 from lightning_dpo.files import write_file
@@ -66,15 +66,5 @@ def _train_reward_model(task: Task, pairs: Path, folder: Path, *, seed: int) -> 
     data = PreferenceDataModule(
         str(pairs), tokenizer=str(task.model), max_length=128, batch_size=32, num_processes=1, seed=seed
     )
-    trainer = pl.Trainer(
-        max_epochs=_REWARD_EPOCHS,
-        gradient_clip_val=1.0,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-    )
-    trainer.fit(module, data)
+    quiet_trainer(max_epochs=_REWARD_EPOCHS, accelerator="cpu").fit(module, data)
     module.export(folder)

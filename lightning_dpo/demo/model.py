@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_dpo.demo.context import quiet
+from lightning_dpo.demo.context import quiet, quiet_trainer
 from lightning_dpo.demo.grammar import PROMPTS, sample_review, vocabulary
 
 if TYPE_CHECKING:
@@ -104,15 +104,7 @@ def fit_model(
     batches = [_batch(rng, tokenizer, batch_size) for _ in range(steps)]
     fitting = _Fitting(model, steps=steps, lr=lr)
     with quiet():
-        trainer = pl.Trainer(
-            max_epochs=1,
-            devices=1,
-            gradient_clip_val=1.0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=progress,
-        )
+        trainer = quiet_trainer(max_epochs=1, progress=progress)
         trainer.fit(fitting, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     model.cpu().train(mode=False)
     last = fitting.losses[-max(1, steps // 10) :]

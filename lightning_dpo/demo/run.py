@@ -7,11 +7,10 @@ import time
 from functools import partial
 from pathlib import Path
 
-import lightning.pytorch as pl
 import torch
 
 from lightning_dpo.data.datamodule import PreferenceDataModule
-from lightning_dpo.demo.context import quiet, single_thread
+from lightning_dpo.demo.context import quiet, quiet_trainer, single_thread
 from lightning_dpo.demo.measure import agreement, best_reachable, measure
 from lightning_dpo.demo.result import DemoResult
 from lightning_dpo.demo.tables import print_result
@@ -32,7 +31,7 @@ def run_demo(
     *,
     output: str | Path = Path("outputs/demo"),
     beta: float = 0.4,
-    lr: float = 0.015,
+    lr: float = 0.01,
     epochs: int = 4,
     batch_size: int = 64,
     samples_per_prompt: int = 256,
@@ -153,15 +152,7 @@ def evaluate(
 def _fit(module: DPOModule, data: PreferenceDataModule, *, epochs: int, progress: bool) -> float:
     """Train, and return the validation accuracy at the end."""
     with quiet():
-        trainer = pl.Trainer(
-            max_epochs=epochs,
-            gradient_clip_val=1.0,
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=progress,
-        )
+        trainer = quiet_trainer(max_epochs=epochs, progress=progress)
         trainer.fit(module, data)
     return float(trainer.callback_metrics["val/rewards/accuracy"])
 

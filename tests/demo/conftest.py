@@ -1,16 +1,9 @@
 import pytest
+from tiny_task import tiny_task_config
 
-from lightning_dpo.demo.task import TaskConfig, prepare_task
+from lightning_dpo.demo.task import prepare_task
 
-TINY = TaskConfig(
-    hidden_size=32,
-    layers=1,
-    fit_steps=120,
-    fit_batch_size=16,
-    fit_lr=2e-2,
-    train_pairs=128,
-    validation_pairs=48,
-)
+TINY = tiny_task_config()
 
 
 @pytest.fixture(scope="session")

@@ -116,7 +116,7 @@ def test_options_of_the_command_line_reach_the_run(monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr("lightning_dpo.demo.run.run_demo", lambda **options: seen.update(options))
     main(["--output", str(tmp_path), "--beta", "0.3", "--seed", "7"])
-    assert seen == {"output": tmp_path, "beta": 0.3, "lr": 0.015, "epochs": 4, "seed": 7}
+    assert seen == {"output": tmp_path, "beta": 0.3, "lr": 0.01, "epochs": 4, "seed": 7}
     main(["--lr", "0.01"])
     assert seen["lr"] == 0.01
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_task import tiny_task_config
 
 from lightning_dpo.demo.sweep import demo_sweep_config, run_demo_sweep
-from lightning_dpo.demo.task import TaskConfig
 from lightning_dpo.tuning import SweepConfig
 
 SWEEP = Path(__file__).parents[2] / "tuning" / "demo.yaml"
@@ -18,15 +18,7 @@ def test_the_file_and_the_function_are_the_same_sweep() -> None:
 
 @pytest.mark.heavy
 def test_the_demonstration_sweeps(cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = TaskConfig(
-        hidden_size=32,
-        layers=1,
-        fit_steps=120,
-        fit_batch_size=16,
-        fit_lr=2e-2,
-        train_pairs=128,
-        validation_pairs=48,
-    )
+    small = tiny_task_config()
     result = run_demo_sweep(output=tmp_path, task=small, samples_per_prompt=16)
     assert len(result.trials) == 8
     assert {trial.status for trial in result.trials} <= {"finished", "stopped"}

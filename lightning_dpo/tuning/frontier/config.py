@@ -168,11 +168,23 @@ class FrontierConfig:
         fixed, varied = self._values(
             {path: value for path, value in values.items() if path not in dropped & set(self.overrides)}
         )
+        along = {
+            path: [
+                {"grid": [value], "when": {method.path: strength}}
+                for strength, value in zip(method.values, by_strength, strict=True)
+            ]
+            for path, by_strength in method.along.items()
+        }
         own = self.folder / "methods"
         sweep = SweepConfig(
             recipe=self.recipe if method.recipe is None else method.recipe,
             overrides=fixed,
-            space={method.path: {"grid": list(method.values)}, _SEED: {"grid": list(self.seeds)}, **varied},
+            space={
+                method.path: {"grid": list(method.values)},
+                _SEED: {"grid": list(self.seeds)},
+                **varied,
+                **along,
+            },
             module=method.module,
             data=method.data,
             storage=own.location,

@@ -29,6 +29,7 @@ class TrainedMethod:
         name: As tables and curves name it.
         path: Config path of what says how far it goes from the reference, such as ``model.loss.beta``.
         values: The strengths, numbers.
+        along: What else goes by the strength: values by config path, one for each strength.
         overrides: Values by config path, laid over what all methods share.
         recipe: YAML files for `fit`, in the place of the shared ones; None keeps those.
         module: Import path of the LightningModule; None is what the recipe names, or DPOModule.
@@ -39,6 +40,7 @@ class TrainedMethod:
     name: str
     path: str
     values: tuple[float, ...]
+    along: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     recipe: str | list[str] | None = None
     module: str | None = None
@@ -105,7 +107,8 @@ def parse_methods(entries: Mapping[str, Any]) -> dict[str, Method]:
 
     Args:
         entries: By name, either ``{strength: {path: [values]}, ...}`` with `overrides`, `recipe`, `module`,
-            `data` and `objective`, all optional; or ``{best_of: [N, ...]}``; or, of a method that is trained,
+            `data` and `objective`, all optional, where further paths under `strength` go by the first; or
+            ``{best_of: [N, ...]}``; or, of a method that is trained,
             ``{realign: its name, at: strength, scales: [...]}``.
 
     Returns:
@@ -170,14 +173,21 @@ def _parse(name: str, entry: Any) -> Method:
 def _trained(name: str, entry: Mapping[str, Any]) -> TrainedMethod:
     _check_keys(name, entry, _TRAINED_KEYS)
     strength = entry["strength"]
-    if not isinstance(strength, Mapping) or len(strength) != 1:
+    if not isinstance(strength, Mapping) or not strength:
         raise ValueError(
-            f"`strength` of {name!r} must be one config path with its values, such as "
+            f"`strength` of {name!r} must be a config path with its values, such as "
             f"{{model.loss.beta: [0.1, 0.5]}}, got {strength!r}"
         )
-    ((path, values),) = strength.items()
+    (path, given), *others = ((str(path), values) for path, values in strength.items())
+    values = _numbers(name, path, given)
+    for other, by_strength in others:
+        if not isinstance(by_strength, list | tuple) or len(by_strength) != len(values):
+            raise ValueError(
+                f"`{other}` of {name!r} must be a list of {len(values)} values, one for each of "
+                f"`{path}`, got {by_strength!r}"
+            )
     fields = {key: value for key, value in entry.items() if key != "strength" and value is not None}
-    return TrainedMethod(name, str(path), _numbers(name, str(path), values), **fields)
+    return TrainedMethod(name, path, values, {other: tuple(each) for other, each in others}, **fields)
 
 
 def _best_of(name: str, entry: Mapping[str, Any]) -> BestOfMethod:

@@ -15,12 +15,12 @@ __all__ = ["parameter_labels", "print_summary", "shown_metrics", "status_counts"
 
 def parameter_labels(result: SweepResult) -> dict[str, str]:
     """The label of each config path that a trial of the sweep set."""
-    return path_labels(path for trial in result.trials for path in trial.overrides)
+    return path_labels(result.paths)
 
 
 def shown_metrics(result: SweepResult) -> list[str]:
     """The metrics of the frontier's goals, and the KL where it was measured."""
-    measured = [KL] if any(KL in trial.metrics for trial in result.trials) else []
+    measured = [KL] if result.measures_kl else []
     return list(dict.fromkeys([*(goal.metric for goal in result.frontier_goals), *measured]))
 
 

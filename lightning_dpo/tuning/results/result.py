@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from lightning_dpo.tuning.objective import Goal, Objective, pareto_front
@@ -79,16 +80,25 @@ class SweepResult:
         """The trial with the best last report of the first goal, or mean of these where it was run again."""
         return self.trials[0]
 
-    @property
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """The config paths that a trial set."""
+        return tuple(dict.fromkeys(path for trial in self.trials for path in trial.overrides))
+
+    @cached_property
+    def measures_kl(self) -> bool:
+        """Whether a trial has a KL."""
+        return any(KL in trial.metrics for trial in self.trials)
+
+    @cached_property
     def frontier_goals(self) -> tuple[Goal, ...]:
         """The goals of the frontier: the objective's, and the KL where it was measured."""
         goals = self.objective.goals
-        measured = any(KL in trial.metrics for trial in self.trials)
-        if len(goals) == 1 and measured and goals[0].metric != KL:
+        if len(goals) == 1 and self.measures_kl and goals[0].metric != KL:
             return (*goals, Goal(KL, "min"))
         return goals
 
-    @property
+    @cached_property
     def frontier(self) -> tuple[TrialRecord, ...]:
         """The trials that no other one beats in all goals at once, for example in accuracy and KL."""
         goals = self.frontier_goals

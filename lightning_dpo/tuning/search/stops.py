@@ -129,10 +129,12 @@ class SweepStopper(tune.Stopper):
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether a trial ends with this report."""
-        if result.get("status") in ("failed", "out of memory"):
+        status = result.get("status")
+        if status in ("failed", "out of memory"):
             self._failures[trial_id] = _NUMBER.sub("#", str(result.get("reason", "")))
-            return False
-        if "step" not in result or result.get("status") is not None:
+        if status is not None:
+            return True  # it has ended: a scheduler that pauses trials would start it again and again
+        if "step" not in result:
             return False
         self._has_result = True
         values = self._values.setdefault(trial_id, [])

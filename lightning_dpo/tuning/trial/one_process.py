@@ -57,6 +57,9 @@ def run_in_one_process(spec: TrialSpec, record: TrialRecord) -> None:
                 trainer_options=options,
             )
             if state is begun and outcome.status is TrialStatus.FINISHED:
-                # Nothing was left to train: with PBT the checkpoint may be the last one of another trial.
-                tune.report(saved, checkpoint=checkpoint)
+                # Nothing was left to train: a scheduler paused the trial at its end, or with PBT the
+                # checkpoint is the last one of another trial. To pause at a report that says so is too late.
+                end_trial(spec, state, outcome)
+                tune.report({**saved, "status": str(outcome.status)}, checkpoint=checkpoint)
+                return
     end_trial(spec, state, outcome)

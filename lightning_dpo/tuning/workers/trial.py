@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray import tune
 
-from lightning_dpo.tuning.trial.ending import end_trial, outcome_of_dead_process, report_again
+from lightning_dpo.tuning.trial.ending import Outcome, end_trial, outcome_of_dead_process, report_again
 from lightning_dpo.tuning.trial.record import TrialRecord
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.workers.group import Group
@@ -28,36 +28,41 @@ def run_with_workers(spec: TrialSpec, record: TrialRecord) -> None:
     group = _group
     group.begin_job(record.id, record.overrides)
     try:
-        if not _follow(group, spec, record):
-            return
+        reports, given_up = _follow(group, spec, record)
     except SystemExit:
         # A scheduler has stopped the trial, and this process is wanted for another one.
         group.stop_job()
         raise
     finally:
         group.end_job()
-    ended = TrialRecord.load(spec.records, record.id)
-    if ended is not None and ended.status.went_wrong:
+    ended = TrialRecord.load(spec.records, record.id) or record
+    if given_up is not None:
+        end_trial(spec, ended, given_up)
+    elif ended.status.went_wrong or (ended.status.is_over and not reports):
+        # A trial that a scheduler paused at its end has nothing left to report but that.
         report_again(spec.objective, ended)
 
 
-def _follow(group: Group, spec: TrialSpec, record: TrialRecord) -> bool:
-    """Pass reports on to Tune until the workers are done; False where the trial was given up here."""
-    failures = 0
+def _follow(group: Group, spec: TrialSpec, record: TrialRecord) -> tuple[int, Outcome | None]:
+    """Pass reports on to Tune until the workers are done.
+
+    Returns:
+        How many there were; and, where the trial was given up here, how it ended: a worker that was killed
+        leaves no record of that.
+    """
+    failures = reports = 0
     while True:
         event = group.next_event()
         if event.kind == "done":
-            return True
+            return reports, None
         if event.kind == "report":
+            reports += 1
             tune.report(dict(event.metrics))
             group.answer_report(event.metrics["step"])
             continue
         known = TrialRecord.load(spec.records, record.id) or record
         if known.status.is_over:
-            return True
+            return reports, None
         failures += event.counts
         if failures > spec.retries:
-            # A worker that was killed leaves no record of its end.
-            group.end_job()
-            end_trial(spec, known, outcome_of_dead_process(event.error))
-            return False
+            return reports, outcome_of_dead_process(event.error)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from tiny_task import tiny_task_config
 
 from lightning_dpo.cli.main import main
 from lightning_dpo.demo.frontier import prepare_frontier
-from lightning_dpo.demo.task import TaskConfig
 from lightning_dpo.evaluation import best_of_n_kl_bound
 from lightning_dpo.tuning import FrontierConfig, run_frontier
 from lightning_dpo.tuning.frontier.measure import Measured, Measuring, measure
@@ -21,15 +21,7 @@ from lightning_dpo.tuning.trial.report_callback import CHECKPOINT
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
 SHIPPED = Path(__file__).parents[3] / "tuning" / "frontier.yaml"
-TINY = TaskConfig(
-    hidden_size=32,
-    layers=1,
-    fit_steps=120,
-    fit_batch_size=16,
-    fit_lr=2e-2,
-    train_pairs=64,
-    validation_pairs=16,
-)
+TINY = tiny_task_config(train_pairs=64, validation_pairs=16)
 FEW = {"samples_per_prompt": 8, "limit_samples_per_prompt": 16, "prompts": 4, "seeds": [0]}
 
 
@@ -40,8 +32,7 @@ def fewer(entry: dict[str, Any]) -> dict[str, Any]:
         return [values[0], values[-1]]
 
     if "strength" in entry:
-        ((path, values),) = entry["strength"].items()
-        return {**entry, "strength": {path: ends(values)}}
+        return {**entry, "strength": {path: ends(values) for path, values in entry["strength"].items()}}
     if "best_of" in entry:
         return {"best_of": [2, 4], "samples_per_prompt": 8}
     return {**entry, "at": 0.1, "scales": ends(entry["scales"])}
@@ -103,6 +94,18 @@ def test_every_recipe_takes_its_values() -> None:
         sweep.to_recipe().check(sweep.search_space().examples())
         seeds = {tuple(point.items()) for point in map(sweep.search_space().overrides, _points(sweep))}
         assert len(seeds) == 3 * len(method.values)
+
+
+def test_what_goes_by_the_strength() -> None:
+    given = FrontierConfig.from_yaml(SHIPPED)
+    strength = {"model.loss.beta": [0.1, 4.0], "model.optimizer.lr": [0.04, 0.01]}
+    given.methods = {"DPO": {"strength": strength}}
+    (method,) = given.picked_methods().values()
+    sweep = given.method_sweep(method)
+    found = [sweep.search_space().overrides({"grid": point}) for point in _points(sweep)]
+    rates = [(point["model.loss.beta"], point["model.optimizer.lr"]) for point in found]
+    assert sorted(rates) == [(0.1, 0.04)] * 3 + [(4.0, 0.01)] * 3
+    assert {point["seed_everything"] for point in found} == {0, 1, 2}
 
 
 def _points(sweep: Any) -> list[dict[str, Any]]:

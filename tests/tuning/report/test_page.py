@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import cProfile
 import json
+import pstats
 import re
 import tomllib
 from dataclasses import replace
@@ -69,3 +71,14 @@ def test_the_files_of_the_page_are_packaged() -> None:
     pages = {"base.html", "page.html", "frontier.html", "realignment.html"}
     assert {path.name for path in others} == {*pages, "macros.html", "report.css", "report.js"}
     assert others <= packaged
+
+
+def test_the_work_of_a_report_grows_with_its_trials(tmp_path: Path) -> None:
+    def calls(trials: int) -> int:
+        result = made_up(str(tmp_path), trials=trials)
+        with cProfile.Profile() as profile:
+            render(result)
+        return int(pstats.Stats(profile).total_calls)
+
+    calls(20)  # what is done once
+    assert calls(400) < 2.5 * calls(200)

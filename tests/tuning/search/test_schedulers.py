@@ -71,6 +71,23 @@ def test_schedulers_run(cluster: None, project: Path, scheduler: Any, tmp_path: 
 
 
 @pytest.mark.heavy
+def test_a_trial_that_is_paused_at_its_end_ends(cluster: None, project: Path, tmp_path: Path) -> None:
+    config = SweepConfig(
+        space={"model.optimizer.lr": {"grid": [1e-4, 3e-3]}},
+        samples=1,
+        search="grid",
+        scheduler="sweep_faults.PausesAlways",
+        export=False,
+        **{**settings(project), "storage": str(tmp_path)},
+    )
+    result = sweep(config, verbose=False)
+    assert [trial.status for trial in result.trials] == ["finished"] * 2
+    for trial in result.trials:
+        assert [entry["step"] for entry in trial.history] == [2, 4, 6]
+        assert trial.starts == 4  # one for each report, and one in which nothing was left
+
+
+@pytest.mark.heavy
 def test_pbt_hands_weights_and_rates_on(cluster: None, project: Path, tmp_path: Path) -> None:
     path = "model.optimizer.lr"
     given: dict[str, Any] = {
