@@ -20,10 +20,11 @@ _METHOD = "_lightning_dpo_run"
 def shard_ends(root: nn.Module, *, reshard_after_forward: bool, options: dict[str, Any]) -> None:
     """Shard a Hugging Face model's embedding and head in place, before the rest of it is.
 
-    A head stays gathered from its forward pass to its backward pass, which comes right after. Where it is tied
-    to the embedding they are one group that is gathered for each of its uses, and its gradient is reduced after
-    each: a vocabulary's weights and gradient are nowhere held while blocks are computed. A network of another
-    kind may use these weights without calling their modules: they stay with the rest of it.
+    A head stays gathered from its forward pass to its backward pass, which comes right after. Where it is
+    tied to the embedding they are one group that is gathered for each of its uses, and its gradient is
+    reduced after each: a vocabulary's weights and gradient are nowhere held while blocks are computed. A
+    network of another kind may use these weights without calling their modules: they stay with the rest of
+    it.
 
     Args:
         root: The model, not an adapter's wrapper.
@@ -44,7 +45,8 @@ def shard_ends(root: nn.Module, *, reshard_after_forward: bool, options: dict[st
         return
     if isinstance(embedding, nn.Embedding):
         fully_shard(embedding, reshard_after_forward=reshard_after_forward, **options)
-        embedding.set_unshard_in_backward(False)  # type: ignore[attr-defined]  # its gradient needs no weights
+        # Its gradient needs no weights.
+        embedding.set_unshard_in_backward(False)  # type: ignore[attr-defined]
     if plain:
         fully_shard(head, reshard_after_forward=False, **options)
         _add_entry(head)

@@ -41,8 +41,8 @@ class Sharding(NamedTuple):
     """How models are sharded.
 
     Attributes:
-        mesh: The ranks that share the weights, one-dimensional; or ("replicate", "shard"), of which the second
-            dimension shares them and the first holds copies.
+        mesh: The ranks that share the weights, one-dimensional; or ("replicate", "shard"), of which the
+            second dimension shares them and the first holds copies.
         compute_dtype: Type that weights are gathered and computed in; None keeps their own. Gradients are
             reduced in float32 all the same.
         reshard_after_forward: Free a block's gathered weights after its forward pass and gather them again
@@ -104,9 +104,9 @@ def blocks(model: nn.Module, names: Sequence[str] | None = None) -> list[nn.Modu
 def shard(model: nn.Module, sharding: Sharding) -> None:
     """Shard a model in place: each block, the embedding and the head on their own, and the rest together.
 
-    Tied embeddings stay tied, see `shard_ends`. Scoring enters the model by a method of its own, which gathers
-    the rest (the final norm; all ends of a network that is not of Hugging Face): it does not pass through
-    `forward`.
+    Tied embeddings stay tied, see `shard_ends`. Scoring enters the model by a method of its own, which
+    gathers the rest (the final norm; all ends of a network that is not of Hugging Face): it does not pass
+    through `forward`.
     """
     options = _options(sharding)
     for block in blocks(model, sharding.block_classes):

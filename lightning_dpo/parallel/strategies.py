@@ -95,7 +95,8 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
     def block_backward_sync(self) -> Iterator[None]:
         """Leave gradients where they are; Lightning asks for this in all batches of a step but the last.
 
-        Where each batch is reduced, it is so within a replica; replicas are averaged once a step all the same.
+        Where each batch is reduced, it is so within a replica; replicas are averaged once a step all the
+        same.
         """
         assert self.lightning_module is not None
         parts = [part for part in self.lightning_module.modules() if isinstance(part, FSDPModule)]

@@ -35,6 +35,7 @@ __all__ = [
 
 LayoutName: TypeAlias = Literal["shared", "concatenated"]
 
+
 class ScoringPlan(NamedTuple):
     """How a model is scored; `lightning_dpo.scoring.select` finds the cheapest plan that is exact.
 

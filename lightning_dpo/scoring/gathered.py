@@ -10,8 +10,8 @@ from torch import nn
 __all__ = ["GATHERED_ENTRY", "run_gathered"]
 
 GATHERED_ENTRY = "_lightning_dpo_run_gathered"
-"""Attribute by which a sharded module runs a function of itself with the weights gathered that it uses without
-calling the module: ``(function, *args) -> function(module, *args)``."""
+"""Attribute by which a sharded module runs a function of itself with the weights gathered that it uses
+without calling the module: ``(function, *args) -> function(module, *args)``."""
 
 _Result = TypeVar("_Result")
 
