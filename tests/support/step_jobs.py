@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -87,6 +88,7 @@ def fit(
     sharding: dict[str, Any] | None = None,
     precision: Any = "32-true",
     accumulate: int = 1,
+    callbacks: Sequence[pl.Callback] = (),
     **options: Any,
 ) -> Run:
     """Train a tiny model for some steps."""
@@ -102,7 +104,7 @@ def fit(
     run = trainer(
         devices=rank_and_count()[1],
         strategy=FSDP2Strategy(**(sharding or {})) if strategy == "fsdp2" else strategy,
-        callbacks=[recorder],
+        callbacks=[recorder, *callbacks],
         use_distributed_sampler=False,
         gradient_clip_val=1.0,
         precision=precision,
