@@ -33,7 +33,8 @@ def shard_ends(root: nn.Module, *, reshard_after_forward: bool, options: dict[st
     """
     if not hasattr(root, "config") or not hasattr(root, "get_output_embeddings"):
         return
-    embedding, head = root.get_input_embeddings(), root.get_output_embeddings()  # type: ignore[operator]
+    lm: Any = root
+    embedding, head = lm.get_input_embeddings(), lm.get_output_embeddings()
     if any(isinstance(end, FSDPModule) for end in (embedding, head)):
         return  # `block_classes` names them
     plain = head is not None and LMHead(head).is_plain_linear
@@ -45,8 +46,8 @@ def shard_ends(root: nn.Module, *, reshard_after_forward: bool, options: dict[st
         return
     if isinstance(embedding, nn.Embedding):
         fully_shard(embedding, reshard_after_forward=reshard_after_forward, **options)
-        # Its gradient needs no weights.
-        embedding.set_unshard_in_backward(False)  # type: ignore[attr-defined]
+        sharded: Any = embedding
+        sharded.set_unshard_in_backward(False)  # its gradient needs no weights
     if plain:
         fully_shard(head, reshard_after_forward=False, **options)
         _add_entry(head)

@@ -19,12 +19,12 @@ class Gathered(NamedTuple):
     """What a rank saw.
 
     Attributes:
-        beside: Weights outside of all blocks that were gathered while some block was computed, by the model and
-            the direction of the pass.
+        beside: Weights outside of all blocks that were gathered while some block was computed, by the model
+            and the direction of the pass.
         peak: Most bytes of gathered weights at any such time, of each model.
         blocks: Bytes of the largest block's weights.
-        gathers: How often a step gathered each group of weights, by the names of the first of them; the average
-            over steps.
+        gathers: How often a step gathered each group of weights, by the names of the first of them; the
+            average over steps.
         run: What training came to.
     """
 
@@ -38,12 +38,14 @@ class Gathered(NamedTuple):
 class _Watch(pl.Callback):
     """Looks at a model's weights before each of its blocks."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts: Counter[str]) -> None:
+        self.counts = counts
         self.beside: dict[tuple[str, str], set[str]] = {}
         self.peak: Counter[str] = Counter()
         self.blocks = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.counts.clear()  # how the model is scored was tried out
         models = {"policy": pl_module.policy, "reference": pl_module.reference_model}
         for name, model in models.items():
             for block in [] if model is None else blocks(model):
@@ -66,7 +68,8 @@ def watch_gathering(**options: Any) -> Gathered:
     """Train with a head that runs in many chunks, looking at what is gathered."""
     from torch.distributed.fsdp._fully_shard import _fsdp_param_group as group
 
-    watch, counts = _Watch(), Counter[str]()
+    counts = Counter[str]()
+    watch = _Watch(counts)
     original, defaults = group.foreach_all_gather, dict(lm_head.head_logps.__kwdefaults__)
 
     def counting(params: list[Any], *args: Any, **kwargs: Any) -> Tensor:

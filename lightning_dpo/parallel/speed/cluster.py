@@ -38,13 +38,14 @@ GPUS = {
     "l4": Gpu(121e12, 30.3e12, 24, 300e9, 32e9, False, 1.5625e9),
 }
 """H100 and H200 SXM, A100 SXM 80GB and L4, from NVIDIA's data sheets: dense figures, half of those "with
-sparsity"; NVLink's and PCIe's are of both directions there. The network is that of a DGX H100 or H200 (eight ports
-of 400 Gb/s), of a DGX A100 (eight of 200 Gb/s), and of eight L4 that share 100 Gb/s (AWS g6.48xlarge, Google
-g2-standard-96)."""
+sparsity"; NVLink's and PCIe's are of both directions there. The network is that of a DGX H100 or H200 (eight
+ports of 400 Gb/s), of a DGX A100 (eight of 200 Gb/s), and of eight L4 that share 100 Gb/s (AWS g6.48xlarge,
+Google g2-standard-96)."""
 
 _BASE, _NVLINK, _PCIE, _NETWORK, _TREE_NVLINK = 8.4e-6, 3.4e-6, 5.7e-6, 14.0e-6, 4.0e-6
-"""Seconds that NCCL's own tuning counts for a collective, and for each of its steps over a kind of link: protocol
-Simple, which large messages use; `baseLat` and `hwLat` in src/graph/tuning.cc of https://github.com/NVIDIA/nccl."""
+"""Seconds that NCCL's own tuning counts for a collective, and for each of its steps over a kind of link:
+protocol Simple, which large messages use; `baseLat` and `hwLat` in src/graph/tuning.cc of
+https://github.com/NVIDIA/nccl."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,21 @@ class Cluster:
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be above 0 and at most 1, got {getattr(self, name)}")
 
+    def flops(self, *, wide: bool) -> float:
+        """Operations a second that one GPU reaches.
+
+        Args:
+            wide: Whether matrix products are of float32, not of bfloat16.
+        """
+        return self.efficiency * (self.gpu.float32_flops if wide else self.gpu.flops)
+
     def gather(self, size: float, ranks: int) -> tuple[float, float]:
         """An all-gather, or a reduce-scatter, over ranks that follow each other.
 
         A ring of n ranks passes n - 1 of n parts on in n - 1 steps
         (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md). Where it runs through several
-        machines each of its n - 1 steps but one a machine stays within one, and a machine's GPUs use all of its
-        ports together.
+        machines each of its n - 1 steps but one a machine stays within one, and a machine's GPUs use all of
+        its ports together.
 
         Args:
             size: Bytes of the whole tensor.
@@ -102,9 +111,10 @@ class Cluster:
     def average(self, size: float, replicas: int, shards: int) -> tuple[float, float]:
         """An all-reduce between ranks that hold the same shard, all shards at once.
 
-        2 (r - 1) / r of the bytes in a ring or in NCCL's double binary trees, which have log2 of the machines for
-        their latency (https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/): the
-        faster of the two. Shards of one machine share its ports.
+        2 (r - 1) / r of the bytes in a ring or in NCCL's double binary trees, which have log2 of the machines
+        for their latency
+        (https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/): the faster of
+        the two. Shards of one machine share its ports.
 
         Args:
             size: Bytes of the shard.
