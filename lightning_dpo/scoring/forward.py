@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dpo.models.own import HiddenStateNetwork, model_logits
+from lightning_dpo.models.precision import weights_dtype
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.scoring.gathered import GATHERED_ENTRY, run_gathered
 from lightning_dpo.scoring.layout import InputRows, packed_rows, separate_rows, single_row
@@ -223,7 +224,7 @@ def _hidden_states(lm: Any, rows: InputRows) -> Tensor:
     else:
         output = backbone(
             input_ids=rows.input_ids,
-            attention_mask=row_masks(rows, config=lm.config.get_text_config(), dtype=lm.dtype),
+            attention_mask=row_masks(rows, config=lm.config.get_text_config(), dtype=weights_dtype(lm)),
             position_ids=rows.position_ids,
             use_cache=False,
         )
