@@ -66,7 +66,7 @@ _COMMANDS = {
         "lightning-dpo realign --checkpoint last.ckpt --data pairs.jsonl --scales 0.5 1 2",
     ),
     "plan": Command(
-        "memory of each device under each strategy",
+        "memory of each device under each strategy, and the time of a step",
         "lightning-dpo plan --model 8b --gpus 8 --gpu_memory 80",
     ),
     "demo": Command(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
-__all__ = ["ComputeType", "autocast_dtype", "compute_type"]
+__all__ = ["ComputeType", "autocast_dtype", "compute_type", "weights_dtype"]
 
 ComputeType: TypeAlias = Literal["float64", "float32", "tf32", "bfloat16", "float16"]
 
@@ -31,7 +31,7 @@ def compute_type(model: nn.Module, *, device: torch.device) -> ComputeType:
         model: The model.
         device: Where it runs.
     """
-    dtype = _weights_dtype(model)
+    dtype = weights_dtype(model)
     if dtype != torch.float64:
         dtype = autocast_dtype(device) or dtype
     if dtype == torch.float32:
@@ -46,8 +46,12 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if is_on else None
 
 
-def _weights_dtype(model: nn.Module) -> torch.dtype:
-    """The type in which a forward pass finds the weights."""
+def weights_dtype(model: nn.Module) -> torch.dtype:
+    """The type in which a forward pass finds the weights: what FSDP gathers them in, else their own.
+
+    Args:
+        model: The model; sharded weights need not be gathered at the time.
+    """
     for part in model.modules():
         if isinstance(part, FSDPModule):
             gathered = part._get_fsdp_state()._mp_policy.param_dtype

@@ -120,8 +120,8 @@ def _fill(model: nn.Module, keys: dict[str, str], weights: WeightSource, shardin
 
 def _first_row(tensor: Any, sharding: Sharding) -> int:
     """Where this rank's rows begin: FSDP2 cuts the first dimension as torch.chunk does."""
-    rows, ranks = tensor.shape[0], sharding.mesh.size()
-    return int(min(sharding.mesh.get_local_rank() * -(-rows // ranks), rows))
+    rows, ranks = tensor.shape[0], sharding.shard_mesh.size()
+    return int(min(sharding.shard_mesh.get_local_rank() * -(-rows // ranks), rows))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Whole weights into sharded models, and checkpoint folders back into whole weights."""
+"""Whole weights into sharded models, and what goes wrong when checkpoints are written."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.optim import Optimizer
 
 __all__ = [
@@ -25,7 +21,6 @@ __all__ = [
     "load_full",
     "load_full_optimizer",
     "on_rank_zero",
-    "read_folder",
     "unwritable",
 ]
 
@@ -84,32 +79,6 @@ def on_rank_zero(strategy: Any, task: Callable[[], _Result]) -> _Result:
         raise outcome
     result: _Result = outcome
     return result
-
-
-def read_folder(folder: Path) -> dict[str, Any]:
-    """A checkpoint that ranks wrote in parts, in one process: all but the optimizer's state.
-
-    Args:
-        folder: What the trainer saved under FSDP2.
-
-    Returns:
-        The same as a checkpoint in one file holds, with whole weights under "state_dict".
-
-    Raises:
-        ValueError: If the folder is no such checkpoint.
-    """
-    if not (folder / METADATA).is_file():
-        raise ValueError(f"`checkpoint` must be a file or folder that the trainer saved, got {str(folder)!r}")
-    content: dict[str, Any] = torch.load(folder / METADATA, weights_only=True, map_location="cpu")
-    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
-    prefix = "state_dict."
-    state = {
-        key.removeprefix(prefix): torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in stored.items()
-        if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-    }
-    load({"state_dict": state}, checkpoint_id=folder, no_dist=True)
-    return {**content, "state_dict": state}
 
 
 def unwritable(target: Path, error: Exception) -> Exception:

@@ -19,7 +19,8 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from lightning_dpo.models.unwrap import causal_lm
-from lightning_dpo.scoring.forward import GATHERED_ENTRY
+from lightning_dpo.parallel.ends import shard_ends
+from lightning_dpo.scoring.gathered import GATHERED_ENTRY
 
 __all__ = [
     "Sharding",
@@ -40,7 +41,8 @@ class Sharding(NamedTuple):
     """How models are sharded.
 
     Attributes:
-        mesh: The ranks that share the weights, one-dimensional.
+        mesh: The ranks that share the weights, one-dimensional; or ("replicate", "shard"), of which the
+            second dimension shares them and the first holds copies.
         compute_dtype: Type that weights are gathered and computed in; None keeps their own. Gradients are
             reduced in float32 all the same.
         reshard_after_forward: Free a block's gathered weights after its forward pass and gather them again
@@ -55,6 +57,11 @@ class Sharding(NamedTuple):
     reshard_after_forward: bool = True
     cpu_offload: bool = False
     block_classes: Sequence[str] | None = None
+
+    @property
+    def shard_mesh(self) -> DeviceMesh:
+        """The ranks that share one copy of the weights with this one."""
+        return self.mesh if self.mesh.ndim == 1 else self.mesh["shard"]
 
 
 def block_classes(model: nn.Module, names: Sequence[str] | None = None) -> set[type[nn.Module]]:
@@ -95,16 +102,18 @@ def blocks(model: nn.Module, names: Sequence[str] | None = None) -> list[nn.Modu
 
 
 def shard(model: nn.Module, sharding: Sharding) -> None:
-    """Shard a model in place: each block on its own, and the rest (embeddings, final norm, head) together.
+    """Shard a model in place: each block, the embedding and the head on their own, and the rest together.
 
-    Tied embeddings stay tied, since both ends are in the rest. Scoring enters the model by a method of its
-    own, which gathers the rest: it reaches the head's weight without passing through `forward`.
+    Tied embeddings stay tied, see `shard_ends`. Scoring enters the model by a method of its own, which
+    gathers the rest (the final norm; all ends of a network that is not of Hugging Face): it does not pass
+    through `forward`.
     """
     options = _options(sharding)
     for block in blocks(model, sharding.block_classes):
         fully_shard(block, reshard_after_forward=sharding.reshard_after_forward, **options)
     # Not an adapter's wrapper: generation goes around it.
     root = causal_lm(model)
+    shard_ends(root, reshard_after_forward=sharding.reshard_after_forward, options=options)
     fully_shard(root, **options)
     root.register_forward_hook(lambda *_: _after_pass(model))
     _add_scoring_entry(model)

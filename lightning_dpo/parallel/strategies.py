@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
@@ -19,7 +20,7 @@ from lightning_dpo.models.unwrap import is_sharded
 from lightning_dpo.parallel.checkpoint_folders import WholeFolders
 from lightning_dpo.parallel.checkpoints import load_full, load_full_optimizer
 from lightning_dpo.parallel.sharding import Sharding, block_classes
-from lightning_dpo.scoring.forward import GATHERED_ENTRY
+from lightning_dpo.scoring.gathered import GATHERED_ENTRY
 
 __all__ = ["FSDP1Strategy", "FSDP2Strategy", "check_strategy", "sharding_for", "sharding_of", "wrap_policy"]
 
@@ -40,6 +41,7 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
         cpu_offload: bool = False,
         block_classes: Sequence[str] | None = None,
         reduce_each_batch: bool = False,
+        device_mesh: tuple[int, int] | None = None,
         save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
         timeout: timedelta = timedelta(minutes=30),
@@ -53,11 +55,22 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
             block_classes: Class names of the parts to shard one by one; None takes the model's own blocks.
             reduce_each_batch: Reduce gradients after each of the batches that a step accumulates, not once a
                 step: communicates more, and holds no whole gradients between them.
+            device_mesh: (replicas, shards), as in Lightning's FSDPStrategy: the weights are split over that
+                many shards, and there are that many replicas of them, whose gradients are averaged (HSDP).
+                Ranks that follow each other share a replica, so that (2, 8) on two machines of 8 GPUs gathers
+                weights within each. None splits over all devices.
             save_distributed_checkpoint: Write a folder to which each rank writes its part; False gathers the
                 weights on rank 0 and writes one file.
             process_group_backend: Passed on to torch.distributed.
             timeout: Of collective operations.
+
+        Raises:
+            ValueError: If `device_mesh` is no pair of positive numbers.
         """
+        if device_mesh is not None and (len(device_mesh) != 2 or min(device_mesh) < 1):
+            raise ValueError(
+                f"`device_mesh` must be (replicas, shards), both at least 1, got {tuple(device_mesh)}"
+            )
         if cpu_offload and process_group_backend is None:
             # Gradient norms are summed over ranks on the CPU then.
             process_group_backend = "cpu:gloo,cuda:nccl"
@@ -70,34 +83,46 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
         self.cpu_offload = cpu_offload
         self.block_classes = block_classes
         self.reduce_each_batch = reduce_each_batch
+        self._mesh_shape = device_mesh
+        self._sharding_mesh: DeviceMesh | None = None
+
+    @property
+    def sharding_mesh(self) -> DeviceMesh:
+        """The ranks that share the weights: of one dimension, or of ("replicate", "shard")."""
+        return self.device_mesh["data_parallel"] if self._sharding_mesh is None else self._sharding_mesh
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Leave gradients where they are; Lightning asks for this in all batches of a step but the last."""
-        if self.reduce_each_batch:
-            yield
-            return
+        """Leave gradients where they are; Lightning asks for this in all batches of a step but the last.
+
+        Where each batch is reduced, it is so within a replica; replicas are averaged once a step all the
+        same.
+        """
         assert self.lightning_module is not None
         parts = [part for part in self.lightning_module.modules() if isinstance(part, FSDPModule)]
-        for part in parts:
-            part.set_requires_gradient_sync(False, recurse=False)
+        _reduce_gradients(parts, within=self.reduce_each_batch, between=False)
         try:
             yield
         finally:
-            for part in parts:
-                part.set_requires_gradient_sync(True, recurse=False)
+            _reduce_gradients(parts, within=True, between=True)
 
     @property
     def _saves_folders(self) -> bool:
         return self._save_distributed_checkpoint
 
     def setup_environment(self) -> None:
-        """All devices share the weights, whatever machine they are in."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        """All devices share the weights, whatever machine they are in; or those of a replica do."""
+        world = self.num_nodes * self.num_processes
+        _check_mesh(self._mesh_shape, world)
+        self._data_parallel_size = world
         self._tensor_parallel_size = 1
         if self.cpu_offload and self.root_device.type == "cpu":
             raise ValueError("`cpu_offload` moves weights from a GPU to the CPU; got a run on the CPU")
         super().setup_environment()
+        if self._mesh_shape is not None:
+            self._sharding_mesh = init_device_mesh(
+                self.root_device.type, tuple(self._mesh_shape), mesh_dim_names=("replicate", "shard")
+            )
 
     def model_to_device(self) -> None:
         """Move what is not sharded."""
@@ -234,10 +259,31 @@ def sharding_of(strategy: Any, *, precision: str = "32-true") -> Sharding | None
     if not isinstance(strategy, FSDP2Strategy):
         return plain
     return plain._replace(
+        mesh=strategy.sharding_mesh,
         reshard_after_forward=strategy.reshard_after_forward,
         cpu_offload=strategy.cpu_offload,
         block_classes=strategy.block_classes,
     )
+
+
+def _check_mesh(shape: tuple[int, int] | None, processes: int) -> None:
+    """Refuse replicas and shards that are not as many as there are processes."""
+    if shape is None or shape[0] * shape[1] == processes:
+        return
+    replicas, shards = shape
+    fitting = (processes // shards, shards) if processes % shards == 0 else (1, processes)
+    raise ValueError(
+        f"`device_mesh` must be (replicas, shards) whose product is the number of processes, got "
+        f"{(replicas, shards)} with {processes} processes; {fitting} would fit"
+    )
+
+
+def _reduce_gradients(parts: Sequence[FSDPModule], *, within: bool, between: bool) -> None:
+    """Say whether the next backward pass reduces gradients within a replica, and between replicas then."""
+    for part in parts:
+        part.set_requires_gradient_sync(within, recurse=False)
+        if within:
+            part.set_requires_all_reduce(between, recurse=False)
 
 
 def check_strategy(strategy: Any, *, adapter: bool) -> None:

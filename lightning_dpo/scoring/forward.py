@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lightning_dpo.models.own import HiddenStateNetwork, model_logits
+from lightning_dpo.models.precision import weights_dtype
 from lightning_dpo.models.unwrap import causal_lm
+from lightning_dpo.scoring.gathered import GATHERED_ENTRY, run_gathered
 from lightning_dpo.scoring.layout import InputRows, packed_rows, separate_rows, single_row
 from lightning_dpo.scoring.lm_head import TokenLogps, find_head, head_logps, logits_logps
 from lightning_dpo.scoring.masks import FLEX_BLOCK, dense_mask, row_masks
@@ -33,12 +35,6 @@ __all__ = [
 ]
 
 LayoutName: TypeAlias = Literal["shared", "concatenated"]
-
-GATHERED_ENTRY = "_lightning_dpo_run_gathered"
-"""Attribute by which a sharded model runs a function of itself with the weights gathered that it uses without
-calling the model: ``(function, *args) -> function(model, *args)``."""
-
-_Result = TypeVar("_Result")
 
 
 class ScoringPlan(NamedTuple):
@@ -103,7 +99,7 @@ def score(model: nn.Module, batch: CompletionBatch, *, plan: ScoringPlan) -> Com
 def score_rows(model: nn.Module, rows: InputRows, *, plan: ScoringPlan) -> TokenLogps:
     """Log-probability of every completion token of rows, (completion_tokens,)."""
     if plan.chunked_head:
-        return _gathered(_head_logps, model, rows, plan)
+        return run_gathered(_head_logps, model, rows, plan)
     return logits_logps(  # the model is called, and gathers by itself
         model_logits(model, rows.input_ids, rows.attention_mask),
         predict=rows.predict,
@@ -119,7 +115,7 @@ def token_states(model: nn.Module, rows: InputRows) -> TokenStates:
         model: One whose plan has a chunked head.
         rows: As `lay_out` gives them.
     """
-    return _gathered(_token_states, model, rows)
+    return run_gathered(_token_states, model, rows)
 
 
 def completion_states(model: nn.Module, rows: InputRows, *, positions: Tensor) -> Tensor:
@@ -136,7 +132,7 @@ def completion_states(model: nn.Module, rows: InputRows, *, positions: Tensor) -
     Returns:
         (positions, hidden), in the type that the model computes in.
     """
-    return _gathered(_states_at, model, rows, positions)
+    return run_gathered(_states_at, model, rows, positions)
 
 
 def completion_logits(model: nn.Module, rows: InputRows, *, plan: ScoringPlan) -> Callable[[slice], Tensor]:
@@ -176,12 +172,6 @@ def completion_logps(tokens: TokenLogps, batch: CompletionBatch) -> CompletionLo
         common = total(tokens.logps * send(is_common, device))
     confidences = None if tokens.confidences is None else total(tokens.confidences) / counts
     return CompletionLogps(total(tokens.logps), counts, common, confidences)
-
-
-def _gathered(function: Callable[..., _Result], model: nn.Module, *args: Any) -> _Result:
-    """What a function of a model gives, with the weights at hand that it uses without calling the model."""
-    enter: Callable[..., _Result] | None = getattr(model, GATHERED_ENTRY, None)
-    return function(model, *args) if enter is None else enter(function, *args)
 
 
 def _head_logps(model: nn.Module, rows: InputRows, plan: ScoringPlan) -> TokenLogps:
@@ -234,7 +224,7 @@ def _hidden_states(lm: Any, rows: InputRows) -> Tensor:
     else:
         output = backbone(
             input_ids=rows.input_ids,
-            attention_mask=row_masks(rows, config=lm.config.get_text_config(), dtype=lm.dtype),
+            attention_mask=row_masks(rows, config=lm.config.get_text_config(), dtype=weights_dtype(lm)),
             position_ids=rows.position_ids,
             use_cache=False,
         )

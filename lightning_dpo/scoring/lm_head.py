@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_dpo.models.own import HiddenStateNetwork
 from lightning_dpo.models.precision import autocast_dtype
 from lightning_dpo.models.unwrap import causal_lm
+from lightning_dpo.scoring.gathered import run_gathered
 
 __all__ = [
     "CHUNK_ELEMENTS",
@@ -55,7 +56,8 @@ class LMHead(NamedTuple):
     @property
     def is_plain_linear(self) -> bool:
         """Whether the head is a matrix product, which has a backward pass of its own here."""
-        return type(self.module) is nn.Linear
+        # FSDP2 makes a subclass of a module's class; what other subclasses are for changes `forward`.
+        return isinstance(self.module, nn.Linear) and type(self.module).forward is nn.Linear.forward
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, (tokens, hidden) -> (tokens, vocab), float32."""
@@ -125,11 +127,15 @@ def head_logps(
     """
     module = head.module
     if head.is_plain_linear:
-        assert isinstance(module, nn.Linear)
-        chunk = max(1, chunk_elements // module.weight.shape[0])
-        logps, confidences = _LinearLogps.apply(  # type: ignore[no-untyped-call]
-            hidden, module.weight, module.bias, targets, head.scale, head.softcap, chunk, confidence
-        )
+
+        def logps_of(linear: nn.Linear, hidden: Tensor) -> tuple[Tensor, Tensor]:
+            chunk = max(1, chunk_elements // linear.weight.shape[0])
+            both: tuple[Tensor, Tensor] = _LinearLogps.apply(  # type: ignore[no-untyped-call]
+                hidden, linear.weight, linear.bias, targets, head.scale, head.softcap, chunk, confidence
+            )
+            return both
+
+        logps, confidences = run_gathered(logps_of, module, hidden)
         return TokenLogps(logps, confidences if confidence else None)
     chunk = max(1, chunk_elements // _vocabulary(module))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from tiny_models import CONFIGS, random_batch, tiny_model
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -47,6 +48,61 @@ def test_parameters_are_those_of_a_real_model(name: str) -> None:
 def test_known_models_are_the_published_ones() -> None:
     assert model_shape(load_config("8b")).parameters == 8_030_261_248
     assert model_shape(load_config("70b")).parameters == 70_553_706_496
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "total", "active"),
+    [
+        # Billions in all and for a token, as their authors give them; DeepSeek's leave the embedding out.
+        ("mixtral", {}, 46.7, 12.9),  # https://arxiv.org/abs/2401.04088: 47B and 13B
+        ("deepseek_v3", {}, 671.0, 37.6),  # https://arxiv.org/abs/2412.19437: 671B and 37B
+        (  # https://arxiv.org/abs/2505.09388: 30.5B and 3.3B
+            "qwen3_moe",
+            {
+                "vocab_size": 151936,
+                "num_hidden_layers": 48,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 4,
+                "moe_intermediate_size": 768,
+                "num_experts": 128,
+                "num_experts_per_tok": 8,
+                "head_dim": 128,
+            },
+            30.5,
+            3.35,
+        ),
+    ],
+)
+def test_experts_that_a_token_goes_to(
+    kind: str, changes: dict[str, Any], total: float, active: float
+) -> None:
+    shape = model_shape(load_config({"model_type": kind, **changes}))
+    assert shape.parameters / 1e9 == pytest.approx(total, abs=0.05)
+    assert shape.active_parameters / 1e9 == pytest.approx(active, abs=0.05)
+    assert shape.rest_parameters > 0
+    plan = plan_memory(shape, strategy="fsdp2", gpus=64)
+    assert plan.weights == -(-shape.parameters * 4 // 64)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "qwen3-next"])
+def test_idle_parameters_are_the_other_experts(name: str) -> None:
+    """Counted on the model, expert by expert; two of four see a token."""
+    experts = [
+        parameter.numel()
+        for part in tiny_model(name).modules()
+        if type(part).__name__.endswith("Experts")
+        for parameter in part.parameters()
+    ]
+    assert model_shape(CONFIGS[name]).idle_parameters == sum(experts) // 2 > 0
+
+
+def test_replicas_hold_more() -> None:
+    shape = model_shape(load_config("8b"))
+    one, four = (plan_memory(shape, strategy="fsdp2", gpus=32, replicas=copies) for copies in (1, 4))
+    assert four.weights == 4 * one.weights
+    assert four.working == one.working
+    with pytest.raises(ValueError, match="`replicas` must divide `gpus`"):
+        plan_memory(shape, strategy="fsdp2", gpus=32, replicas=3)
 
 
 def test_adapter_parameters_are_those_of_a_real_adapter() -> None:
@@ -177,6 +233,12 @@ def test_a_wider_run_never_needs_more_on_a_device() -> None:
         (["--model=8b", "--completion_tokens=9000"], "`completion_tokens` must be from 1"),
         ([], "`config_json` must name"),
         (["--model=8b", "--config_json=x"], "both name a model"),
+        (["--model=8b", "--gpu=h900"], "`gpu` must be one of h100, h200, a100, l4, got 'h900'"),
+        (["--model=8b", "--efficiency=40"], "`efficiency` must be above 0 and at most 1, got 40"),
+        (["--model=8b", "--gpus_per_node=0"], "`gpus_per_node` must be at least 1"),
+        (["--model=8b", "--gpus=64", "--device_mesh=[3,8]"], "`device_mesh` must be (replicas, shards)"),
+        (["--model=8b", "--flops=0"], "`flops` must be above 0"),
+        (["--table=true", "--device_mesh=[2,8]"], "`device_mesh` is of one number of devices"),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,8 +252,8 @@ def test_content_that_is_no_model() -> None:
         load_config({"hidden_size": 3})
     with pytest.raises(ValueError, match="does not know: 'nonesuch'"):
         load_config({"model_type": "nonesuch"})
-    with pytest.raises(ValueError, match="dense"):
-        model_shape(CONFIGS["gpt-oss"])
+    with pytest.raises(ValueError, match=r"how many a token goes to .* 4 experts, 0 a token, 8 weights"):
+        model_shape(hf.GptOssConfig(**{**CONFIGS["gpt-oss"].to_dict(), "num_experts_per_tok": 0}))
     with pytest.raises(ValueError, match="`strategy` must be one of"):
         plan_memory(MILLION, strategy="auto")
 
@@ -206,6 +268,32 @@ def test_command_prints_each_strategy(tmp_path: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert "fsdp2" in shown
     assert "offload" not in shown
+
+
+def test_command_prints_times(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", "--model=8b", "--gpus=64", "--gpu=H200", "--completion_tokens=4096"])
+    shown = capsys.readouterr().out
+    for word in ("64 x 141 GiB", "1 x 64", "8 x 8", "no GPU has confirmed", "12,288 in separate rows"):
+        assert word in shown
+    main(["plan", "--model=70b", "--device_mesh=[4,16]"])
+    shown = capsys.readouterr().out
+    assert "64 x 80 GiB" in shown
+    assert "4 x 16" in shown
+    assert "no fit" in shown  # 16 shards of 70b leave no room
+    main(["plan", "--model=8b", "--flops=200e12"])
+    slow = capsys.readouterr().out
+    main(["plan", "--model=8b", "--flops=400e12"])
+    fast = capsys.readouterr().out
+    assert "2.55" in slow
+    assert "1.27" in fast
+
+
+def test_tables_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", "--table=true", "--gpu=l4"])
+    main(["plan", "--model=70b", "--gpus=1024", "--gpu=l4"])
+    tables = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("│", "┃"))]
+    assert len(tables) > 40
+    assert max(len(line) for line in tables) <= 80
 
 
 def test_command_prints_the_overview(capsys: pytest.CaptureFixture[str]) -> None:

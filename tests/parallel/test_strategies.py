@@ -185,4 +185,8 @@ def test_the_overlays_name_strategies_and_their_options(name: str, kind: type) -
     config = parser.parse_object({"strategy": content["trainer"]["strategy"]})
     strategy = parser.instantiate_classes(config)["strategy"]
     assert type(strategy) is kind
+    if name == "fsdp2":
+        content["trainer"]["strategy"]["init_args"]["device_mesh"] = [4, 8]
+        config = parser.parse_object({"strategy": content["trainer"]["strategy"]})
+        assert config.strategy.init_args.device_mesh == (4, 8)
     assert content["model"] == {"gradient_checkpointing": True}

@@ -56,12 +56,14 @@ def run(
     merge: bool = True,
     steps_of: int = 2,
     last: Path | None = None,
+    mesh: tuple[int, int] | None = None,
     **options: Any,
 ) -> Trained:
     """Train, saving or resuming as the options of `resume_jobs.train` say."""
     seen = Seen()
     saving = [] if last is None else [last_checkpoint(last)]
-    sharding = FSDP2Strategy(save_distributed_checkpoint=not full) if strategy == "fsdp2" else strategy
+    fsdp2 = FSDP2Strategy(save_distributed_checkpoint=not full, device_mesh=mesh)
+    sharding = fsdp2 if strategy == "fsdp2" else strategy
     module = train(
         model,
         callbacks=[seen, *saving, *([ReferenceSync(every=2, alpha=0.5)] if sync else [])],

@@ -1,4 +1,4 @@
-"""Two processes that stay, and run a function at once: most of a distributed test would else be imports."""
+"""Processes that stay, and run a function at once: most of a distributed test would else be imports."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import multiprocessing
 
 __all__ = ["Ranks"]
 
-_PATIENCE = 90.0
-"""Seconds that a job may take."""
+_PATIENCE = 45.0
+"""Seconds that a job may take for each rank: they share a machine's cores."""
 
 
 class Ranks:
@@ -39,7 +39,7 @@ class Ranks:
             pipe.send((job, arguments))
         results: dict[int, Any] = {}
         failures: dict[int, str] = {}
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + max(90.0, _PATIENCE * self.count)
         while len(results) + len(failures) < self.count and time.monotonic() < deadline:
             waiting = [r for r in range(self.count) if r not in results and r not in failures]
             for pipe in wait([self._pipes[rank] for rank in waiting], timeout=1.0):

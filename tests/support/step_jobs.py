@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from tiny_models import random_pairs, tiny_model
 from torch import distributed
@@ -85,6 +88,7 @@ def fit(
     sharding: dict[str, Any] | None = None,
     precision: Any = "32-true",
     accumulate: int = 1,
+    callbacks: Sequence[pl.Callback] = (),
     **options: Any,
 ) -> Run:
     """Train a tiny model for some steps."""
@@ -100,7 +104,7 @@ def fit(
     run = trainer(
         devices=rank_and_count()[1],
         strategy=FSDP2Strategy(**(sharding or {})) if strategy == "fsdp2" else strategy,
-        callbacks=[recorder],
+        callbacks=[recorder, *callbacks],
         use_distributed_sampler=False,
         gradient_clip_val=1.0,
         precision=precision,
@@ -110,6 +114,20 @@ def fit(
     reference = getattr(module, "reference_model", None)
     held = (share(module.policy), None if reference is None else share(reference))
     return Run(recorder.losses, recorder.norms, full_weights(module), held)
+
+
+@functools.cache
+def in_one_process(model: str, lora: bool) -> Run:
+    """What distributed runs are compared with."""
+    return fit(model=model, lora=lora)
+
+
+def assert_same(run: Run, expected: Run) -> None:
+    assert run.losses == pytest.approx(expected.losses, abs=1e-5)
+    assert run.norms == pytest.approx(expected.norms, rel=1e-3)
+    assert run.weights.keys() == expected.weights.keys()
+    for name, value in expected.weights.items():
+        torch.testing.assert_close(run.weights[name], value, atol=1e-4, rtol=1e-3, msg=name)
 
 
 def reductions(**options: Any) -> tuple[int, Run]:
@@ -128,6 +146,23 @@ def reductions(**options: Any) -> tuple[int, Run]:
         run = fit(strategy="fsdp2", **options)
     finally:
         group.foreach_reduce = original
+    return count, run
+
+
+def averages_of_replicas(**options: Any) -> tuple[int, Run]:
+    """How often gradients were averaged between two replicas in a run of `fit`, and the run."""
+    original, count = distributed.all_reduce, 0
+
+    def counting(*args: Any, group: Any = None, **kwargs: Any) -> Any:
+        nonlocal count
+        count += group is not None and distributed.get_world_size(group) == 2
+        return original(*args, group=group, **kwargs)
+
+    distributed.all_reduce = counting
+    try:
+        run = fit(strategy="fsdp2", **options)
+    finally:
+        distributed.all_reduce = original
     return count, run
 
 

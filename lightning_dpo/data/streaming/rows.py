@@ -201,7 +201,7 @@ class RowStream:
         used = pairs or [filler]
         margins = [pair.margin for pair in used if pair.margin is not None]
         return PairBatch.from_pairs(
-            [TokenPair(*(np.asarray(ids, dtype=np.int64) for ids in pair.ids)) for pair in used],
+            [TokenPair(*(np.asarray(ids, dtype=np.int64).tolist() for ids in pair.ids)) for pair in used],
             weights=[pair.weight for pair in pairs] or [0.0],
             margins=margins if len(margins) == len(used) else None,
             counted=[pair.counted for pair in used],

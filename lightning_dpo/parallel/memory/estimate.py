@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from lightning_dpo.parallel.memory.activations import Workload, activation_bytes, backward_bytes, head_bytes
+from lightning_dpo.parallel.memory.operations import forward_operations, passes
 from lightning_dpo.parallel.memory.shapes import ModelShape, load_config, model_shape
 
 __all__ = ["HEADROOM", "STRATEGIES", "Plan", "PrecisionName", "ReferenceName", "first_fit", "plan_memory"]
@@ -83,6 +84,7 @@ def plan_memory(
     gradient_checkpointing: bool = False,
     flops: float = 400e12,
     accelerator: Literal["cuda", "cpu"] = "cuda",
+    replicas: int = 1,
 ) -> Plan:
     """Work out a run's memory.
 
@@ -100,11 +102,14 @@ def plan_memory(
         gradient_checkpointing: Whatever the strategy.
         flops: Operations a second that one device reaches, not its peak.
         accelerator: What attention and the optimizer do differs.
+        replicas: Copies of the weights that the devices hold (HSDP), each split over its share of them.
 
     Raises:
         ValueError: If an argument is out of its range.
     """
     _check(strategy, precision, gpus=gpus, gpu_memory=gpu_memory, tokens=tokens, flops=flops)
+    if replicas < 1 or gpus % replicas:
+        raise ValueError(f"`replicas` must divide `gpus` ({gpus}), got {replicas}")
     completion_tokens = tokens if completion_tokens is None else completion_tokens
     if not 0 < completion_tokens <= tokens:
         raise ValueError(
@@ -117,7 +122,7 @@ def plan_memory(
     held = shape.parameters + (0 if lora_r is None else trained)
     stored = 2 if precision == "bf16-true" else 4
     compute = 4 if precision == "32-true" else 2
-    ranks = gpus if sharded else 1
+    ranks = gpus // replicas if sharded else 1
     weights = _share(held * stored, ranks)
     gradients = _share(trained * stored, ranks)
     optimizer = 2 * gradients
@@ -147,6 +152,8 @@ def plan_memory(
         (gradients + update) * (not offload),
     )
     resident = weights + optimizer + kept
+    body, head = forward_operations(shape, work, pair_tokens=pair_tokens)
+    step = passes(reference=reference, lora=lora_r is not None, checkpointing=checkpointing)
     return Plan(
         strategy=strategy,
         gpus=gpus,
@@ -163,14 +170,7 @@ def plan_memory(
         host=resident + gradients if offload else 0,
         tokens_per_second=gpus
         * flops
-        / _operations(
-            shape,
-            work,
-            pair_tokens,
-            checkpointing=checkpointing,
-            lora=lora_r is not None,
-            reference=reference,
-        ),
+        / (body * (1 + step.reference + step.body) + head * (1 + step.reference + step.head)),
     )
 
 
@@ -195,33 +195,14 @@ def _working(
         cast = shape.layers * shape.block_parameters * work.compute if work.compute != stored else 0
         head = shape.head_parameters * 4 if trains_all else 0
         return cast, cast + head
-    # The block at work and the one gathered ahead; the rest stays gathered through both passes.
-    forward = (shape.rest_parameters + 2 * shape.block_parameters) * work.compute
+    # What is at work and what is gathered ahead: two blocks, or the last block and the head.
+    ahead = shape.block_parameters + max(shape.block_parameters, shape.head_parameters)
+    forward = (shape.root_parameters + ahead) * work.compute
     if not trains_all:
         return forward, forward
-    # Gradients as they are made, and one block's in float32 while it is reduced.
-    gradients = (shape.rest_parameters + shape.block_parameters) * work.compute + 4 * shape.block_parameters
-    return forward, forward + gradients
-
-
-def _operations(
-    shape: ModelShape,
-    work: Workload,
-    pair_tokens: int,
-    *,
-    checkpointing: bool,
-    lora: bool,
-    reference: ReferenceName,
-) -> float:
-    """Operations for a token: two for each weight and pass, and attention over half a pair."""
-    passes = 1.0 + (1 if lora else 2) + (1 if checkpointing else 0)
-    passes += 1 if reference in ("frozen", "adapter") else 0
-    body = shape.parameters - shape.embedding_parameters - shape.head_parameters
-    attention = 2 * shape.query * pair_tokens * shape.layers
-    # The head sees completion tokens only and computes logits anew in the backward pass, in any case.
-    head_passes = passes + (0 if checkpointing else 1)
-    head = 2 * shape.head_parameters * work.completion_tokens / work.tokens
-    return passes * (2 * body + attention) + head_passes * head
+    # Gradients as they are made, and those of one part in float32 while it is reduced.
+    part = max(shape.block_parameters, shape.head_parameters)
+    return forward, forward + (shape.root_parameters + part) * work.compute + 4 * part
 
 
 def _configuration(config: Any) -> Any:

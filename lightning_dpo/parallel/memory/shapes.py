@@ -42,6 +42,10 @@ KNOWN_MODELS: dict[str, dict[str, Any]] = {
 """Llama 3 as published, for planning without a file."""
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk")
+_SHARED = ("shared_expert_intermediate_size", "shared_intermediate_size")
+"""Keys of configurations of mixtures of experts: how many there are, how many a token goes to, and the width
+of those that every token goes to."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,14 @@ class ModelShape:
             has r times as many parameters.
         layers: Repeated blocks.
         hidden: Width of the residual stream.
-        intermediate: Width within the feed-forward part.
+        intermediate: Width within the feed-forward part; of a mixture of experts, of all that a token goes
+            to.
         query: Width of all queries together.
         key: Width of all keys together.
         heads: Query heads.
         vocabulary: Rows of the head.
+        blocks_parameters: Of all repeated blocks.
+        idle_parameters: Of the experts that a token does not go to, in all blocks; 0 in a dense model.
     """
 
     parameters: int
@@ -78,11 +85,23 @@ class ModelShape:
     key: int
     heads: int
     vocabulary: int
+    blocks_parameters: int
+    idle_parameters: int = 0
 
     @property
     def rest_parameters(self) -> int:
         """Outside the blocks: embeddings, final norm, head."""
-        return self.parameters - self.layers * self.block_parameters
+        return self.parameters - self.blocks_parameters
+
+    @property
+    def root_parameters(self) -> int:
+        """Outside the blocks, the embedding and the head: the final norm, positions."""
+        return self.rest_parameters - self.embedding_parameters - self.head_parameters
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that a token is computed with."""
+        return self.parameters - self.idle_parameters
 
 
 def load_config(source: str | Path | dict[str, Any]) -> Any:
@@ -127,15 +146,13 @@ def model_shape(config: Any) -> ModelShape:
         config: A transformers configuration.
 
     Raises:
-        ValueError: If the model is a mixture of experts, whose activations depend on the routing.
+        ValueError: If the model is a mixture of experts that does not say how many a token goes to, or whose
+            experts are not found.
     """
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
     text = config.get_text_config()
-    experts = [name for name in _EXPERTS if (getattr(text, name, None) or 0) > 1]
-    if experts:
-        raise ValueError(f"a plan needs a dense model, got one with `{experts[0]}`")
     with torch.device("meta"):
         model: Any = auto.from_config(config)
     head: nn.Module = model.get_output_embeddings()
@@ -145,7 +162,7 @@ def model_shape(config: Any) -> ModelShape:
     linears = [part for block in repeated for part in block.modules() if isinstance(part, nn.Linear)]
     tied = head.weight is inputs.weight
     heads = text.num_attention_heads
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    head_width, value_width = _head_widths(text, heads)
     return ModelShape(
         parameters=sum(p.numel() for p in model.parameters()),
         block_parameters=max(in_blocks),
@@ -155,9 +172,55 @@ def model_shape(config: Any) -> ModelShape:
         adapter_width=sum(part.in_features + part.out_features for part in linears),
         layers=len(repeated),
         hidden=text.hidden_size,
-        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
-        query=heads * head_width,
-        key=(getattr(text, "num_key_value_heads", None) or heads) * head_width,
+        intermediate=_intermediate(text),
+        query=heads * (head_width + value_width) // 2,
+        key=(getattr(text, "num_key_value_heads", None) or heads) * (head_width + value_width) // 2,
         heads=heads,
         vocabulary=text.vocab_size,
+        blocks_parameters=sum(in_blocks),
+        idle_parameters=_idle_parameters(text, repeated),
     )
+
+
+def _number(text: Any, names: tuple[str, ...]) -> int:
+    """The first of these keys that a configuration has; 0 if it has none."""
+    return next((int(value) for name in names if (value := getattr(text, name, None))), 0)
+
+
+def _head_widths(text: Any, heads: int) -> tuple[int, int]:
+    """Widths of a head's queries and of its values, which differ under DeepSeek's latent attention."""
+    if getattr(text, "qk_nope_head_dim", None):
+        return text.qk_nope_head_dim + text.qk_rope_head_dim, text.v_head_dim
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return width, width
+
+
+def _intermediate(text: Any) -> int:
+    """Width within the feed-forward part that a token is computed with, in most blocks."""
+    dense = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    if _number(text, _EXPERTS) <= 1:
+        return int(dense)
+    expert = getattr(text, "moe_intermediate_size", None) or dense
+    shared = _number(text, _SHARED) or _number(text, ("n_shared_experts",)) * expert
+    return int(_number(text, _CHOSEN) * expert + shared)
+
+
+def _idle_parameters(text: Any, repeated: list[nn.Module]) -> int:
+    """Of the experts that a token does not go to; routed experts are a part that is called `experts`."""
+    experts = _number(text, _EXPERTS)
+    if experts <= 1:
+        return 0
+    chosen = _number(text, _CHOSEN)
+    routed = [
+        parameter.numel()
+        for block in repeated
+        for name, parameter in block.named_parameters()
+        if "experts" in name.split(".")
+    ]
+    if not routed or not 0 < chosen <= experts:
+        raise ValueError(
+            "a plan of a mixture of experts needs to know how many a token goes to (one of "
+            f"{', '.join(_CHOSEN)}) and their weights in the model (a part `experts`), got {experts} "
+            f"experts, {chosen} a token, {len(routed)} weights"
+        )
+    return sum(routed) * (experts - chosen) // experts

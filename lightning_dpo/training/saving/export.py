@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,7 +16,10 @@ from lightning_dpo.files import scratch_folder
 from lightning_dpo.models.classifier import as_classifier, separate_padding
 from lightning_dpo.models.load import load_tokenizer
 from lightning_dpo.models.unwrap import causal_lm
-from lightning_dpo.training.saving.read import read_checkpoint
+from lightning_dpo.parallel.checkpoint_reader import FolderReader
+from lightning_dpo.training.saving.model_record import POLICY_PREFIX, ModelRecord, untrained
+from lightning_dpo.training.saving.read import read_checkpoint, record_of
+from lightning_dpo.training.saving.stream import NotInPartsError, check_size, write_in_parts
 
 __all__ = ["check_export_folder", "export_checkpoint", "export_model"]
 
@@ -28,6 +33,7 @@ def export_model(
     tokenizer: Any = None,
     merge: bool = True,
     reward_head: Tensor | None = None,
+    max_shard_size: int | str | None = None,
 ) -> Path:
     """Write a model as a plain Hugging Face folder.
 
@@ -38,6 +44,8 @@ def export_model(
         merge: Fold an adapter into the weights; False writes the adapter alone.
         reward_head: Makes the folder one for `AutoModelForSequenceClassification`, see `as_classifier`; None
             keeps the model's own head.
+        max_shard_size: Most bytes of one file of weights: a number, or such as "5GB"; None is transformers'
+            own.
 
     Raises:
         ValueError: If the model is not a Hugging Face model, or the folder holds something.
@@ -57,8 +65,10 @@ def export_model(
     if reward_head is not None:
         plain, tokenizer = as_classifier(plain, reward_head), copy.deepcopy(tokenizer)
         separate_padding(plain, tokenizer)
+    limited = max_shard_size is not None and isinstance(plain, PreTrainedModel)
+    size = {"max_shard_size": max_shard_size} if limited else {}
     with scratch_folder(target) as scratch:
-        plain.save_pretrained(scratch)
+        plain.save_pretrained(scratch, **size)
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer.save_pretrained(scratch)
     return target
@@ -76,14 +86,21 @@ def check_export_folder(folder: str | Path) -> Path:
     return target
 
 
-def export_checkpoint(checkpoint: str | Path, output: str | Path, *, merge: bool = True) -> Path:
+def export_checkpoint(
+    checkpoint: str | Path, output: str | Path, *, merge: bool = True, max_shard_size: int | str = "5GB"
+) -> Path:
     """Turn a training checkpoint into a Hugging Face folder with weights and tokenizer.
+
+    All weights of a folder that ranks wrote in parts are copied a file at a time, without a host that holds
+    the model; adapters and reward models are made whole in memory.
 
     Args:
         checkpoint: A file that the trainer saved while training a `PolicyModule`, or a folder that it saved
             under FSDP2, each rank its part.
         output: The folder to write; must be missing or empty.
         merge: Fold an adapter into the base weights; False writes the adapter alone.
+        max_shard_size: Most bytes of one file of weights, and of what is in memory at once besides the
+            largest single weight: a number, or such as "5GB".
 
     Returns:
         The folder.
@@ -91,11 +108,54 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path, *, merge: bool
     Raises:
         ValueError: If it is missing or was not saved by a module of this package.
     """
-    saved = read_checkpoint(checkpoint)
-    source = saved.record.source
-    if source is None:
+    check_size(max_shard_size)
+    target, path = check_export_folder(output), Path(checkpoint)
+    if path.is_dir():
+        try:
+            if _export_in_parts(FolderReader(path), path, target, max_shard_size=max_shard_size):
+                return target
+        except NotInPartsError as error:
+            _log.warning("%s cannot be written in parts: it is made whole in memory", error)
+    saved = read_checkpoint(path)
+    return export_model(
+        saved.build(),
+        output,
+        tokenizer=_tokenizer_source(saved.record),
+        merge=merge,
+        reward_head=saved.reward_head,
+        max_shard_size=max_shard_size,
+    )
+
+
+def _export_in_parts(reader: FolderReader, path: Path, target: Path, *, max_shard_size: int | str) -> bool:
+    """Export a folder that holds all weights of a language model; whether it is one."""
+    record = record_of(reader.content, path)
+    if record.config is None or record.lora is not None or record.reward_head is not None:
+        return False
+    names = [name for name in reader.empty if name.startswith(POLICY_PREFIX)]
+    with torch.device("meta"):
+        model = untrained(record, dtype=reader.empty[names[0]].dtype)
+    differing = {name.removeprefix(POLICY_PREFIX) for name in names} ^ model.state_dict().keys()
+    if differing:
+        raise ValueError(f"the checkpoint's weights are not those of its model: {sorted(differing)[:3]}")
+
+    def read(wanted: Iterable[str]) -> dict[str, Tensor]:
+        state = reader.read(POLICY_PREFIX + name for name in wanted)
+        return {name.removeprefix(POLICY_PREFIX): tensor for name, tensor in state.items()}
+
+    source = _tokenizer_source(record)
+    tokenizer = None if source is None else _tokenizer_or_none(source)
+    with scratch_folder(target) as scratch:
+        write_in_parts(model, scratch, read=read, max_shard_size=max_shard_size)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+    return True
+
+
+def _tokenizer_source(record: ModelRecord) -> str | None:
+    if record.source is None:
         _log.warning("the policy was given as an object: its tokenizer is not known, so none is exported")
-    return export_model(saved.build(), output, tokenizer=source, merge=merge, reward_head=saved.reward_head)
+    return record.source
 
 
 def _tokenizer_or_none(source: str) -> PreTrainedTokenizerBase | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -13,7 +14,15 @@ from lightning_dpo.models.load import load_model
 from lightning_dpo.models.lora import LoraSettings, apply_lora
 from lightning_dpo.models.unwrap import causal_lm
 
-__all__ = ["POLICY_PREFIX", "RECORD_KEY", "ModelRecord", "adapter_state", "drop_base_weights", "rebuild"]
+__all__ = [
+    "POLICY_PREFIX",
+    "RECORD_KEY",
+    "ModelRecord",
+    "adapter_state",
+    "drop_base_weights",
+    "rebuild",
+    "untrained",
+]
 
 RECORD_KEY = "lightning_dpo"
 """Where in a checkpoint the `ModelRecord` stands."""
@@ -88,11 +97,23 @@ def rebuild(record: ModelRecord, weights: dict[str, Any]) -> nn.Module:
         unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
         assert not unexpected, f"adapter weights that the model lacks: {unexpected[:3]}"
         return model
-    values = json.loads(record.config)
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
-    auto: Any = AutoModelForCausalLM
-    plain: nn.Module = auto.from_config(config, dtype=next(iter(weights.values())).dtype)
+    plain: nn.Module = untrained(record, dtype=next(iter(weights.values())).dtype)
     if record.lora is not None:
         plain = apply_lora(plain, LoraSettings(**record.lora))  # type: ignore[arg-type]
     plain.load_state_dict(weights)
     return plain
+
+
+def untrained(record: ModelRecord, *, dtype: torch.dtype) -> PreTrainedModel:
+    """The model that a record describes, without adapter and without its weights.
+
+    Args:
+        record: Of a Hugging Face model.
+        dtype: Type of the weights.
+    """
+    assert record.config is not None, "the record of a user's own module"
+    values = json.loads(record.config)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    auto: Any = AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_config(config, dtype=dtype)
+    return model

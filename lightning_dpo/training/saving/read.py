@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 
 from lightning_dpo.models.adapter_off import AdapterOff
 from lightning_dpo.models.load import load_model
-from lightning_dpo.parallel.checkpoints import read_folder
+from lightning_dpo.parallel.checkpoint_reader import FolderReader
 from lightning_dpo.reference.spec import ReferenceSpec
 from lightning_dpo.training.saving.model_record import POLICY_PREFIX, RECORD_KEY, ModelRecord, rebuild
 
-__all__ = ["SavedPolicy", "TrainedPair", "load_trained_pair", "read_checkpoint"]
+__all__ = ["SavedPolicy", "TrainedPair", "load_trained_pair", "read_checkpoint", "record_of"]
 
 _PASS_IT = "pass `--reference`, such as the model that the policy started from"
 
@@ -71,9 +72,7 @@ def read_checkpoint(checkpoint: str | Path) -> SavedPolicy:
         ValueError: If it is missing or was not saved by a module of this package.
     """
     content = _content(Path(checkpoint))
-    if RECORD_KEY not in content:
-        raise ValueError(f"`checkpoint` must have been saved by DPOModule, got {str(checkpoint)!r}")
-    record = ModelRecord(**content[RECORD_KEY])
+    record = record_of(content, checkpoint)
     state = content["state_dict"]
     return SavedPolicy(
         record=record,
@@ -81,6 +80,21 @@ def read_checkpoint(checkpoint: str | Path) -> SavedPolicy:
         reward_head=None if record.reward_head is None else state[record.reward_head],
         reference=content.get("hyper_parameters", {}).get("reference"),
     )
+
+
+def record_of(content: Mapping[str, Any], checkpoint: str | Path) -> ModelRecord:
+    """What rebuilds the policy of a checkpoint.
+
+    Args:
+        content: The checkpoint's, besides weights.
+        checkpoint: Its place, for the error.
+
+    Raises:
+        ValueError: If it was not saved by a module of this package.
+    """
+    if RECORD_KEY not in content:
+        raise ValueError(f"`checkpoint` must have been saved by DPOModule, got {str(checkpoint)!r}")
+    return ModelRecord(**content[RECORD_KEY])
 
 
 def load_trained_pair(checkpoint: str | Path, *, reference: str | None = None) -> TrainedPair:
@@ -153,7 +167,8 @@ def _reference_like(policy: nn.Module, source: str) -> nn.Module:
 
 def _content(checkpoint: Path) -> dict[str, Any]:
     if checkpoint.is_dir():
-        return read_folder(checkpoint)
+        reader = FolderReader(checkpoint)
+        return {**reader.content, "state_dict": reader.read(reader.empty)}
     if not checkpoint.is_file():
         raise ValueError(f"`checkpoint` must be a file that the trainer saved, got {str(checkpoint)!r}")
     content: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
