@@ -18,8 +18,7 @@ ENOUGH_TRIALS = 8
 """Finished trials below which nothing is said."""
 
 _BEST_SHARE = 0.5
-"""PED-ANOVA compares this share of the trials, the best ones, with all: with Optuna's 0.1 a sweep of 16 trials
-would be judged by two."""
+"""PED-ANOVA compares this share of the trials, the best ones, with all: Optuna's 0.1 is two trials of 16."""
 
 
 class Importance(NamedTuple):
@@ -39,7 +38,10 @@ class Importance(NamedTuple):
 
 
 def parameter_importance(result: SweepResult) -> Importance | None:
-    """Importance by Optuna: fANOVA (https://proceedings.mlr.press/v32/hutter14.html) or PED-ANOVA (2304.10255).
+    """How much each parameter matters for the first goal.
+
+    By Optuna's fANOVA (https://proceedings.mlr.press/v32/hutter14.html) where scikit-learn is installed, else
+    by its PED-ANOVA (https://arxiv.org/abs/2304.10255).
 
     Trials that were stopped early do not count: what they reported depends on when they were stopped.
 

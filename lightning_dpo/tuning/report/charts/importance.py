@@ -32,7 +32,7 @@ def importance(result: SweepResult) -> Chart | None:
     if found.trials < _FEW:
         note += " From so few it is rough."
     # Plotly draws the first bar lowest.
-    paths = list(reversed(found.shares))
+    paths = list(found.shares)[::-1]
     bars = {
         "type": "bar",
         "orientation": "h",
