@@ -61,6 +61,8 @@ def sweep(
     _check_folder(spec, resume=resume)
     fingerprint = data_fingerprint(spec.recipe.parse(), varied=spec.space.paths)
     extension = finished_before(spec, config, fingerprint=fingerprint) if resume else None
+    if extension is not None:
+        config = dataclasses.replace(config, start_from=extension.start_from)
     start, searcher = Start(), None
     if not has_begun(spec):
         start, lines = load_start(config, spec, fingerprint=fingerprint)

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.results.folder import load_result
+from lightning_dpo.tuning.results.warm_start import other_values
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
 __all__ = ["Extension", "finished_before"]
 
-_FIXED = ("space", "objective", "start_from")
+_FIXED = ("space", "objective")
 
 
 class Extension(NamedTuple):
@@ -21,11 +22,13 @@ class Extension(NamedTuple):
         samples: Its number of samples.
         search: Its searcher, as YAML says it.
         seconds: Wall time that it took.
+        start_from: Where it started, as YAML says it.
     """
 
     samples: int
     search: Any
     seconds: float
+    start_from: Any = None
 
 
 def finished_before(spec: TrialSpec, config: SweepConfig, *, fingerprint: str) -> Extension | None:
@@ -45,18 +48,25 @@ def finished_before(spec: TrialSpec, config: SweepConfig, *, fingerprint: str) -
         return None
     settings = earlier.settings
     samples = int(settings.get("samples", config.samples))
+    start_from = settings.get("start_from")
     if config.samples > samples:
-        way_out = (
-            "more trials of a sweep must be comparable with those that it has. Start another one, with "
-            f"start_from: {{sweep: {spec.location}}} if that one is to learn from it"
-        )
-        for name in _FIXED:
-            if name in settings and settings[name] != json.loads(
-                json.dumps(getattr(config, name), default=str)
-            ):
-                raise ValueError(f"`{name}` must stay as it was, {settings[name]!r}: {way_out}")
+        asked = _FIXED if config.start_from is None else (*_FIXED, "start_from")
+        changed = [
+            name for name in asked if name in settings and settings[name] != _plain(getattr(config, name))
+        ]
+        values = other_values(earlier, spec)
         if earlier.data_fingerprint and earlier.data_fingerprint != fingerprint:
+            values.append("the training or validation data")
+        if changed or values:
+            names = ", ".join([*(f"`{name}`" for name in changed), *values])
             raise ValueError(
-                f"the data must stay as they were, and files or settings under `data` changed: {way_out}"
+                f"more trials of {spec.location} must be comparable with those that it has, and {names} changed "
+                "since. Leave that as it was, or start another sweep, with "
+                f"start_from: {{sweep: {spec.location}}} if it is to learn from this one"
             )
-    return Extension(samples, settings.get("search", config.search), earlier.seconds)
+    return Extension(samples, settings.get("search", config.search), earlier.seconds, start_from)
+
+
+def _plain(value: Any) -> Any:
+    """A value as it is read from a sweep's file."""
+    return json.loads(json.dumps(value, default=str))

@@ -18,7 +18,7 @@ from lightning_dpo.tuning.trial.record import TrialRecord
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
 
-__all__ = ["as_told", "load_start"]
+__all__ = ["as_told", "load_start", "other_values"]
 
 _UNIMPORTANT = (
     "data.",
@@ -130,7 +130,7 @@ def _results_of(
     if outside:
         line += f"; {outside} more lie outside of `space`"
     lines = [line]
-    others = _other_values(earlier, spec)
+    others = other_values(earlier, spec)
     if others:
         lines.append(
             f"start_from: LOOK: {entry.location} ran another recipe, so its results may not hold here. They "
@@ -216,19 +216,22 @@ def _points(points: Sequence[StartingPoint]) -> str:
     return f"{len(points)} point{'' if len(points) == 1 else 's'}"
 
 
-def _other_values(earlier: SweepResult, spec: TrialSpec) -> list[str]:
-    """Config paths in which the recipe of an earlier sweep differs, apart from what is varied."""
+def other_values(earlier: SweepResult, spec: TrialSpec) -> list[str]:
+    """Config paths in which the recipe of an earlier sweep differs, apart from what is varied.
+
+    Args:
+        earlier: The sweep.
+        spec: What the trials of the present one have in common.
+    """
     theirs = _flat(yaml.safe_load(earlier.recipe or "{}") or {})
-    best = {path: v for path, v in earlier.best.overrides.items() if path in spec.space.paths}
+    best = {path: value for path, value in earlier.best.overrides.items() if path in spec.space.paths}
     ours = _flat(yaml.safe_load(spec.recipe.parse(best).to_yaml()))
     varied = {*earlier.best.overrides, *spec.space.paths}
+    # Paths that one of them alone has may be of another version.
     return sorted(
         path
-        for path in {*theirs, *ours}
-        if theirs.get(path) != ours.get(path)
-        and path not in varied
-        and not path.startswith(_UNIMPORTANT)
-        and bool(theirs)
+        for path in theirs.keys() & ours.keys() - varied
+        if theirs[path] != ours[path] and not path.startswith(_UNIMPORTANT)
     )
 
 

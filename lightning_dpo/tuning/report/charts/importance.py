@@ -12,7 +12,7 @@ from lightning_dpo.tuning.results.result import SweepResult
 __all__ = ["importance"]
 
 _METHODS = {
-    "fANOVA": "The share of its variance that each explains by itself and jointly, by fANOVA",
+    "fANOVA": "The share of its variance that each explains on its own, by fANOVA",
     "PED-ANOVA": "How much the values of the better half differ from those of all, by PED-ANOVA",
 }
 _FEW = 32
