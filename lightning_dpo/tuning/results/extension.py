@@ -60,8 +60,8 @@ def finished_before(spec: TrialSpec, config: SweepConfig, *, fingerprint: str) -
         if changed or values:
             names = ", ".join([*(f"`{name}`" for name in changed), *values])
             raise ValueError(
-                f"more trials of {spec.location} must be comparable with those that it has, and {names} changed "
-                "since. Leave that as it was, or start another sweep, with "
+                f"more trials of {spec.location} must be comparable with those that it has, and {names} "
+                "changed since. Leave that as it was, or start another sweep, with "
                 f"start_from: {{sweep: {spec.location}}} if it is to learn from this one"
             )
     return Extension(samples, settings.get("search", config.search), earlier.seconds, start_from)
