@@ -52,6 +52,8 @@ def parameter_importance(result: SweepResult) -> Importance | None:
         None where fewer than `ENOUGH_TRIALS` finished, fewer than two parameters vary, or the objective does
         not, or Optuna is not installed.
     """
+    if importlib.util.find_spec("optuna") is None:
+        return None
     goal = result.objective.primary
     trials = [
         trial
@@ -64,7 +66,7 @@ def parameter_importance(result: SweepResult) -> Importance | None:
     everywhere = [path for path in paths if all(path in trial.overrides for trial in trials)]
     spread = {path: _distribution([trial.overrides[path] for trial in trials]) for path in everywhere}
     varied = {path: one for path, one in spread.items() if one is not None}
-    if len(varied) < 2 or importlib.util.find_spec("optuna") is None:
+    if len(varied) < 2:
         return None
     shares, method = _shares(trials, varied, metric=goal.metric, mode=goal.mode)
     if not all(math.isfinite(share) for share in shares.values()) or not sum(shares.values()):

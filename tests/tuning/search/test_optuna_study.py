@@ -142,7 +142,7 @@ class _Sampler(optuna.samplers.RandomSampler):
 def test_samplers_and_pruners_by_class_path() -> None:
     tpe = {"class_path": "optuna.samplers.TPESampler", "init_args": {"n_startup_trials": 3}}
     assert isinstance(search({"sampler": tpe}).study.sampler, optuna.samplers.TPESampler)
-    assert isinstance(search({"sampler": "QMCSampler"}).study.sampler, optuna.samplers.QMCSampler)
+    assert isinstance(search({"sampler": "NSGAIISampler"}).study.sampler, optuna.samplers.NSGAIISampler)
     assert type(search({"sampler": f"{__name__}._Sampler"}).study.sampler).__name__ == "_Sampler"
     inner = {"class_path": "optuna.pruners.MedianPruner", "init_args": {"n_startup_trials": 2}}
     patient = {
