@@ -62,7 +62,7 @@ def sweep(
     fingerprint = data_fingerprint(spec.recipe.parse(), varied=spec.space.paths)
     extension = finished_before(spec, config, fingerprint=fingerprint) if resume else None
     if extension is not None:
-        config = dataclasses.replace(config, start_from=extension.start_from)
+        config = extension.applied_to(config)
     start, searcher = Start(), None
     if not has_begun(spec):
         start, lines = load_start(config, spec, fingerprint=fingerprint)

@@ -33,9 +33,11 @@ def data_fingerprint(recipe: ParsedRecipe, *, varied: Iterable[str] = ()) -> str
         varied: Config paths that differ between trials, which are left out.
 
     Returns:
-        32 hexadecimal digits.
+        32 hexadecimal digits; nothing where the module brings data of its own.
     """
     section = recipe.config.get("data")
+    if section is None:
+        return ""
     arguments = class_arguments(section)
     left_out = {path.partition(".")[2] for path in varied if path.startswith("data.")}
     chosen = {
@@ -43,7 +45,7 @@ def data_fingerprint(recipe: ParsedRecipe, *, varied: Iterable[str] = ()) -> str
         for name, value in sorted(arguments.items())
         if name not in _CHANGES_NO_EXAMPLE and name not in left_out
     }
-    if "class_path" in (section or {}):
+    if "class_path" in section:
         chosen["class_path"] = section["class_path"]
     text = json.dumps(chosen, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

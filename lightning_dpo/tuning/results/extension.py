@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lightning_dpo.tuning.config import SweepConfig
@@ -29,6 +30,14 @@ class Extension(NamedTuple):
     search: Any
     seconds: float
     start_from: Any = None
+
+    def applied_to(self, config: SweepConfig) -> SweepConfig:
+        """The configuration with what a sweep has already: where it started, and no fewer trials.
+
+        Args:
+            config: Of the present run.
+        """
+        return replace(config, start_from=self.start_from, samples=max(config.samples, self.samples))
 
 
 def finished_before(spec: TrialSpec, config: SweepConfig, *, fingerprint: str) -> Extension | None:

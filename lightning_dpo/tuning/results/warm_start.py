@@ -106,7 +106,7 @@ def _check_same(earlier: SweepResult, entry: EarlierSweep, spec: TrialSpec, *, f
     if not earlier.data_fingerprint:
         raise ValueError(
             f"`{entry.origin}` must be a sweep on the same data, and {entry.location} does not say which it "
-            f"had: an earlier version wrote it; {way_out}"
+            f"had: an earlier version wrote it, or its module brings data of its own; {way_out}"
         )
     if earlier.data_fingerprint != fingerprint:
         raise ValueError(

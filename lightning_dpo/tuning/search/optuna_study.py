@@ -101,7 +101,8 @@ class StudySearch(OptunaSearch):
             return False  # it has ended by itself
         trial = self._ot_trials[trial_id]
         super().on_trial_result(trial_id, dict(result))
-        if trial.should_prune():
+        is_last = 0 < result.get("total_steps", 0) <= result.get("step", 0)
+        if not is_last and trial.should_prune():
             self._pruned.add(trial_id)
             return True
         return False

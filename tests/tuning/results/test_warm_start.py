@@ -154,6 +154,8 @@ def test_a_finished_sweep_takes_more_trials_of_the_same_kind(earlier: SweepResul
 
     found = before(samples=32)
     assert (found.samples, found.search, found.seconds) == (20, "optuna", earlier.seconds)
+    applied = found.applied_to(configured(samples=7))
+    assert (applied.samples, applied.start_from) == (20, None)
     longer = replace(RECIPE, overrides={**RECIPE.overrides, "trainer.max_epochs": 7})
     # As many as before: nothing is added, so nothing needs to be comparable.
     assert before(data="0" * 32, recipe=longer).samples == 20

@@ -211,6 +211,9 @@ def test_a_pruner_stops_what_is_below_the_median() -> None:
     searcher.on_trial_complete("c", {"m": 0.69, "training_iteration": 1})
     assert report("d", 0.71) == "CONTINUE"
     searcher.on_trial_complete("d", {"m": 0.71, "training_iteration": 1})
+    # At its last report a trial has run to its end.
+    searcher.suggest("f")
+    assert report("f", 0.1, step=6, total_steps=6) == "CONTINUE"
     # A trial that has gone wrong reports the worst value, and is not the pruner's.
     assert report("e", 0.0, status="diverged") == "CONTINUE"
     states = [(trial.user_attrs["trial"], trial.state.name, trial.value) for trial in searcher.study.trials]

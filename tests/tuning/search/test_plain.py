@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -25,11 +26,13 @@ def train(config: dict[str, Any]) -> None:
 
 def asked(searcher: BasicVariantGenerator, space: dict[str, Any], samples: int) -> list[Any]:
     """The trials that Tune would run, one after the other."""
-    searcher.add_configurations([Experiment("x", train, config=space, num_samples=samples)])
     trials = []
-    while (trial := searcher.next_trial()) is not None:
-        trials.append(trial)
-        searcher.on_trial_complete(trial.trial_id)
+    with TemporaryDirectory() as folder:
+        experiment = Experiment("x", train, config=space, num_samples=samples, storage_path=folder)
+        searcher.add_configurations([experiment])
+        while (trial := searcher.next_trial()) is not None:
+            trials.append(trial)
+            searcher.on_trial_complete(trial.trial_id)
     assert searcher.is_finished()
     return trials
 
@@ -106,7 +109,8 @@ def test_a_point_beside_a_grid_that_is_partly_drawn_is_one_more() -> None:
 def test_what_tune_saves_goes_on(tmp_path: Any) -> None:
     at_once = values(DRAWN, samples=6)
     first = make_searcher("random", space=DRAWN, objective=ONE, seed=3, done=at_once[:2], limit=4)
-    first.add_configurations([Experiment("x", train, config=DRAWN.ray_config(), num_samples=6)])
+    space, folder = DRAWN.ray_config(), str(tmp_path / "ray")
+    first.add_configurations([Experiment("x", train, config=space, num_samples=6, storage_path=folder)])
     assert DRAWN.overrides(first.next_trial().config) == at_once[2]
     first.save_to_dir(str(tmp_path), "now")
     again = make_searcher("random", space=DRAWN, objective=ONE, seed=3)
