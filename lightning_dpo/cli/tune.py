@@ -12,11 +12,18 @@ from lightning_dpo.tuning import require_ray
 
 __all__ = ["print_help", "run", "split_arguments", "wants_help"]
 
+_RESUME = (
+    "go on with a sweep: one that was interrupted, or one that ended, which then gets more trials: --samples "
+    "is the number of all of them, the earlier ones included"
+)
+
 _DESCRIPTION = """Run a sweep over config paths of a recipe.
 
   lightning-dpo tune --config tuning/beta_lr.yaml --data.train pairs.jsonl
   lightning-dpo tune --config tuning/beta_lr.yaml --samples 32 --gpus 0.5 --ray_address auto
-  lightning-dpo tune --config tuning/beta_lr.yaml --resume
+  lightning-dpo tune --config tuning/beta_lr.yaml --resume                  # after an interruption
+  lightning-dpo tune --config tuning/beta_lr.yaml --resume --samples 32     # 32 trials in all
+  lightning-dpo tune --config tuning/losses.yaml --name again --start_from outputs/sweeps/losses
 
 Any option of `lightning-dpo fit` that begins with --model, --data., --trainer or --seed_everything is laid
 over the recipe.
@@ -41,7 +48,7 @@ def run(arguments: Sequence[str]) -> None:
     from lightning_dpo.tuning.run import sweep
 
     if wants_help(arguments):
-        print_help(sweep_parser, command="tune", description=_DESCRIPTION)
+        print_help(sweep_parser, command="tune", description=_DESCRIPTION, resume=_RESUME)
         return
     file, resume, others = split_arguments(arguments, command="tune")
     sweep(SweepConfig.from_yaml(file, arguments=others), resume=resume)
@@ -52,13 +59,20 @@ def wants_help(arguments: Sequence[str]) -> bool:
     return not {"-h", "--help"}.isdisjoint(arguments)
 
 
-def print_help(make_parser: Callable[..., Any], *, command: str, description: str) -> None:
+def print_help(
+    make_parser: Callable[..., Any],
+    *,
+    command: str,
+    description: str,
+    resume: str = "go on with a run that was interrupted",
+) -> None:
     """Print the options of a command that runs what a YAML file says, and can go on with it.
 
     Args:
         make_parser: Of the fields that the file has.
         command: Its name.
         description: What it does, with examples.
+        resume: What `--resume` does.
     """
     shown = make_parser(
         prog=f"lightning-dpo {command}",
@@ -66,7 +80,7 @@ def print_help(make_parser: Callable[..., Any], *, command: str, description: st
         formatter_class=_Formatter,
         usage=f"lightning-dpo {command} --config FILE [--resume] [options]",
     )
-    shown.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
+    shown.add_argument("--resume", action="store_true", help=resume)
     shown.print_help()
 
 

@@ -15,6 +15,7 @@ from lightning_dpo.tuning.objective import Objective
 from lightning_dpo.tuning.recipe.recipe import Recipe
 from lightning_dpo.tuning.search.schedulers import check_workers, scheduler_class
 from lightning_dpo.tuning.search.space import SearchSpace
+from lightning_dpo.tuning.search.starting_points import EarlierSweep, StartingPoint, parse_start
 from lightning_dpo.tuning.search.stops import StopRules
 
 __all__ = ["SweepConfig", "split_arguments", "sweep_parser"]
@@ -29,9 +30,18 @@ class SweepConfig:
         recipe: A YAML file for `fit`, or several laid over each other.
         overrides: Fixed values by config path, laid over the recipe.
         objective: A metric to maximise, or ``{maximize: ..., minimize: ...}``, each one or a list.
-        samples: Trials; with a grid, times that each of its points is tried.
+        samples: Trials in all; with a grid, times that each of its points is tried. A finished sweep that is
+            resumed with a larger number runs what is missing from it, and no trial again.
         search: "random" (with a grid where the space has one), "optuna", or any Ray searcher as
-            ``{class_path: ..., init_args: {...}}``.
+            ``{class_path: ..., init_args: {...}}``. Optuna takes ``sampler`` and ``pruner`` by class path,
+            ``storage`` (such as ``sqlite:///study.db``) and ``study_name`` (else the sweep's name); what its
+            pruner ends is stopped early, so it needs ``scheduler: none``.
+        start_from: Where the search starts: values by config path of points that are known to be good, with
+            their ``result`` beside them where it is known, ``{sweep: FOLDER}`` for an earlier sweep, or a
+            list of these. Points are run first, and count as samples. A searcher that learns from results
+            (optuna, and Ray's with `add_evaluated_point`) is told those that are known, and they are not
+            run; grid and random run such points too. The results of an earlier sweep need the same data and
+            objective; ``{sweep: FOLDER, run: 3}`` runs its best three first, whatever they were.
         repeats: Runs of each point that ran to its end, each with another seed; the mean ranks them.
         confirm: How many of the best trials are run again at the end with new seeds; 0 runs none. Only the
             new runs count for them then, and the best of them wins.
@@ -75,6 +85,7 @@ class SweepConfig:
     objective: str | dict[str, Any] = "val/rewards/accuracy"
     samples: int = 16
     search: str | dict[str, Any] = "random"
+    start_from: str | dict[str, Any] | list[str | dict[str, Any]] | None = None
     repeats: int = 1
     confirm: int = 0
     confirm_seeds: int = 2
@@ -124,8 +135,7 @@ class SweepConfig:
         self.stop_rules()
         self.resources()
         check_workers(scheduler_class(self.scheduler), workers=self.workers)
-        self.search_space()
-        self.goals()
+        self.starting_points()
 
     @classmethod
     def from_yaml(cls, path: str | Path, *, arguments: Sequence[str] = (), **changes: Any) -> SweepConfig:
@@ -154,6 +164,10 @@ class SweepConfig:
     def goals(self) -> Objective:
         """What is maximised, parsed."""
         return Objective.parse(self.objective)
+
+    def starting_points(self) -> tuple[StartingPoint | EarlierSweep, ...]:
+        """Where the search starts, parsed; sweeps that it names are not read."""
+        return parse_start(self.start_from, space=self.search_space(), objective=self.goals())
 
     def stop_rules(self) -> StopRules:
         """What ends a trial, parsed."""

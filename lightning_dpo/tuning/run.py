@@ -10,23 +10,26 @@ from typing import Any
 
 from lightning_dpo.tuning.cluster.connect import connected, node_resources, trials_at_once
 from lightning_dpo.tuning.cluster.prepare import prepare
-from lightning_dpo.tuning.cluster.retry import fit_with_retries
-from lightning_dpo.tuning.cluster.tuner import has_begun, new_tuner, restored_tuner
+from lightning_dpo.tuning.cluster.tuner import has_begun
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.objective import check_goals, check_logged
+from lightning_dpo.tuning.recipe.data_fingerprint import data_fingerprint
 from lightning_dpo.tuning.recipe.module_traits import ModuleTraits
-from lightning_dpo.tuning.report.live_table import LiveTable
 from lightning_dpo.tuning.report.page import write_report
 from lightning_dpo.tuning.report.summary import print_summary
 from lightning_dpo.tuning.results.export import export_to_sweep
+from lightning_dpo.tuning.results.extension import finished_before
 from lightning_dpo.tuning.results.folder import save_result
 from lightning_dpo.tuning.results.gather import gather
 from lightning_dpo.tuning.results.result import SweepResult
+from lightning_dpo.tuning.results.warm_start import load_start
 from lightning_dpo.tuning.rounds.rerun import check_seeds
 from lightning_dpo.tuning.rounds.run import run_rounds
+from lightning_dpo.tuning.rounds.search import run_search, scheduler_for
 from lightning_dpo.tuning.search.ray_callbacks import make_callbacks
-from lightning_dpo.tuning.search.schedulers import check_workers, copies_checkpoints, make_scheduler
-from lightning_dpo.tuning.search.searchers import draws_by_itself, make_searcher
+from lightning_dpo.tuning.search.schedulers import check_workers, copies_checkpoints, scheduler_class
+from lightning_dpo.tuning.search.searchers import is_plain, make_searcher
+from lightning_dpo.tuning.search.starting_points import Start
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
@@ -44,7 +47,8 @@ def sweep(
         config: What to run.
         module: A LightningModule class of your own, in the place of `config.module`.
         data: A LightningDataModule class of your own, in the place of `config.data`.
-        resume: Go on with the sweep of this name: trials that have ended are not run again.
+        resume: Go on with the sweep of this name: trials that have ended are not run again, and where
+            `config.samples` is larger than it was, those that are missing from it are run.
         verbose: Show the table of trials.
 
     Raises:
@@ -53,35 +57,47 @@ def sweep(
     began = time.time()
     spec = _checked_spec(config, module=module, data=data)
     traits = spec.recipe.traits
-    searcher = make_searcher(config.search, space=spec.space, objective=spec.objective, seed=config.seed)
-    scheduler = make_scheduler(config.scheduler, space=spec.space, objective=spec.objective)
-    check_workers(type(scheduler), workers=config.workers)
+    check_workers(scheduler_class(config.scheduler), workers=config.workers)
     _check_folder(spec, resume=resume)
+    fingerprint = data_fingerprint(spec.recipe.parse(), varied=spec.space.paths)
+    extension = finished_before(spec, config, fingerprint=fingerprint) if resume else None
+    if extension is not None:
+        config = extension.applied_to(config)
+    start, searcher = Start(), None
+    if not has_begun(spec):
+        start, lines = load_start(config, spec, fingerprint=fingerprint)
+        searcher = make_searcher(
+            config.search,
+            space=spec.space,
+            objective=spec.objective,
+            seed=config.seed,
+            name=config.name or "sweep",
+            start=start,
+        )
+        if verbose and lines:
+            print("\n".join(lines), flush=True)
+    elif is_plain(config.search):
+        start, _ = load_start(config, spec, fingerprint=fingerprint)
+    scheduler = scheduler_for(config, spec, searcher)
     if verbose:
         print(f"starting Ray, then {_first_work(traits)} ...", flush=True)
     with connected(config.ray_address, urls=(config.storage, config.reference_cache)):
         fits = trials_at_once(node_resources(), spec.resources)
         prepared = prepare(spec, config)
         spec = dataclasses.replace(spec, prepared=prepared.overrides)
-        trials = config.samples * (1 if draws_by_itself(config.search) else spec.space.grid_size)
         searching = time.time()
-        with LiveTable(spec, samples=trials, verbose=verbose) as table:
-            if resume and has_begun(spec):
-                tuner = restored_tuner(spec)
-            else:
-                tuner = new_tuner(
-                    spec,
-                    config,
-                    searcher=searcher,
-                    scheduler=scheduler,
-                    concurrency=config.concurrency or fits,
-                    callback=table.callback,
-                    time_budget=config.time_budget,
-                )
-            outcome = fit_with_retries(tuner, lambda: restored_tuner(spec))
+        trials = run_search(
+            spec,
+            config,
+            start=start,
+            searcher=searcher,
+            extension=extension,
+            concurrency=config.concurrency or fits,
+            verbose=verbose,
+        )
         reruns = run_rounds(
             spec,
-            outcome,
+            trials,
             config,
             concurrency=config.concurrency or fits,
             time_left=None if config.time_budget is None else config.time_budget - (time.time() - searching),
@@ -89,12 +105,13 @@ def sweep(
         )
         result = gather(
             spec,
-            outcome,
+            trials,
             settings=dataclasses.asdict(config),
             machines=node_resources(),
             reference_passes=prepared.reference_passes,
-            seconds=time.time() - began,
+            seconds=time.time() - began + (extension.seconds if extension else 0),
             reruns=reruns,
+            data_fingerprint=fingerprint,
             note=_HANDED_ON if copies_checkpoints(type(scheduler)) else "",
         )
         if config.export and traits.exports:

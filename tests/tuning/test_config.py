@@ -20,7 +20,8 @@ SWEEPS = sorted(
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda path: path.name)
-def test_every_sweep_fits_its_recipe(file: Path) -> None:
+def test_every_sweep_fits_its_recipe(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where a study's file is made
     config = SweepConfig.from_yaml(file, arguments=["--data.train", "pairs.jsonl", "--samples=3"])
     assert config.samples == 3
     assert config.name == (yaml.safe_load(file.read_text()).get("name") or file.stem)
@@ -71,3 +72,4 @@ def test_help_lists_every_field_of_a_sweep(capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     assert all(f"--{field.name} " in shown for field in fields(SweepConfig))
     assert "--resume" in shown
+    assert "--samples is the number of all of them" in " ".join(shown.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
@@ -13,13 +14,12 @@ from ray.tune.search import BasicVariantGenerator
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.search.checkpoint_retention import retention
 from lightning_dpo.tuning.search.ray_callbacks import make_callbacks
-from lightning_dpo.tuning.search.searchers import draws_by_itself
 from lightning_dpo.tuning.search.stops import SweepStopper
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.trainable import run_trial
 
-__all__ = ["has_begun", "new_tuner", "restored_tuner"]
+__all__ = ["has_begun", "new_tuner", "ray_folder", "restored_tuner"]
 
 _RAY_FOLDER = "ray"
 
@@ -32,6 +32,8 @@ def new_tuner(
     scheduler: TrialScheduler,
     concurrency: int,
     callback: tune.Callback,
+    param_space: Mapping[str, Any] | None = None,
+    samples: int | None = None,
     time_budget: float | None = None,
 ) -> Tuner:
     """The tuner of a sweep that has not begun.
@@ -43,6 +45,8 @@ def new_tuner(
         scheduler: Stops trials early.
         concurrency: Trials at once.
         callback: Is told what happens to trials.
+        param_space: What Tune itself knows of the space; None takes all of it.
+        samples: That Tune asks for; None takes the sweep's.
         time_budget: Seconds after which no trial goes on.
     """
     storage = Storage(spec.location)
@@ -55,13 +59,13 @@ def new_tuner(
     goal = spec.objective.primary
     return Tuner(
         _trainable(spec),
-        param_space={} if draws_by_itself(config.search) else spec.space.ray_config(),
+        param_space=dict(spec.space.ray_config() if param_space is None else param_space),
         tune_config=TuneConfig(
             metric=goal.metric if single else None,
             mode=goal.mode if single else None,
             search_alg=searcher,
             scheduler=scheduler,
-            num_samples=config.samples,
+            num_samples=config.samples if samples is None else samples,
             max_concurrent_trials=None if is_plain else concurrency,
             # The process that drives a trial keeps its workers for the next one.
             reuse_actors=config.reuse_processes,
@@ -87,7 +91,7 @@ def new_tuner(
 
 def has_begun(spec: TrialSpec) -> bool:
     """Whether an earlier tuner left a state to go on with."""
-    return not (Storage(spec.location) / _folder(spec)).is_empty()
+    return not ray_folder(spec).is_empty()
 
 
 def restored_tuner(spec: TrialSpec) -> Tuner:
@@ -96,14 +100,23 @@ def restored_tuner(spec: TrialSpec) -> Tuner:
     Args:
         spec: What the sweep's trials have in common.
     """
-    folder = Storage(spec.location) / _folder(spec)
+    folder = ray_folder(spec)
     return Tuner.restore(
         folder.path, _trainable(spec), resume_unfinished=True, resume_errored=True, **folder.ray_options()
     )
 
 
+def ray_folder(spec: TrialSpec) -> Storage:
+    """Where Ray keeps the state of the search, or of a further round of trials.
+
+    Args:
+        spec: What the round's trials have in common.
+    """
+    return Storage(spec.location) / _folder(spec)
+
+
 def _folder(spec: TrialSpec) -> str:
-    """Where Ray keeps the state of the search, or of a round of reruns."""
+    """The name of that folder."""
     return f"{_RAY_FOLDER}_{spec.round}" if spec.round else _RAY_FOLDER
 
 

@@ -183,5 +183,8 @@ def _saved_steps(result: SweepResult) -> tuple[int, int]:
 
 
 def _scheduler(result: SweepResult) -> str:
+    search: Any = result.settings.get("search")
+    if isinstance(search, Mapping) and (search.get("init_args") or {}).get("pruner"):
+        return "Optuna's pruner"
     given: Any = result.settings.get("scheduler", "the scheduler")
     return format_value(given.get("class_path", "the scheduler") if isinstance(given, Mapping) else given)

@@ -35,6 +35,8 @@ def save_result(result: SweepResult) -> None:
         "environment": result.environment,
         "model": result.model,
     }
+    if result.data_fingerprint:
+        summary["data"] = result.data_fingerprint
     if result.comparisons:
         summary["comparisons"] = {trial: asdict(one) for trial, one in result.comparisons.items()}
         summary["recommended"] = result.recommended.id
@@ -81,6 +83,7 @@ def load_result(location: str) -> SweepResult:
         model=summary["model"],
         recommended_recipe=storage.read(_RECOMMENDED_RECIPE) or "",
         recommended_model=summary.get("recommended_model"),
+        data_fingerprint=summary.get("data", ""),
         comparisons={
             trial: Comparison.from_json(one) for trial, one in summary.get("comparisons", {}).items()
         },

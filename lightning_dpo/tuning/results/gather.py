@@ -33,7 +33,7 @@ _TOLERANCE = 1e-3
 
 def gather(
     spec: TrialSpec,
-    outcome: ResultGrid,
+    trials: Sequence[TrialRecord],
     *,
     settings: Mapping[str, Any],
     machines: Sequence[Mapping[str, float]],
@@ -41,23 +41,24 @@ def gather(
     seconds: float,
     note: str = "",
     reruns: Sequence[TrialRecord] = (),
+    data_fingerprint: str = "",
 ) -> SweepResult:
     """Put together what became of all trials.
 
     Args:
         spec: What the sweep's trials have in common.
-        outcome: What Ray knows of the trials.
+        trials: Those of the search, as `completed_trials` gives them.
         settings: The sweep's configuration, as plain values.
         machines: CPUs and GPUs of each machine, as Ray names them.
         reference_passes: Passes of the reference over the data before the first trial.
         seconds: Wall time of the sweep.
         note: A line for the head of the best recipe.
         reruns: Runs of the trials' values with other seeds.
+        data_fingerprint: Which data it was.
 
     Raises:
         ValueError: If every trial went wrong; what is known of them is saved all the same.
     """
-    trials = completed_trials(spec, outcome)
     result = SweepResult(
         location=Storage(spec.location).location,
         objective=spec.objective,
@@ -67,6 +68,7 @@ def gather(
         seconds=round(seconds, 1),
         settings=dict(settings),
         environment=_environment(machines),
+        data_fingerprint=data_fingerprint,
     )
     if not trials or not result.best.is_ranked:
         save_result(result)

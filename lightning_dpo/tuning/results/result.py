@@ -35,6 +35,7 @@ class SweepResult:
         reruns: Runs of the trials' values with other seeds.
         recommended_recipe: The recommended trial's complete configuration, where it is not the best one.
         recommended_model: Where its model is then, or None.
+        data_fingerprint: Which data it was, see `data_fingerprint`; empty for sweeps of earlier versions.
     """
 
     location: str
@@ -50,6 +51,7 @@ class SweepResult:
     reruns: tuple[TrialRecord, ...] = ()
     recommended_recipe: str = ""
     recommended_model: str | None = None
+    data_fingerprint: str = ""
 
     def mean(self, trial: TrialRecord, metric: str | None = None) -> RunMean | None:
         """A metric's mean over the runs that count for a trial, with its error over seeds.

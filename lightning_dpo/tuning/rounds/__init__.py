@@ -1,1 +1,1 @@
-"""Trials that are run again with other seeds: all of them (`repeats`), or the best at the end (`confirm`)."""
+"""The rounds of a sweep's trials: its search, more trials after its end, and reruns with other seeds."""

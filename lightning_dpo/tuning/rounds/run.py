@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from ray import tune
-from ray.tune import ResultGrid
 
 from lightning_dpo.tuning.cluster.retry import fit_with_retries
 from lightning_dpo.tuning.cluster.tuner import has_begun, new_tuner, restored_tuner
@@ -25,7 +25,7 @@ __all__ = ["run_rounds"]
 
 def run_rounds(
     spec: TrialSpec,
-    outcome: ResultGrid,
+    searched: Sequence[TrialRecord],
     config: SweepConfig,
     *,
     concurrency: int,
@@ -36,7 +36,7 @@ def run_rounds(
 
     Args:
         spec: What the sweep's trials have in common, with what preparation found.
-        outcome: The search's.
+        searched: The search's trials.
         config: The sweep.
         concurrency: Trials at once.
         time_left: Seconds that are left of the sweep's budget; None where it has none.
@@ -47,7 +47,6 @@ def run_rounds(
     """
     found: list[TrialRecord] = []
     ends_at = None if time_left is None else time.time() + time_left
-    searched = completed_trials(spec, outcome)
     if config.repeats > 1:
         again = repetitions(searched, repeats=config.repeats, recipe=spec.recipe)
         found += _run(
@@ -77,29 +76,41 @@ def _run(
     ends_at: float | None,
     verbose: bool,
 ) -> list[TrialRecord]:
+    """Go on with the rounds of this name that have begun, then run what they lack."""
     if not reruns:
         return []
+    found: list[TrialRecord] = []
+    number = 1
+    while has_begun(own := replace(spec, space=RerunSpace((), tuple(reruns)), round=_name(name, number))):
+        with LiveTable(own, samples=len(reruns) - len(found), verbose=verbose):
+            outcome = fit_with_retries(restored_tuner(own), partial(restored_tuner, own))
+        found += completed_trials(own, outcome)
+        number += 1
+    known = [(record.rerun_of, dict(record.overrides)) for record in found]
+    missing = tuple(one for one in reruns if (one.trial, dict(one.overrides)) not in known)
+    if not missing:
+        return found
     if ends_at is not None and ends_at <= time.time():
         if verbose:
             print(f"{name}: nothing is left of `time_budget`, so no trial is run again", flush=True)
-        return []
-    own = replace(spec, space=RerunSpace((), tuple(reruns)), round=name)
+        return found
+    own = replace(spec, space=RerunSpace((), missing), round=_name(name, number))
     if verbose:
-        trials = len({rerun.trial for rerun in reruns})
-        print(f"{name}: {len(reruns)} runs of {trials} trials with other seeds", flush=True)
-    with LiveTable(own, samples=len(reruns), verbose=verbose) as table:
-        if has_begun(own):
-            tuner = restored_tuner(own)
-        else:
-            once = replace(config, samples=1, search="grid")
-            tuner = new_tuner(
-                own,
-                once,
-                searcher=tune.search.BasicVariantGenerator(),
-                scheduler=make_scheduler("none", space=own.space, objective=own.objective),
-                concurrency=concurrency,
-                callback=table.callback,
-                time_budget=None if ends_at is None else ends_at - time.time(),
-            )
-        outcome = fit_with_retries(tuner, lambda: restored_tuner(own))
-    return completed_trials(own, outcome)
+        trials = len({rerun.trial for rerun in missing})
+        print(f"{name}: {len(missing)} runs of {trials} trials with other seeds", flush=True)
+    with LiveTable(own, samples=len(missing), verbose=verbose) as table:
+        tuner = new_tuner(
+            own,
+            replace(config, samples=1, search="grid", start_from=None),
+            searcher=tune.search.BasicVariantGenerator(),
+            scheduler=make_scheduler("none", space=own.space, objective=own.objective),
+            concurrency=concurrency,
+            callback=table.callback,
+            time_budget=None if ends_at is None else ends_at - time.time(),
+        )
+        outcome = fit_with_retries(tuner, partial(restored_tuner, own))
+    return [*found, *completed_trials(own, outcome)]
+
+
+def _name(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}{number}"

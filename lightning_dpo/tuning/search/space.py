@@ -127,18 +127,19 @@ class SearchSpace:
     @property
     def grid_size(self) -> int:
         """Points of the grid; 1 where there is none."""
-        return len(list(self._grid_points())) if self.grid else 1
+        return len(self.grid_points()) if self.grid else 1
 
     def ray_config(self) -> dict[str, Any]:
         """The space as Ray's `param_space`; the grid is one parameter, so that conditions thin it out."""
         config: dict[str, Any] = {p.key: p.domain for p in self.parameters if p.domain is not None}
         if self.grid:
-            config[GRID_KEY] = tune.grid_search(list(self._grid_points()))
+            config[GRID_KEY] = tune.grid_search(self.grid_points())
         return config
 
     def overrides(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Values by config path from a config that Ray made, without those whose condition does not hold."""
-        drawn = {**config.get(GRID_KEY, {}), **config}
+        # A point of the grid that a sweep starts from may set what is drawn for the others.
+        drawn = {**config, **config.get(GRID_KEY, {})}
         chosen: dict[str, Any] = {}
         for parameter in self.parameters:
             constant = parameter.kind == "constant"
@@ -184,8 +185,9 @@ class SearchSpace:
                         example[parameter.path] = values[min(index, len(values) - 1)]
                 yield example
 
-    def _grid_points(self) -> Iterator[dict[str, Any]]:
-        seen = set()
+    def grid_points(self) -> list[dict[str, Any]]:
+        """The points of the grid by key of Ray's config, each once: conditions thin it out."""
+        seen: dict[str, dict[str, Any]] = {}
         for combination in itertools.product(*(p.values for p in self.grid)):
             point: dict[str, Any] = {}
             chosen: dict[str, Any] = {}
@@ -193,10 +195,8 @@ class SearchSpace:
                 outside = [path for path in parameter.when if path not in {p.path for p in self.grid}]
                 if outside or parameter.is_active(chosen):
                     point[parameter.key] = chosen[parameter.path] = value
-            mark = json.dumps(point, sort_keys=True, default=repr)
-            if mark not in seen:
-                seen.add(mark)
-                yield point
+            seen.setdefault(json.dumps(point, sort_keys=True, default=repr), point)
+        return list(seen.values())
 
 
 def _is_alternatives(entry: Any) -> bool:

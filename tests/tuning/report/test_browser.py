@@ -105,7 +105,7 @@ def test_it_opens_without_errors_and_asks_for_nothing(
     assert [url for url in opened.requests if not url.startswith(("data:", "blob:"))] == [
         Path(result.report_path).as_uri()
     ]
-    assert opened.page.locator(".chart").count() == (5 if sweep == "wide" else 4)
+    assert opened.page.locator(".chart").count() == (6 if sweep == "wide" else 4)
     assert opened.page.title() == f"Sweep {sweep}"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lightning_dpo.tuning import Objective, SearchSpace, SweepResult
 from lightning_dpo.tuning.recipe.recipe import Recipe
-from lightning_dpo.tuning.results.gather import gather
+from lightning_dpo.tuning.results.gather import completed_trials, gather
 from lightning_dpo.tuning.trial.record import TrialRecord
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
@@ -41,7 +41,8 @@ def gathered(folder: Path, *trials: tuple[TrialRecord | None, dict[str, Any]], n
 
     machines = [{"CPU": 2.0, "memory": 1.0}]
     outcome: Any = Outcome(results)
-    return gather(spec, outcome, settings={}, machines=machines, reference_passes=1, seconds=1.0, note=note)
+    trials = completed_trials(spec, outcome)
+    return gather(spec, trials, settings={}, machines=machines, reference_passes=1, seconds=1.0, note=note)
 
 
 def test_what_only_ray_knows_completes_the_records(tmp_path: Path) -> None:

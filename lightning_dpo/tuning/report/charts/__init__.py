@@ -12,6 +12,7 @@ from collections.abc import Callable
 from lightning_dpo.tuning.report.charts.chart import Chart
 from lightning_dpo.tuning.report.charts.differences import differences
 from lightning_dpo.tuning.report.charts.heat_map import heat_map
+from lightning_dpo.tuning.report.charts.importance import importance
 from lightning_dpo.tuning.report.charts.learning_curves import learning_curves
 from lightning_dpo.tuning.report.charts.moved_mass import moved_mass
 from lightning_dpo.tuning.report.charts.parallel_coordinates import parallel_coordinates
@@ -26,6 +27,7 @@ _CHARTS: tuple[Callable[[SweepResult], Chart | None], ...] = (
     differences,
     moved_mass,
     heat_map,
+    importance,
     learning_curves,
     parallel_coordinates,
     steps_run,
