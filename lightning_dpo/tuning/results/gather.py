@@ -18,8 +18,9 @@ from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.results.runs import counted_runs
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.ending import outcome_of_dead_process
-from lightning_dpo.tuning.trial.outcomes import PairOutcomes, load_outcomes
+from lightning_dpo.tuning.trial.outcomes import PairOutcomes, kept_outcomes, load_outcomes
 from lightning_dpo.tuning.trial.record import TrialRecord, load_records
+from lightning_dpo.tuning.trial.resume import remove_spent
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
 
@@ -58,6 +59,7 @@ def gather(
         ValueError: If every trial went wrong; what is known of them is saved all the same.
     """
     trials = completed_trials(spec, outcome)
+    _remove_spent(spec, outcome, trials)
     result = SweepResult(
         location=Storage(spec.location).location,
         objective=spec.objective,
@@ -104,7 +106,9 @@ def completed_trials(spec: TrialSpec, outcome: ResultGrid) -> list[TrialRecord]:
 def _completed(record: TrialRecord, ray_result: Result) -> TrialRecord:
     """The record with what the trial could not know: that a scheduler stopped it, or Ray gave it up."""
     metrics = ray_result.metrics or {}
-    if ray_result.checkpoint is not None:
+    if record.checkpoint is not None:
+        pass
+    elif ray_result.checkpoint is not None:  # of a sweep that an older version began
         record = replace(record, checkpoint=ray_result.checkpoint.path)
     elif "checkpoint_path" in metrics:
         record = replace(record, checkpoint=metrics["checkpoint_path"])
@@ -116,6 +120,16 @@ def _completed(record: TrialRecord, ray_result: Result) -> TrialRecord:
     # Tune ends a trial that a scheduler stops, and does so at its last report too.
     is_complete = 0 < record.total_steps <= record.step
     return replace(record, status=TrialStatus.FINISHED if is_complete else TrialStatus.STOPPED)
+
+
+def _remove_spent(spec: TrialSpec, outcome: ResultGrid, trials: Sequence[TrialRecord]) -> None:
+    """Remove what trials kept to go on from, if they are over: in an interrupted sweep they are not."""
+    models = {trial.checkpoint for trial in trials}
+    ended = {record.id for record in load_records(spec.records) if record.status.is_over}
+    for number, ray_trial in enumerate(outcome._experiment_analysis.trials):
+        is_done = bool((outcome[number].metrics or {}).get("done"))
+        if ray_trial.trial_id in ended or is_done:
+            remove_spent(spec, ray_trial.trial_id, models)
 
 
 def _comparisons(spec: TrialSpec, result: SweepResult) -> dict[str, Comparison]:
@@ -134,8 +148,9 @@ def _comparisons(spec: TrialSpec, result: SweepResult) -> dict[str, Comparison]:
 
 
 def _outcomes_of(run: TrialRecord, spec: TrialSpec) -> PairOutcomes | None:
-    """What a run found for each pair, if that is what it reported last."""
-    found = load_outcomes(spec.outcomes, run.id, step=run.step)
+    """What a run found for each pair that ranks it, if that is what it reported."""
+    name = run.id if run.kept is None else kept_outcomes(run.id, run.kept.step)
+    found = load_outcomes(spec.outcomes, name, step=run.model_step)
     reported = run.metrics[spec.objective.primary.metric]
     return found if found is not None and abs(found.mean - reported) <= _TOLERANCE else None
 
@@ -144,12 +159,24 @@ def _recipe(spec: TrialSpec, result: SweepResult, trial: TrialRecord, kind: str,
     metric = result.objective.primary.metric
     header = (
         f"# The {kind} trial ({trial.id}) of {result.location}: {metric} {trial.metrics[metric]:.4f} "
-        f"at step {trial.step}.\n#\n#   lightning-dpo fit --config config.yaml\n"
+        f"at step {trial.model_step}.\n#\n#   lightning-dpo fit --config config.yaml\n"
     )
-    notes = [result.recommendation.reason if kind == "recommended" else "", note]
+    notes = [result.recommendation.reason if kind == "recommended" else "", kept_note(trial), note]
     for text in filter(None, notes):
         header += "#\n" + "".join(f"# {line}\n" for line in textwrap.wrap(text, 100))
     return header + spec.recipe.parse(trial.overrides).to_yaml()
+
+
+def kept_note(trial: TrialRecord) -> str:
+    """Which step a trial kept and what its metric was measured on; empty where it is the last one."""
+    kept = trial.kept
+    if kept is None:
+        return ""
+    return (
+        f"Step {kept.step} of {trial.total_steps or trial.step} was the best of this trial's validations by "
+        f"{kept.choosing_pairs:,} of the pairs; the value above is of the other {kept.ranking_pairs:,}, "
+        f"which took no part in that choice. The model is that of step {kept.step}; fit trains on to the end."
+    )
 
 
 def _environment(machines: Sequence[Mapping[str, float]]) -> dict[str, Any]:

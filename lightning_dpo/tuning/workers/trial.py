@@ -6,6 +6,7 @@ from ray import tune
 
 from lightning_dpo.tuning.trial.ending import end_trial, outcome_of_dead_process, report_again
 from lightning_dpo.tuning.trial.record import TrialRecord
+from lightning_dpo.tuning.trial.resume import remove_spent
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.workers.group import Group
 
@@ -37,8 +38,11 @@ def run_with_workers(spec: TrialSpec, record: TrialRecord) -> None:
     finally:
         group.end_job()
     ended = TrialRecord.load(spec.records, record.id)
-    if ended is not None and ended.status.went_wrong:
+    if ended is None:
+        return
+    if ended.status.went_wrong:
         report_again(spec.objective, ended)
+    remove_spent(spec, record.id, [ended.checkpoint])
 
 
 def _follow(group: Group, spec: TrialSpec, record: TrialRecord) -> bool:
@@ -60,4 +64,5 @@ def _follow(group: Group, spec: TrialSpec, record: TrialRecord) -> bool:
             # A worker that was killed leaves no record of its end.
             group.end_job()
             end_trial(spec, known, outcome_of_dead_process(event.error))
+            remove_spent(spec, record.id, [known.checkpoint])
             return False
