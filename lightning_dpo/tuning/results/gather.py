@@ -13,6 +13,7 @@ from ray.tune import Result, ResultGrid
 
 from lightning_dpo.tuning.results.comparison import Comparison, compare
 from lightning_dpo.tuning.results.folder import save_result
+from lightning_dpo.tuning.results.kept import kept_step_note
 from lightning_dpo.tuning.results.ranking import rank
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.results.runs import counted_runs
@@ -161,22 +162,10 @@ def _recipe(spec: TrialSpec, result: SweepResult, trial: TrialRecord, kind: str,
         f"# The {kind} trial ({trial.id}) of {result.location}: {metric} {trial.metrics[metric]:.4f} "
         f"at step {trial.model_step}.\n#\n#   lightning-dpo fit --config config.yaml\n"
     )
-    notes = [result.recommendation.reason if kind == "recommended" else "", kept_note(trial), note]
+    notes = [result.recommendation.reason if kind == "recommended" else "", kept_step_note(trial), note]
     for text in filter(None, notes):
         header += "#\n" + "".join(f"# {line}\n" for line in textwrap.wrap(text, 100))
     return header + spec.recipe.parse(trial.overrides).to_yaml()
-
-
-def kept_note(trial: TrialRecord) -> str:
-    """Which step a trial kept and what its metric was measured on; empty where it is the last one."""
-    kept = trial.kept
-    if kept is None:
-        return ""
-    return (
-        f"Step {kept.step} of {trial.total_steps or trial.step} was the best of this trial's validations by "
-        f"{kept.choosing_pairs:,} of the pairs; the value above is of the other {kept.ranking_pairs:,}, "
-        f"which took no part in that choice. The model is that of step {kept.step}; fit trains on to the end."
-    )
 
 
 def _environment(machines: Sequence[Mapping[str, float]]) -> dict[str, Any]:
