@@ -59,7 +59,7 @@ def test_the_best_step_is_ranked_and_exported_from_the_command_line(
 
     (again,) = [trial for trial in result.trials if trial.starts == 2]
     assert (tmp_path / "killed").exists()
-    # Its full state is that of step 4; whether step 6 was reported yet depends on how fast its file was written.
+    # Its full state is that of step 4; step 6 may have been reported by then: its file takes its time.
     assert again.again in (0, 2)
     assert ("ran again what was reported since" in shown) == (again.again > 0)
     assert [entry["step"] for entry in again.history] == list(range(2, 17, 2))
