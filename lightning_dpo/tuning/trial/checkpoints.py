@@ -162,6 +162,7 @@ class TrialCheckpoints:
         self._saver = BackgroundSaver()
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._begun = 0
+        self._newest: tuple[SavedFolder, SavedFolder | None] | None = None
 
     def save(
         self,
@@ -173,13 +174,11 @@ class TrialCheckpoints:
     ) -> SavedFolder:
         """Begin to write the checkpoint of a report; every rank must call this.
 
-        Older ones go when this one is whole: all but the newest full states and the one of the best step.
-
         Args:
             trainer: Lightning's.
             report: What is reported; its step is the checkpoint's.
             is_last: Whether training ends with it.
-            kept: The checkpoint of an earlier step that stays, where there is one.
+            kept: The checkpoint of an earlier step that stays, where there is one; see `remove_older`.
 
         Raises:
             OSError: If this checkpoint or the one before cannot be written.
@@ -205,7 +204,6 @@ class TrialCheckpoints:
                     write_file(local / PROGRESS, text)
                 else:
                     target.write(PROGRESS, text)
-                self._tidy(saved, kept)
 
         def uploaded_and_finished() -> None:
             if is_first:
@@ -219,7 +217,20 @@ class TrialCheckpoints:
                 upload()
             trainer.strategy.barrier("all parts of a checkpoint are stored")
             finish()
+        self._newest = (saved, kept) if is_first else None
         return saved
+
+    def remove_older(self) -> None:
+        """Remove what the newest checkpoint replaces: not full states that stay, nor that of the best step.
+
+        Not before its report is sent: until then the trial's record names the one before.
+        """
+        if self._newest is None:
+            return
+        newest, kept = self._newest
+        states = [one for one in self._store.whole(self._trial) if one.is_state]
+        wanted = [newest, *states[max(len(states) - self._plan.kept_states, 0) :]]
+        self._store.remove_others(self._trial, [*wanted, *([kept] if kept is not None else [])])
 
     @property
     def is_done(self) -> bool:
@@ -247,11 +258,6 @@ class TrialCheckpoints:
         """A local folder for a checkpoint that is then stored elsewhere, the same on all ranks."""
         self._scratch = self._scratch or tempfile.TemporaryDirectory()
         return Path(trainer.strategy.broadcast(self._scratch.name)) / saved.name
-
-    def _tidy(self, newest: SavedFolder, kept: SavedFolder | None) -> None:
-        states = [one for one in self._store.whole(self._trial) if one.is_state]
-        wanted = [newest, *states[max(len(states) - self._plan.kept_states, 0) :]]
-        self._store.remove_others(self._trial, [*wanted, *([kept] if kept is not None else [])])
 
 
 def saved_report(folder: Path) -> dict[str, Any]:

@@ -200,6 +200,8 @@ class TrialReport(pl.Callback):
             self._checkpoints.wait()
         self.reports += 1
         self._report(metrics, saved)
+        if self._checkpoints is not None:
+            self._checkpoints.remove_older()
         trainer.strategy.barrier("the report is sent")
 
     def _is_whole(self, trainer: pl.Trainer, checkpoints: TrialCheckpoints) -> bool:
