@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -73,6 +73,14 @@ class SweepConfig:
         storage: Folder or fsspec URL for sweeps; on a cluster all machines must see it.
         name: The sweep's own folder in `storage`; None takes the YAML file's name.
         ray_address: A cluster's address, "auto" for the one this machine belongs to; None starts one here.
+        keep: "last" keeps the weights of each trial's last report, and ranks by it. "best" keeps those of its
+            best validation by the first goal, which one half of the validation pairs chooses; the other half
+            ranks trials, so that the choice makes no trial look better than it is. Searchers and schedulers
+            go by the reports as they come.
+        full_state_every: Reports from one full state (weights, optimizer, place in the data) to the next. The
+            reports between have policy weights alone; a trial whose process dies runs again what it did since
+            its last full state. 0 keeps none; None takes 4, and 1 where the scheduler pauses trials or hands
+            their states on (hyperband, pbt, and those that are not known here).
         export: Write the best trial's model as a Hugging Face folder.
         seed: Seed of the search.
         module: Import path of a LightningModule of your own, in the place of DPOModule.
@@ -109,6 +117,8 @@ class SweepConfig:
     storage: str = "outputs/sweeps"
     name: str | None = None
     ray_address: str | None = None
+    keep: Literal["last", "best"] = "last"
+    full_state_every: int | None = None
     export: bool = True
     seed: int = 0
     module: str | None = None
@@ -132,6 +142,10 @@ class SweepConfig:
             raise ValueError(f"`concurrency` must be at least 1, got {self.concurrency}")
         if self.time_budget is not None and self.time_budget <= 0:
             raise ValueError(f"`time_budget` must be a number of seconds above 0, got {self.time_budget}")
+        if self.keep not in ("last", "best"):
+            raise ValueError(f'`keep` must be "last" or "best", got {self.keep!r}')
+        if self.full_state_every is not None and self.full_state_every < 0:
+            raise ValueError(f"`full_state_every` must not be negative, got {self.full_state_every}")
         self.stop_rules()
         self.resources()
         check_workers(scheduler_class(self.scheduler), workers=self.workers)

@@ -26,6 +26,7 @@ from lightning_dpo.tuning.results.warm_start import load_start
 from lightning_dpo.tuning.rounds.rerun import check_seeds
 from lightning_dpo.tuning.rounds.run import run_rounds
 from lightning_dpo.tuning.rounds.search import run_search, scheduler_for
+from lightning_dpo.tuning.search.checkpoint_retention import checkpoint_plan
 from lightning_dpo.tuning.search.ray_callbacks import make_callbacks
 from lightning_dpo.tuning.search.schedulers import check_workers, copies_checkpoints, scheduler_class
 from lightning_dpo.tuning.search.searchers import is_plain, make_searcher
@@ -79,6 +80,8 @@ def sweep(
     elif is_plain(config.search):
         start, _ = load_start(config, spec, fingerprint=fingerprint)
     scheduler = scheduler_for(config, spec, searcher)
+    plan = checkpoint_plan(scheduler, full_state_every=config.full_state_every)
+    spec = dataclasses.replace(spec, checkpoint_plan=plan)
     if verbose:
         print(f"starting Ray, then {_first_work(traits)} ...", flush=True)
     with connected(config.ray_address, urls=(config.storage, config.reference_cache)):
@@ -143,6 +146,8 @@ def _checked_spec(config: SweepConfig, *, module: Any, data: Any) -> TrialSpec:
         check_goals(objective, metrics=metrics, incomparable=traits.incomparable_metrics, varied=space.paths)
         check_logged("stop.threshold", config.stop_rules().metrics, metrics=metrics)
     make_callbacks(config.callbacks)
+    if config.keep == "best":
+        _check_keep(config, traits, metric=objective.primary.metric)
     return TrialSpec(
         recipe=recipe,
         space=space,
@@ -154,7 +159,23 @@ def _checked_spec(config: SweepConfig, *, module: Any, data: Any) -> TrialSpec:
         retries=config.retries,
         kl_prompts=config.kl_prompts,
         kl_tokens=config.kl_tokens,
+        keeps_best=config.keep == "best",
     )
+
+
+def _check_keep(config: SweepConfig, traits: ModuleTraits, *, metric: str) -> None:
+    """Refuse to keep the best step where it is another trial's, or where nothing is known of single pairs."""
+    if copies_checkpoints(scheduler_class(config.scheduler)):
+        raise ValueError(
+            f"`keep: best` needs trials whose steps are their own, got {config.scheduler}: there weights are "
+            "handed on between trials. Use keep: last, or another scheduler"
+        )
+    if traits.pair_metrics is not None and metric not in traits.pair_metrics:
+        raise ValueError(
+            f"`keep: best` needs an objective that is measured for each validation pair, got {metric!r}: one "
+            "half of the pairs chooses the step, and the other half ranks the trial. Take one of "
+            f"{', '.join(traits.pair_metrics) or 'a module that learns from pairs'}, or keep: last"
+        )
 
 
 def _first_work(traits: ModuleTraits) -> str:

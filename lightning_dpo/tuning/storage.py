@@ -85,6 +85,11 @@ class Storage:
         self._fs.put(str(source), target, recursive=source.is_dir())
         return f"{self.location}/{name}"
 
+    def add(self, source: Path) -> None:
+        """Copy what is in a local folder into this one, beside what is there."""
+        self._fs.makedirs(self.path, exist_ok=True)
+        self._fs.put(f"{source}/", f"{self.path}/", recursive=True)
+
     def remove(self, path: str) -> None:
         """Remove a folder, given by its path on this file system, if it is there."""
         with contextlib.suppress(FileNotFoundError):

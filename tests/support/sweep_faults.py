@@ -17,13 +17,14 @@ KILLED_NEXT = KILLED + 1e-9
 
 
 class Trouble(pl.Callback):
-    """At the third step: kills the process once, runs out of memory, poisons the weights, or raises."""
+    """At a step: kills the process once, runs out of memory, poisons the weights, or raises, by the beta."""
 
-    def __init__(self, marker: str) -> None:
+    def __init__(self, marker: str, step: int = 3) -> None:
         self.marker = Path(marker)
+        self.step = step
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if trainer.global_step != 3:
+        if trainer.global_step != self.step:
             return
         beta = pl_module.loss.beta
         if beta == KILLED and not self.marker.exists():

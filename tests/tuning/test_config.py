@@ -48,6 +48,8 @@ def test_there_are_sweeps() -> None:
         ({"cpus": 0}, "`cpus`"),
         ({"workers": 2, "gpus": 0.5}, "NCCL refuses two ranks on one device"),
         ({"time_budget": 0}, "`time_budget` must be a number of seconds above 0"),
+        ({"keep": "first"}, '`keep` must be "last" or "best", got \'first\''),
+        ({"full_state_every": -1}, "`full_state_every` must not be negative, got -1"),
         ({"stop": {"step": 1}}, "`stop` takes steps"),
         ({"strategy": "fdsp2"}, "`strategy`"),
         ({"workers": 2, "scheduler": "pbt"}, "one process"),

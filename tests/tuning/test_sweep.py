@@ -186,6 +186,15 @@ def test_asha_stops_trials_within_the_epoch(cluster: None, project: Path) -> Non
         ({"objective": {"minimize": "val/loss"}}, "units of the loss"),
         ({"objective": "val/acuracy"}, "did you mean"),
         ({"recipe": "nowhere.yaml"}, "nowhere.yaml"),
+        (
+            {"keep": "best", "scheduler": "pbt"},
+            "`keep: best` needs trials whose steps are their own, got pbt",
+        ),
+        (
+            {"keep": "best", "objective": {"minimize": "val/kl"}, "kl_prompts": 1},
+            "`keep: best` needs an objective that is measured for each validation pair, got 'val/kl'",
+        ),
+        ({"scheduler": "hyperband", "full_state_every": 3}, "`full_state_every` must be 1 with HyperBand"),
         ({"overrides": {"trainer.max_epoch": 1}}, "did you mean 'trainer.max_epochs'"),
     ],
 )

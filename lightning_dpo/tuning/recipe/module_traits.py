@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from lightning_dpo.types import PairBatch
+
 __all__ = ["ModuleTraits"]
 
 
@@ -25,6 +27,8 @@ class ModuleTraits:
             Hugging Face folders.
         samples_completions: Whether completions can be sampled from its policy, which gives their KL; to a
             model that its `start_reference()` returns, where it has this method and not `reference_model`.
+        metric_names: Names, without "val/", of the numbers that its `step` gives for each example.
+        batch_type: What batches it takes, where that is one of this package's types.
     """
 
     logged_metrics: tuple[str, ...] | None = None
@@ -33,12 +37,23 @@ class ModuleTraits:
     shares_reference: bool = False
     exports: bool = False
     samples_completions: bool = False
+    metric_names: tuple[str, ...] = ()
+    batch_type: type | None = None
 
     @classmethod
     def of(cls, module: Any) -> ModuleTraits:
         """Ask a class; a function that makes modules has no traits."""
         told = {each.name: getattr(module, each.name) for each in fields(cls) if hasattr(module, each.name)}
-        return cls(**{name: member() if callable(member) else member for name, member in told.items()})
+        is_called = {name: callable(member) and not isinstance(member, type) for name, member in told.items()}
+        return cls(**{name: member() if is_called[name] else member for name, member in told.items()})
+
+    @property
+    def pair_metrics(self) -> tuple[str, ...] | None:
+        """Names that a validation logs and that are known of each pair; None where only a run can tell."""
+        if self.logged_metrics is None or not self.metric_names:
+            return None
+        is_of_pairs = self.batch_type is None or issubclass(self.batch_type, PairBatch)
+        return tuple(f"val/{name}" for name in self.metric_names) if is_of_pairs else ()
 
     def metrics(self, *, kl: bool) -> tuple[str, ...] | None:
         """Names that a trial's validation logs; None where only a run can tell.

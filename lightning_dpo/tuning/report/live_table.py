@@ -104,10 +104,13 @@ class LiveTable:
             size = self._console.size
             # Title, heads, lines, and what is left out take six lines.
             count = _LAST_LINES if self._ended else max(size.height - 6, 3)
+            title = progress_notice(lines, samples=self._samples, began=self._began, is_over=self._ended)
+            if self._plan.keeps_best:
+                title += "; values of the last reports, the end tells of the best steps"
             return trial_table(
                 lines,
                 goals=goals,
-                title=progress_notice(lines, samples=self._samples, began=self._began, is_over=self._ended),
+                title=title,
                 count=count,
                 width=size.width,
                 best_first=self._ended,

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from lightning_dpo.tuning.report.comparison_table import format_difference, format_interval, format_p_value
 from lightning_dpo.tuning.report.formatting import format_duration, format_number, format_value, metric_label
 from lightning_dpo.tuning.report.summary import parameter_labels, shown_metrics, status_counts
+from lightning_dpo.tuning.results.kept import runs_again_note
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.trial.record import TrialRecord
 
@@ -54,7 +55,20 @@ def lead(result: SweepResult) -> str:
     if starts:
         low, high = f"{min(starts):.1f}", f"{max(starts):.1f}"
         text += f" Start-up of a trial: {low if low == high else f'{low} to {high}'} s."
-    return text
+    notes = [runs_again_note((*result.trials, *result.reruns)), _kept_steps(result)]
+    return " ".join([text, *filter(None, notes)])
+
+
+def _kept_steps(result: SweepResult) -> str:
+    """That trials are ranked by their best steps, and how these were chosen; empty where they are not."""
+    kept = result.best.kept
+    if kept is None:
+        return ""
+    return (
+        f"Each trial kept its best step: {kept.choosing_pairs:,} of the validation pairs chose it, and the "
+        f"other {kept.ranking_pairs:,} rank the trials, so that no trial gains by the choice. The best "
+        f"trial's model is that of step {kept.step} of {result.best.total_steps or result.best.step}."
+    )
 
 
 def recommendation(result: SweepResult) -> Markup | None:
@@ -102,6 +116,7 @@ def trials(result: SweepResult) -> tuple[list[tuple[str, str, str]], list[list[s
         metrics = list(dict.fromkeys([*metrics, "val/logratio/margin"]))
     compared, recommended = result.comparisons, result.recommended.id
     pareto = {trial.id for trial in result.frontier} if len(result.frontier_goals) > 1 else set()
+    keeps = any(trial.kept is not None for trial in result.trials)
 
     def marks(trial: TrialRecord) -> str:
         is_level = len(compared) > 1 and trial.id in compared and compared[trial.id].is_level
@@ -135,7 +150,10 @@ def trials(result: SweepResult) -> tuple[list[tuple[str, str, str]], list[list[s
             *(comparison_cells(trial.id) if compared else ()),
             *(format_value(trial.overrides[path]) if path in trial.overrides else "" for path in labels),
             f"{trial.step:,} of {trial.total_steps:,}" if trial.total_steps else "0",
-            trial.status + (f", {trial.starts} starts" if trial.starts > 1 else ""),
+            *([f"{trial.model_step:,}"] if keeps else ()),
+            trial.status
+            + (f", {trial.starts} starts" if trial.starts > 1 else "")
+            + (f", {trial.again:,} steps again" if trial.again else ""),
         ]
 
     columns = [
@@ -144,7 +162,9 @@ def trials(result: SweepResult) -> tuple[list[tuple[str, str, str]], list[list[s
         *([("mean over seeds", "± its standard error (runs)", "right")] if result.reruns else ()),
         *(_comparison_columns(result) if compared else ()),
         *((label, path, "") for path, label in labels.items()),
-        *(("steps", "", ""), ("status", "", "")),
+        ("steps", "", ""),
+        *([("kept step", "Of the model; the metrics are those of this step", "right")] if keeps else ()),
+        ("status", "", ""),
     ]
     return columns, [cells(place, trial) for place, trial in enumerate(result.trials, start=1)]
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from lightning_dpo.tuning.report.comparison_table import comparison_table, format_interval
 from lightning_dpo.tuning.report.formatting import format_number, format_value, metric_label, path_labels
+from lightning_dpo.tuning.results.kept import kept_step_note, runs_again_note
 from lightning_dpo.tuning.results.result import KL, SweepResult
 
 __all__ = ["parameter_labels", "print_summary", "shown_metrics", "status_counts"]
@@ -43,8 +44,10 @@ def print_summary(result: SweepResult) -> None:
     trials = ", ".join(f"{count} {status}" for status, count in status_counts(result).items())
     lines = [
         f"best: {measured} with {values}",
+        *filter(None, [kept_step_note(best)]),
         *_recommended(result),
         f"trials: {len(result.trials)} ({trials}) in {result.seconds:.0f} s",
+        *filter(None, [runs_again_note((*result.trials, *result.reruns))]),
         f"reference passes: {result.reference_passes}",
         f"recipe: {result.location}/best/config.yaml",
         *([f"model: {result.model}"] if result.model else []),

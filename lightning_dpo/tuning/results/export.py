@@ -8,14 +8,14 @@ from pathlib import Path
 from lightning_dpo.training.saving.export import export_checkpoint
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.storage import Storage
+from lightning_dpo.tuning.trial.checkpoints import CHECKPOINT
 from lightning_dpo.tuning.trial.record import TrialRecord
-from lightning_dpo.tuning.trial.report_callback import CHECKPOINT
 
 __all__ = ["export_to_sweep", "export_trial"]
 
 
 def export_to_sweep(result: SweepResult, trial: TrialRecord, name: str) -> str | None:
-    """Export a trial's last checkpoint to the sweep's folder.
+    """Export a trial's checkpoint, the last one or that of the step that it kept, to the sweep's folder.
 
     Args:
         result: The sweep.

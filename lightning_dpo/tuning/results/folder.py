@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -102,6 +102,7 @@ def _parquet(trials: Sequence[TrialRecord]) -> bytes:
             "reason": trial.reason,
             **({"rerun_of": trial.rerun_of, "purpose": trial.purpose} if trial.rerun_of else {}),
             **{f"config/{path}": _plain(value) for path, value in trial.overrides.items()},
+            **_kept_columns(trial, entry),
             **entry,
         }
         for trial in trials
@@ -112,6 +113,19 @@ def _parquet(trials: Sequence[TrialRecord]) -> bytes:
     file = io.BytesIO()
     pq.write_table(pa.table(data), file)
     return file.getvalue()
+
+
+def _kept_columns(trial: TrialRecord, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a trial that kept its best step: which report that is, and what ranks the trial."""
+    kept = trial.kept
+    if kept is None:
+        return {}
+    return {
+        "kept": report.get("step") == kept.step,
+        "kept_step": kept.step,
+        f"kept/{kept.metric}": kept.ranking,
+        f"kept/{kept.metric}/choosing": kept.choosing,
+    }
 
 
 def _uniform(values: list[Any]) -> list[Any]:

@@ -13,13 +13,15 @@ from ray.tune import Result, ResultGrid
 
 from lightning_dpo.tuning.results.comparison import Comparison, compare
 from lightning_dpo.tuning.results.folder import save_result
+from lightning_dpo.tuning.results.kept import kept_step_note
 from lightning_dpo.tuning.results.ranking import rank
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.results.runs import counted_runs
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.ending import outcome_of_dead_process
-from lightning_dpo.tuning.trial.outcomes import PairOutcomes, load_outcomes
+from lightning_dpo.tuning.trial.outcomes import PairOutcomes, kept_outcomes, load_outcomes
 from lightning_dpo.tuning.trial.record import TrialRecord, load_records
+from lightning_dpo.tuning.trial.resume import remove_spent
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
 
@@ -100,13 +102,16 @@ def completed_trials(spec: TrialSpec, outcome: ResultGrid) -> list[TrialRecord]:
             continue  # the sweep ended before it began
         record = record or spec.new_record(ray_trial.trial_id, ray_trial.config)
         trials.append(_completed(record, told))
+    _remove_spent(spec, outcome, trials)
     return trials
 
 
 def _completed(record: TrialRecord, ray_result: Result) -> TrialRecord:
     """The record with what the trial could not know: that a scheduler stopped it, or Ray gave it up."""
     metrics = ray_result.metrics or {}
-    if ray_result.checkpoint is not None:
+    if record.checkpoint is not None:
+        pass
+    elif ray_result.checkpoint is not None:  # of a sweep that an older version began
         record = replace(record, checkpoint=ray_result.checkpoint.path)
     elif "checkpoint_path" in metrics:
         record = replace(record, checkpoint=metrics["checkpoint_path"])
@@ -118,6 +123,16 @@ def _completed(record: TrialRecord, ray_result: Result) -> TrialRecord:
     # Tune ends a trial that a scheduler stops, and does so at its last report too.
     is_complete = 0 < record.total_steps <= record.step
     return replace(record, status=TrialStatus.FINISHED if is_complete else TrialStatus.STOPPED)
+
+
+def _remove_spent(spec: TrialSpec, outcome: ResultGrid, trials: Sequence[TrialRecord]) -> None:
+    """Remove what trials kept to go on from, if they are over: in an interrupted sweep they are not."""
+    models = {trial.checkpoint for trial in trials}
+    ended = {record.id for record in load_records(spec.records) if record.status.is_over}
+    for number, ray_trial in enumerate(outcome._experiment_analysis.trials):
+        is_done = bool((outcome[number].metrics or {}).get("done"))
+        if ray_trial.trial_id in ended or is_done:
+            remove_spent(spec, ray_trial.trial_id, models)
 
 
 def _comparisons(spec: TrialSpec, result: SweepResult) -> dict[str, Comparison]:
@@ -136,8 +151,9 @@ def _comparisons(spec: TrialSpec, result: SweepResult) -> dict[str, Comparison]:
 
 
 def _outcomes_of(run: TrialRecord, spec: TrialSpec) -> PairOutcomes | None:
-    """What a run found for each pair, if that is what it reported last."""
-    found = load_outcomes(spec.outcomes, run.id, step=run.step)
+    """What a run found for each pair that ranks it, if that is what it reported."""
+    name = run.id if run.kept is None else kept_outcomes(run.id, run.kept.step)
+    found = load_outcomes(spec.outcomes, name, step=run.model_step)
     reported = run.metrics[spec.objective.primary.metric]
     return found if found is not None and abs(found.mean - reported) <= _TOLERANCE else None
 
@@ -146,9 +162,9 @@ def _recipe(spec: TrialSpec, result: SweepResult, trial: TrialRecord, kind: str,
     metric = result.objective.primary.metric
     header = (
         f"# The {kind} trial ({trial.id}) of {result.location}: {metric} {trial.metrics[metric]:.4f} "
-        f"at step {trial.step}.\n#\n#   lightning-dpo fit --config config.yaml\n"
+        f"at step {trial.model_step}.\n#\n#   lightning-dpo fit --config config.yaml\n"
     )
-    notes = [result.recommendation.reason if kind == "recommended" else "", note]
+    notes = [result.recommendation.reason if kind == "recommended" else "", kept_step_note(trial), note]
     for text in filter(None, notes):
         header += "#\n" + "".join(f"# {line}\n" for line in textwrap.wrap(text, 100))
     return header + spec.recipe.parse(trial.overrides).to_yaml()

@@ -16,7 +16,9 @@ __all__ = ["rank"]
 def rank(
     trials: Sequence[TrialRecord], objective: Objective, reruns: Sequence[TrialRecord] = ()
 ) -> tuple[TrialRecord, ...]:
-    """Best first, by the last report of the first goal; trials that went wrong come last.
+    """Best first, by the first goal in the last report, or in that of the step that was kept.
+
+    Trials that went wrong come last.
 
     Where values were run with several seeds, the mean of the runs that count is what ranks: first trials that
     were confirmed, then those that were repeated, and then those that were run once.

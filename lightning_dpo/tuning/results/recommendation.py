@@ -36,7 +36,7 @@ def recommend(
     """
     best = trials[0]
     if len(comparisons) < 2 or best.id not in comparisons:
-        return Recommendation(best, "The best by its last validation; there is nothing to compare it with.")
+        return Recommendation(best, f"The best by its {_by(best)}; there is nothing to compare it with.")
     level = [t for t in trials if t is not best and t.id in comparisons and comparisons[t.id].is_level]
     pairs = comparisons[best.id].pairs
     told = f"at {confidence:.0%} confidence on {pairs:,} pairs"
@@ -46,7 +46,7 @@ def recommend(
     complete = [t for t in level if t.status in (TrialStatus.FINISHED, best.status)]
     if KL not in best.metrics or not any(KL in t.metrics for t in complete):
         missing = "the KL was not measured" if KL not in best.metrics else "none of them ran to its end"
-        return Recommendation(best, f"{count}, but {missing}: the best by its last validation is taken.")
+        return Recommendation(best, f"{count}, but {missing}: the best by its {_by(best)} is taken.")
     chosen = min([best, *(t for t in complete if KL in t.metrics)], key=lambda t: float(t.metrics[KL]))
     low, high = float(chosen.metrics[KL]), float(best.metrics[KL])
     if chosen is best:
@@ -54,7 +54,15 @@ def recommend(
     one = comparisons[chosen.id]
     return Recommendation(
         chosen,
-        f"{count}. Of these, trial {chosen.id} has the lowest KL, {low:.3g} and not {high:.3g}, for a "
-        f"difference of {one.difference:+.4f} ({one.difference_interval.low:+.4f} to "
+        f"{count}. Of these, trial {chosen.id}{_at(chosen)} has the lowest KL, {low:.3g} and not {high:.3g}, "
+        f"for a difference of {one.difference:+.4f} ({one.difference_interval.low:+.4f} to "
         f"{one.difference_interval.high:+.4f}, p = {one.p_value:.2g}).",
     )
+
+
+def _by(trial: TrialRecord) -> str:
+    return "last validation" if trial.kept is None else f"step {trial.kept.step}, the one that it kept"
+
+
+def _at(trial: TrialRecord) -> str:
+    return "" if trial.kept is None else f", as of step {trial.kept.step},"

@@ -79,7 +79,7 @@ class SweepResult:
 
     @property
     def best(self) -> TrialRecord:
-        """The trial with the best last report of the first goal, or mean of these where it was run again."""
+        """The trial that the first goal ranks first, by its mean where the trial was run again."""
         return self.trials[0]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Which checkpoints of trials stay: the newest one, or so many as population-based training may ask for."""
+"""Which checkpoints are full states and which of them stay: as many as the scheduler may ask for."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from typing import Any
 
 from pyarrow.fs import FileSelector
 from ray.tune import Callback, CheckpointConfig
-from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
 
-__all__ = ["NewestCheckpoints", "retention"]
+from lightning_dpo.tuning.search.pruning import PrunerScheduler
+from lightning_dpo.tuning.trial.checkpoints import CheckpointPlan
+
+__all__ = ["NewestCheckpoints", "checkpoint_plan", "retention"]
 
 _PREFIX = "checkpoint_"
+
+_FULL_STATE_EVERY = 4
 
 
 class NewestCheckpoints(Callback):
@@ -36,14 +46,44 @@ class NewestCheckpoints(Callback):
             files.delete_dir(posixpath.join(folder, name))
 
 
+def checkpoint_plan(scheduler: TrialScheduler, *, full_state_every: int | None) -> CheckpointPlan:
+    """When trials keep all that a resumed run needs, and how many such states stay.
+
+    A trial is resumed where its process died, or that of the sweep; where a scheduler paused it; and where it
+    takes over another one's state. Ray's asynchronous scheduler and a study's pruner stop trials and do
+    neither of the two; the median rule pauses trials until there are others to compare them with; of others
+    nothing is known, so that any report may be gone on from.
+
+    Args:
+        scheduler: The sweep's scheduler.
+        full_state_every: The sweep's setting.
+
+    Raises:
+        ValueError: If it leaves out states that the scheduler may ask for.
+    """
+    if type(scheduler) in (FIFOScheduler, AsyncHyperBandScheduler, PrunerScheduler):
+        every = _FULL_STATE_EVERY if full_state_every is None else full_state_every
+        return CheckpointPlan(full_state_every=every)
+    if full_state_every not in (None, 1):
+        raise ValueError(
+            f"`full_state_every` must be 1 with {type(scheduler).__name__}, which may pause a trial or hand "
+            f"its state on at any report; got {full_state_every}. Leave it out, or use none or asha"
+        )
+    kept = _exchanged(scheduler) if isinstance(scheduler, PopulationBasedTraining) else 1
+    return CheckpointPlan(full_state_every=1, kept_states=kept, is_exchanged=True)
+
+
 def retention(scheduler: TrialScheduler) -> tuple[CheckpointConfig, list[Callback]]:
-    """How a sweep keeps checkpoints: Tune's own settings, and callbacks beside them.
+    """How Tune keeps what it is given as checkpoints: its own settings, and callbacks beside them.
 
     Args:
         scheduler: The sweep's scheduler.
     """
     if not isinstance(scheduler, PopulationBasedTraining):
         return CheckpointConfig(num_to_keep=1), []
-    # A trial may still want the checkpoint that another one had when it was last compared.
-    kept = 2 + math.ceil(scheduler._perturbation_interval)
-    return CheckpointConfig(num_to_keep=None), [NewestCheckpoints(kept)]
+    return CheckpointConfig(num_to_keep=None), [NewestCheckpoints(_exchanged(scheduler))]
+
+
+def _exchanged(scheduler: PopulationBasedTraining) -> int:
+    """Checkpoints of each trial that stay: another one may still want that of the last comparison."""
+    return 2 + math.ceil(scheduler._perturbation_interval)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from lightning_dpo.tuning.search.optuna_study import StudySearch
+if TYPE_CHECKING:
+    from lightning_dpo.tuning.search.optuna_study import StudySearch
 
 __all__ = ["PrunerScheduler"]
 

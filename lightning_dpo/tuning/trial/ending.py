@@ -52,7 +52,7 @@ def report_again(objective: Objective, record: TrialRecord) -> None:
     worst: dict[str, Any] = {goal.metric: goal.worst for goal in objective.goals}
     reason = {"reason": record.reason} if record.reason else {}
     tune.report(
-        {**record.metrics, **({} if record.is_ranked else worst), "status": str(record.status), **reason}
+        {**record.last, **({} if record.is_ranked else worst), "status": str(record.status), **reason}
     )
 
 

@@ -16,10 +16,12 @@ import torch
 
 from lightning_dpo.tuning.cluster.resources import Resources
 from lightning_dpo.tuning.recipe.trial_loggers import TrialRun, end_runs
+from lightning_dpo.tuning.trial.best_step import BestStep, KeptStep
+from lightning_dpo.tuning.trial.checkpoints import CHECKPOINT, TrialCheckpoints, saved_report
 from lightning_dpo.tuning.trial.ending import Outcome
 from lightning_dpo.tuning.trial.kl import KLMonitor
 from lightning_dpo.tuning.trial.outcomes import OutcomeRecorder
-from lightning_dpo.tuning.trial.report_callback import CHECKPOINT, DivergedError, TrialReport, saved_report
+from lightning_dpo.tuning.trial.report_callback import DivergedError, Saved, TrialReport
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
 
@@ -42,9 +44,11 @@ _previous_end: float | None = None
 def fit_trial(
     spec: TrialSpec,
     overrides: Mapping[str, Any],
-    report: Callable[[dict[str, Any], Path | None], None],
+    report: Callable[[dict[str, Any], Saved], None],
     *,
     trial: str,
+    starts: int = 1,
+    kept: KeptStep | None = None,
     checkpoint: Path | None = None,
     trainer_options: Mapping[str, Any] | None = None,
 ) -> Outcome:
@@ -56,14 +60,16 @@ def fit_trial(
     Args:
         spec: What the sweep's trials have in common.
         overrides: The trial's values by config path.
-        report: Takes the metrics of each validation, and the folder of its checkpoint.
+        report: Takes the metrics of each validation, and what was saved with them.
         trial: The trial's name.
-        checkpoint: Folder that an earlier process of this trial reported, or another trial with PBT.
+        starts: How often it was started, this time counted.
+        kept: The best step of an earlier start, where the best one is kept.
+        checkpoint: Folder with a full state of an earlier process of this trial, or with PBT of another one.
         trainer_options: Take the place of the recipe's trainer arguments.
     """
     global _previous_end
     try:
-        return _outcome(spec, overrides, report, trial, checkpoint, trainer_options or {})
+        return _outcome(spec, overrides, report, trial, starts, kept, checkpoint, trainer_options or {})
     finally:
         # Only here is all gone that holds the model: callbacks, and an error whose traceback has its frames.
         _give_memory_back()
@@ -105,19 +111,32 @@ def local_trainer_options(resources: Resources) -> dict[str, Any]:
 def _outcome(
     spec: TrialSpec,
     overrides: Mapping[str, Any],
-    report: Callable[[dict[str, Any], Path | None], None],
+    report: Callable[[dict[str, Any], Saved], None],
     trial: str,
+    starts: int,
+    kept: KeptStep | None,
     checkpoint: Path | None,
     trainer_options: Mapping[str, Any],
 ) -> Outcome:
     """Train, and say what became of it; an error of training is an outcome."""
-    required = tuple(goal.metric for goal in spec.objective.goals)
-    reports = TrialReport(report, required=required, began=_previous_end or time.time())
+    checkpoints = TrialCheckpoints(spec.checkpoints, trial, starts=starts, plan=spec.checkpoint_plan)
+    outcomes = OutcomeRecorder(spec.outcomes, trial=trial, metric=spec.objective.primary.metric)
+    reports = TrialReport(
+        report,
+        required=tuple(goal.metric for goal in spec.objective.goals),
+        began=_previous_end or time.time(),
+        checkpoints=checkpoints,
+        best=BestStep(spec.objective.primary, kept=kept) if spec.keeps_best else None,
+        outcomes=outcomes,
+    )
     begins_at = 0 if checkpoint is None else int(saved_report(checkpoint)["step"])
     run = TrialRun(trial, spec.location.rstrip("/").rpartition("/")[2], overrides, begins_at)
-    outcomes = OutcomeRecorder(spec.outcomes, trial=trial, metric=spec.objective.primary.metric)
     try:
-        with spec.user_environment(), tempfile.TemporaryDirectory() as scratch:
+        with (
+            spec.user_environment(),
+            tempfile.TemporaryDirectory() as scratch,
+            contextlib.closing(checkpoints),
+        ):
             options = {**_WITHOUT_FILES, "default_root_dir": scratch, **trainer_options}
             _fit(spec, overrides, [outcomes, reports], checkpoint, options, run)
             if not reports.reports and checkpoint is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,12 @@ from typing import Any
 import ray
 from ray import tune
 
+from lightning_dpo.tuning.trial.checkpoints import read_pointer, write_pointer
 from lightning_dpo.tuning.trial.ending import end_trial
 from lightning_dpo.tuning.trial.fit import fit_trial, local_trainer_options
 from lightning_dpo.tuning.trial.record import TrialRecord
-from lightning_dpo.tuning.trial.report_callback import saved_report
+from lightning_dpo.tuning.trial.report_callback import Saved
+from lightning_dpo.tuning.trial.resume import Beginning, after_report, begin_from, begun, remove_spent
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
 
@@ -20,46 +25,63 @@ __all__ = ["run_in_one_process"]
 
 
 def run_in_one_process(spec: TrialSpec, record: TrialRecord) -> None:
-    """Run a trial, from the checkpoint that Tune has for it, if any.
+    """Run a trial, from the full state that Tune points to, or that is on disk, if any.
+
+    Tune keeps where the state is, not the state: what it is given it copies, and hands on to other trials.
 
     Args:
         spec: What the sweep's trials have in common.
         record: What is known of the trial.
     """
     record = replace(record, extra={"node": ray.get_runtime_context().get_node_id()})
-    state = record
-
-    def report(metrics: dict[str, Any], folder: Path | None) -> None:
-        nonlocal state
-        assert folder is not None
-        state = state.reported(metrics)
+    given = tune.get_checkpoint()
+    with _beginning(spec, record.id, given) as beginning:
+        first = state = begun(spec, record, beginning)
         state.save(spec.records)
-        tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 
-    options = local_trainer_options(spec.resources)
-    checkpoint = tune.get_checkpoint()
-    if checkpoint is None:
-        state = record.restarted()
-        state.save(spec.records)
-        outcome = fit_trial(spec, record.overrides, report, trial=record.id, trainer_options=options)
-    else:
-        with checkpoint.as_directory() as name:
-            folder = Path(name)
-            saved = saved_report(folder)
-            begun = state = record.restarted(saved)
+        def report(metrics: dict[str, Any], saved: Saved) -> None:
+            nonlocal state
+            assert saved.folder is not None
+            state = after_report(spec, state, metrics, saved)
             state.save(spec.records)
-            outcome = fit_trial(
-                spec,
-                record.overrides,
-                report,
-                trial=record.id,
-                checkpoint=folder,
-                trainer_options=options,
-            )
-            if state is begun and outcome.status is TrialStatus.FINISHED:
-                # Nothing was left to train: a scheduler paused the trial at its end, or with PBT the
-                # checkpoint is the last one of another trial. To pause at a report that says so is too late.
-                end_trial(spec, state, outcome)
-                tune.report({**saved, "status": str(outcome.status)}, checkpoint=checkpoint)
+            if not saved.folder.is_state:
+                tune.report(metrics)
                 return
+            with tempfile.TemporaryDirectory() as scratch:
+                write_pointer(Path(scratch), record.id, saved.folder)
+                tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(scratch))
+
+        outcome = fit_trial(
+            spec,
+            record.overrides,
+            report,
+            trial=record.id,
+            starts=first.starts,
+            kept=first.kept,
+            checkpoint=beginning.folder,
+            trainer_options=local_trainer_options(spec.resources),
+        )
+        saved = beginning.saved
     end_trial(spec, state, outcome)
+    if not spec.checkpoint_plan.is_exchanged:
+        remove_spent(spec, record.id, [state.checkpoint])
+    if saved is not None and state is first and outcome.status is TrialStatus.FINISHED:
+        # Nothing was left to train: a scheduler paused the trial at its end, or with PBT the checkpoint is
+        # the last one of another trial. To pause at a report that says so is too late.
+        tune.report({**saved, "status": str(outcome.status)}, checkpoint=given)
+
+
+@contextlib.contextmanager
+def _beginning(spec: TrialSpec, trial: str, given: tune.Checkpoint | None) -> Iterator[Beginning]:
+    """What training goes on from, given what Tune has for the trial."""
+    if given is None:
+        with begin_from(spec, trial) as beginning:
+            yield beginning
+        return
+    with given.as_directory() as name:
+        pointer = read_pointer(Path(name))
+        if pointer is None:  # of an older sweep, where Tune holds the checkpoint itself
+            yield Beginning(Path(name), trial, given.path)
+            return
+    with begin_from(spec, *pointer) as beginning:
+        yield beginning

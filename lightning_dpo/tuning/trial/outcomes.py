@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.types import PairBatch
 
-__all__ = ["OutcomeRecorder", "PairOutcomes", "load_outcomes", "pair_keys"]
+__all__ = ["OutcomeRecorder", "PairOutcomes", "kept_outcomes", "load_outcomes", "pair_keys"]
 
 _PREFIX = "val/"
 _SUFFIX = ".parquet"
@@ -77,6 +77,9 @@ class OutcomeRecorder(pl.Callback):
 
     It needs a module whose `latest` holds the numbers of each example, as `PolicyModule` has it, and batches
     of pairs; with others it does nothing. Every rank writes the pairs that it saw.
+
+    Attributes:
+        latest: What the last validation found for the pairs that this rank saw; None where there are none.
     """
 
     def __init__(self, storage: Storage, *, trial: str, metric: str) -> None:
@@ -91,10 +94,12 @@ class OutcomeRecorder(pl.Callback):
         self._trial = trial
         self._statistic = metric.removeprefix(_PREFIX)
         self._batches: list[tuple[NDArray[np.uint64], torch.Tensor, torch.Tensor]] = []
+        self.latest: PairOutcomes | None = None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin without pairs."""
         self._batches = []
+        self.latest = None
 
     def on_validation_batch_end(
         self,
@@ -132,7 +137,22 @@ class OutcomeRecorder(pl.Callback):
             keys[kept][order], values[kept][order], weights[kept][order], trainer.global_step
         )
         outcomes.save(self._storage, f"{self._trial}/rank{trainer.global_rank}")
+        self.latest = outcomes
         self._batches = []
+
+    def keep(self, outcomes: PairOutcomes, *, rank: int) -> None:
+        """Write outcomes of a step that is kept, so that those of later validations do not take their place.
+
+        Args:
+            outcomes: Of pairs that this rank saw.
+            rank: This one.
+        """
+        outcomes.save(self._storage, f"{kept_outcomes(self._trial, outcomes.step)}/rank{rank}")
+
+
+def kept_outcomes(trial: str, step: int) -> str:
+    """Name, for `load_outcomes`, of what a trial found at a step that it kept, for the pairs that rank it."""
+    return f"{trial}/kept/{step:06d}"
 
 
 def pair_keys(batch: PairBatch) -> NDArray[np.uint64]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lightning_dpo.tuning.storage import Storage
+from lightning_dpo.tuning.trial.best_step import KeptStep
 from lightning_dpo.tuning.trial.status import TrialStatus
 
 __all__ = ["TrialRecord", "load_records"]
@@ -30,9 +31,11 @@ class TrialRecord:
         total_steps: Optimizer steps of a whole trial.
         startup_seconds: From the end of the trial before in the same process to the first step.
         reference_passes: Batches for which this trial itself ran the reference.
-        checkpoint: Folder of its last checkpoint, in the sweep's storage.
+        checkpoint: Folder of its last checkpoint, or of the step that it kept, in the sweep's storage.
         rerun_of: The trial whose values it runs with another seed; empty for a trial of the search.
         purpose: "repeat" or "confirm" then.
+        kept: The step whose weights it keeps, where that is the best one and not the last.
+        again: Steps that it had reported and ran again, since it went on from an older full state.
         extra: The machine it ran on, and the traceback where it went wrong.
     """
 
@@ -48,6 +51,8 @@ class TrialRecord:
     checkpoint: str | None = None
     rerun_of: str = ""
     purpose: str = ""
+    kept: KeptStep | None = None
+    again: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,35 +60,67 @@ class TrialRecord:
         object.__setattr__(self, "status", TrialStatus(self.status))
 
     @property
-    def metrics(self) -> Mapping[str, Any]:
+    def last(self) -> Mapping[str, Any]:
         """The last report."""
         return self.history[-1] if self.history else {}
 
     @property
+    def metrics(self) -> Mapping[str, Any]:
+        """What the trial is ranked by and shown with: the last report, or that of the step that it kept."""
+        return self.last if self.kept is None else self.kept.metrics
+
+    @property
     def step(self) -> int:
         """Optimizer steps at the last report."""
-        return int(self.metrics.get("step", 0))
+        return int(self.last.get("step", 0))
+
+    @property
+    def model_step(self) -> int:
+        """Optimizer steps of the model that is kept."""
+        return self.step if self.kept is None else self.kept.step
 
     @property
     def is_ranked(self) -> bool:
         """Whether it takes part in the ranking: trials that went wrong do not."""
         return self.status.is_ranked and bool(self.history)
 
-    def reported(self, metrics: Mapping[str, Any]) -> TrialRecord:
-        """The record after one more report."""
-        totals = {name: metrics[name] for name in _TOTALS}
-        return replace(self, history=(*self.history, dict(metrics)), **totals)
+    def reported(
+        self, metrics: Mapping[str, Any], *, checkpoint: str | None = None, kept: KeptStep | None = None
+    ) -> TrialRecord:
+        """The record after one more report.
 
-    def restarted(self, saved: Mapping[str, Any] | None = None) -> TrialRecord:
+        Args:
+            metrics: What is reported.
+            checkpoint: Folder of the checkpoint that the trial now keeps; None leaves it as it was.
+            kept: The step that it keeps, where that is the best one.
+        """
+        totals = {name: metrics[name] for name in _TOTALS}
+        return replace(
+            self,
+            history=(*self.history, dict(metrics)),
+            checkpoint=checkpoint or self.checkpoint,
+            kept=kept or self.kept,
+            **totals,
+        )
+
+    def restarted(self, saved: Mapping[str, Any] | None = None, *, is_own: bool = True) -> TrialRecord:
         """The record at the start of a process, which goes on from a checkpoint where there is one.
 
         Args:
-            saved: What was reported with the checkpoint. It is another trial's where that one's weights were
-                taken over.
+            saved: What was reported with the checkpoint.
+            is_own: Whether it is this trial's, and not another one's whose weights are taken over.
         """
         earlier = [entry for entry in self.history if saved is not None and entry["step"] < saved["step"]]
         kept = (*earlier, dict(saved)) if saved is not None else ()
-        return replace(self, history=kept, starts=self.starts + 1, status=TrialStatus.RUNNING, reason="")
+        again = max(self.step - (0 if saved is None else int(saved["step"])), 0) if is_own else 0
+        return replace(
+            self,
+            history=kept,
+            starts=self.starts + 1,
+            again=self.again + again,
+            status=TrialStatus.RUNNING,
+            reason="",
+        )
 
     def ended(self, status: TrialStatus, *, reason: str = "", traceback: str = "") -> TrialRecord:
         """The record at the trial's end."""
@@ -94,6 +131,9 @@ class TrialRecord:
         fields = asdict(self)
         if not self.rerun_of:  # as records of earlier versions are
             del fields["rerun_of"], fields["purpose"]
+        for name in ("kept", "again"):
+            if not fields[name]:
+                del fields[name]
         storage.write(f"{self.id}.json", json.dumps(fields, indent=1))
 
     @classmethod
@@ -103,7 +143,8 @@ class TrialRecord:
         if text is None:
             return None
         fields = json.loads(text)
-        return cls(**{**fields, "history": tuple(fields["history"])})
+        kept = KeptStep(**fields["kept"]) if fields.get("kept") else None
+        return cls(**{**fields, "history": tuple(fields["history"]), "kept": kept})
 
 
 def load_records(storage: Storage) -> list[TrialRecord]:

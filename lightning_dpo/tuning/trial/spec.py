@@ -15,6 +15,7 @@ from lightning_dpo.tuning.objective import Objective
 from lightning_dpo.tuning.recipe.recipe import Recipe
 from lightning_dpo.tuning.search.space import SearchSpace
 from lightning_dpo.tuning.storage import Storage
+from lightning_dpo.tuning.trial.checkpoints import CheckpointPlan, CheckpointStore
 from lightning_dpo.tuning.trial.record import TrialRecord
 
 __all__ = ["TrialSpec"]
@@ -36,6 +37,8 @@ class TrialSpec:
         kl_prompts: Prompts to sample completions for.
         kl_tokens: Longest of these completions.
         round: Name of the round of reruns that these trials are; empty for those of the search.
+        checkpoint_plan: When a trial keeps more than policy weights.
+        keeps_best: Keep the weights of each trial's best step, and rank by it; False takes the last one.
         prepared: Overrides that preparation found, such as the shared reference.
     """
 
@@ -50,6 +53,8 @@ class TrialSpec:
     kl_prompts: int = 0
     kl_tokens: int = 64
     round: str = ""
+    checkpoint_plan: CheckpointPlan = field(default_factory=CheckpointPlan)
+    keeps_best: bool = False
     prepared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -61,6 +66,11 @@ class TrialSpec:
     def outcomes(self) -> Storage:
         """Folder of what trials found for each validation pair."""
         return Storage(f"{self.location}/outcomes")
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """The trials' checkpoints."""
+        return CheckpointStore(Storage(f"{self.location}/checkpoints"))
 
     def new_record(self, trial: str, config: Mapping[str, Any]) -> TrialRecord:
         """The record of a trial that has not begun.

@@ -13,9 +13,11 @@ from ray import train
 from ray.util.placement_group import get_current_placement_group
 
 from lightning_dpo.tuning.storage import Storage
+from lightning_dpo.tuning.trial.checkpoints import SavedFolder
 from lightning_dpo.tuning.trial.fit import fit_trial
 from lightning_dpo.tuning.trial.record import TrialRecord
-from lightning_dpo.tuning.trial.report_callback import saved_report
+from lightning_dpo.tuning.trial.report_callback import Saved
+from lightning_dpo.tuning.trial.resume import Beginning, after_report, begin_from, begun
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
 from lightning_dpo.tuning.workers.mailbox import Job
@@ -55,14 +57,16 @@ def _train(spec: TrialSpec, mailbox: Any, job: Job, *, is_first: bool) -> None:
         return  # started again after a failure that would come again
     trial = _WorkersTrial(spec, mailbox, job, replace(record, overrides=job.overrides), is_first=is_first)
     options = worker_trainer_options(spec.resources)
-    with _last_checkpoint(spec, trial.record) as (folder, saved):
-        trial.begin(saved)
+    with _beginning(spec, trial.record) as beginning:
+        trial.begin(beginning)
         outcome = fit_trial(
             spec,
             job.overrides,
             trial.report,
             trial=job.trial,
-            checkpoint=folder,
+            starts=trial.record.starts,
+            kept=trial.record.kept,
+            checkpoint=beginning.folder,
             trainer_options=options,
         )
     is_finished = outcome.status is TrialStatus.FINISHED
@@ -94,44 +98,31 @@ class _WorkersTrial:
         self._job = job
         self._is_first = is_first
 
-    def begin(self, saved: dict[str, Any] | None) -> None:
-        """Go on from what was reported with a checkpoint, where there is one."""
-        self.record = self.record.restarted(saved)
+    def begin(self, beginning: Beginning) -> None:
+        """Go on from a full state, where there is one."""
+        self.record = begun(self._spec, self.record, beginning)
         if self._is_first:
             self.record.save(self._spec.records)
 
-    def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
-        """Keep the checkpoint in place of the one before, tell the driver, and wait for its answer."""
-        step = metrics["step"]
-        found = folder is not None and folder.is_dir()
-        train.report(
-            metrics,
-            checkpoint=train.Checkpoint.from_directory(str(folder)) if found else None,
-            checkpoint_dir_name=f"{self._job.trial}_{self.record.starts}_{step:06d}",
-        )
-        before, self.record = self.record.checkpoint, self.record.reported(metrics)
+    def report(self, metrics: dict[str, Any], saved: Saved) -> None:
+        """Note the report, tell the driver, and wait for its answer."""
+        self.record = after_report(self._spec, self.record, metrics, saved)
         told = None
         if self._is_first:
-            kept = train.get_checkpoint()
-            assert kept is not None
-            self.record = replace(self.record, checkpoint=kept.path)
             self.record.save(self._spec.records)
-            if before not in (None, kept.path):
-                Storage(self._spec.location).remove(str(before))
-            told = {**metrics, "checkpoint_path": kept.path}
-        if not ray.get(self._mailbox.report.remote(self._job.number, step, told)):
+            told = {**metrics, "checkpoint_path": self.record.checkpoint}
+        if not ray.get(self._mailbox.report.remote(self._job.number, metrics["step"], told)):
             raise _StoppedError
 
 
 @contextlib.contextmanager
-def _last_checkpoint(
-    spec: TrialSpec, record: TrialRecord
-) -> Iterator[tuple[Path, dict[str, Any]] | tuple[None, None]]:
-    """The folder of a trial's last checkpoint and what was reported with it; None where it has none."""
-    if record.checkpoint is None:
-        yield None, None
+def _beginning(spec: TrialSpec, record: TrialRecord) -> Iterator[Beginning]:
+    """What training goes on from; of a sweep that an older version began, the checkpoint that Ray kept."""
+    older = record.checkpoint
+    if older is None or SavedFolder.parse(older.rpartition("/")[2]) is not None:
+        with begin_from(spec, record.id) as beginning:
+            yield beginning
         return
     filesystem = Storage(spec.location).ray_options().get("storage_filesystem")
-    with train.Checkpoint(record.checkpoint, filesystem=filesystem).as_directory() as name:
-        folder = Path(name)
-        yield folder, saved_report(folder)
+    with train.Checkpoint(older, filesystem=filesystem).as_directory() as name:
+        yield Beginning(Path(name), record.id, older)

@@ -6,6 +6,7 @@ from ray import tune
 
 from lightning_dpo.tuning.trial.ending import Outcome, end_trial, outcome_of_dead_process, report_again
 from lightning_dpo.tuning.trial.record import TrialRecord
+from lightning_dpo.tuning.trial.resume import remove_spent
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.workers.group import Group
 
@@ -36,6 +37,7 @@ def run_with_workers(spec: TrialSpec, record: TrialRecord) -> None:
     finally:
         group.end_job()
     ended = TrialRecord.load(spec.records, record.id) or record
+    remove_spent(spec, record.id, [ended.checkpoint])
     if given_up is not None:
         end_trial(spec, ended, given_up)
     elif ended.status.went_wrong or (ended.status.is_over and not reports):

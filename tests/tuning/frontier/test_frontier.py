@@ -17,7 +17,7 @@ from lightning_dpo.tuning import FrontierConfig, run_frontier
 from lightning_dpo.tuning.frontier.measure import Measured, Measuring, measure
 from lightning_dpo.tuning.frontier.methods import TrainedMethod, folder_name
 from lightning_dpo.tuning.frontier.prompts import validation_prompts
-from lightning_dpo.tuning.trial.report_callback import CHECKPOINT
+from lightning_dpo.tuning.trial.checkpoints import CHECKPOINT
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
 SHIPPED = Path(__file__).parents[3] / "tuning" / "frontier.yaml"

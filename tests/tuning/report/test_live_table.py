@@ -27,7 +27,9 @@ def make_table(*, width: int = 80, height: int = 24, terminal: bool = True) -> t
         file=io.StringIO(), width=width, height=height, force_terminal=terminal, color_system=None
     )
     plan: Any = SimpleNamespace(
-        space=SimpleNamespace(overrides=lambda config: config), objective=Objective((Goal(ACCURACY, "max"),))
+        space=SimpleNamespace(overrides=lambda config: config),
+        objective=Objective((Goal(ACCURACY, "max"),)),
+        keeps_best=False,
     )
     return LiveTable(plan, samples=60, console=console), console
 

@@ -23,6 +23,7 @@ def test_a_group_that_loses_a_worker_starts_again_from_its_checkpoint(
         workers=2,
         cpus=0.9,
         retries=1,
+        full_state_every=1,
         name="worker_faults",
         **settings(
             project,
@@ -39,6 +40,7 @@ def test_a_group_that_loses_a_worker_starts_again_from_its_checkpoint(
     for beta in (KILLED, KILLED_NEXT):
         trial = by_beta[beta]
         assert (trial.status, trial.starts) == ("finished", 2), (trial.reason, trial.extra)
+        assert trial.again == 0
         assert [entry["step"] for entry in trial.history] == [2, 4, 6]
         for name, value in by_beta[undisturbed].metrics.items():
             if name.startswith("val/"):
@@ -50,7 +52,7 @@ def test_a_group_that_loses_a_worker_starts_again_from_its_checkpoint(
     assert "a mistake of one's own" in by_beta[BROKEN].reason
     assert (by_beta[undisturbed].status, by_beta[undisturbed].starts) == ("finished", 1)
     # Of each trial its last checkpoint is kept, and no other one.
-    kept = {path.parent for path in Path(result.location, "workers").glob("group_*/*/trial.ckpt")}
+    kept = {path.parent for path in Path(result.location, "checkpoints").glob("*/*/trial.ckpt")}
     ended = [trial for trial in result.trials if trial.history]
     assert kept == {Path(str(trial.checkpoint)) for trial in ended}
     assert result.model is not None

@@ -77,6 +77,8 @@ def hover_text(trial: TrialRecord, result: SweepResult) -> Markup:
             spread = f" ± {format_number(error, 2)}" if error is not None else ""
             lines.append(f"{metric_label(metric)} {format_number(trial.metrics[metric])}{spread}")
     lines.append(f"step {trial.step} of {trial.total_steps or '?'}, {trial.status}")
+    if trial.kept is not None:
+        lines.append(f"kept: step {trial.kept.step}")
     return hover_lines(*lines)
 
 
