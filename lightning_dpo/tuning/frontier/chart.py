@@ -38,12 +38,10 @@ def reward_chart(result: FrontierResult) -> Chart:
     if hidden:
         note += f" {hidden} of {len(result.points)} policies lie further right; zoom out to see them."
     across = _axis("KL from the reference, nats") | {"range": [0, up_to]}
-    lowest = min([result.limit.reference, *(p.reward for p in result.points if p.kl <= up_to)])
-    highest = max(p.reward for p in result.limit.curve(up_to=up_to)) if traces[0]["x"] else None
-    up = _axis("mean reward")
-    if highest is not None:
-        free = 0.06 * (highest - lowest)
-        up["range"] = [lowest - free, highest + free]
+    rewards = [result.limit.reference, *(p.reward for p in result.points if p.kl <= up_to)]
+    rewards += [p.reward for p in result.limit.curve(up_to=up_to)]
+    free = 0.06 * (max(rewards) - min(rewards))
+    up = _axis("mean reward") | {"range": [min(rewards) - free, max(rewards) + free]}
     places = layout(across, up)
     return Chart("Reward against KL", note, traces, places, min_width=520)
 
