@@ -37,6 +37,7 @@ def run_in_one_process(spec: TrialSpec, record: TrialRecord) -> None:
     given = tune.get_checkpoint()
     with _beginning(spec, record.id, given) as beginning:
         first = state = begun(spec, record, beginning)
+        saved = beginning.saved
         state.save(spec.records)
 
         def report(metrics: dict[str, Any], saved: Saved) -> None:
@@ -61,7 +62,6 @@ def run_in_one_process(spec: TrialSpec, record: TrialRecord) -> None:
             checkpoint=beginning.folder,
             trainer_options=local_trainer_options(spec.resources),
         )
-        saved = beginning.saved
     end_trial(spec, state, outcome)
     if not spec.checkpoint_plan.is_exchanged:
         remove_spent(spec, record.id, [state.checkpoint])
