@@ -37,7 +37,7 @@ def run_in_one_process(spec: TrialSpec, record: TrialRecord) -> None:
     given = tune.get_checkpoint()
     with _beginning(spec, record.id, given) as beginning:
         first = state = begun(spec, record, beginning)
-        saved = beginning.saved
+        told = beginning.saved
         state.save(spec.records)
 
         def report(metrics: dict[str, Any], saved: Saved) -> None:
@@ -65,10 +65,10 @@ def run_in_one_process(spec: TrialSpec, record: TrialRecord) -> None:
     end_trial(spec, state, outcome)
     if not spec.checkpoint_plan.is_exchanged:
         remove_spent(spec, record.id, [state.checkpoint])
-    if saved is not None and state is first and outcome.status is TrialStatus.FINISHED:
+    if told is not None and state is first and outcome.status is TrialStatus.FINISHED:
         # Nothing was left to train: a scheduler paused the trial at its end, or with PBT the checkpoint is
         # the last one of another trial. To pause at a report that says so is too late.
-        tune.report({**saved, "status": str(outcome.status)}, checkpoint=given)
+        tune.report({**told, "status": str(outcome.status)}, checkpoint=given)
 
 
 @contextlib.contextmanager
