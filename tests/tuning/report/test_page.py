@@ -58,7 +58,7 @@ def test_what_a_trial_says_cannot_become_markup(result: SweepResult) -> None:
     assert "&lt;script&gt;alert" in text
     found = re.search(r'id="charts">(.*?)</script>', text, re.DOTALL)
     assert found
-    assert len(json.loads(found[1])) == 5
+    assert len(json.loads(found[1])) == 6
 
 
 def test_the_files_of_the_page_are_packaged() -> None:
