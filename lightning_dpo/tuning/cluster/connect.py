@@ -33,7 +33,7 @@ def connected(address: str | None, *, urls: Iterable[str | None] = ()) -> Iterat
     A connection that is already there is used and left as it was.
 
     Args:
-        address: The cluster's address; None starts one.
+        address: The cluster's address; None takes the one that Ray finds on this machine, or starts one.
         urls: Object stores that trials use; they get the variables of this process that their clients read.
     """
     if ray.is_initialized():
