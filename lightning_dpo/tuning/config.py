@@ -72,8 +72,8 @@ class SweepConfig:
         kl_tokens: Longest completion that is sampled for the KL.
         storage: Folder or fsspec URL for sweeps; on a cluster all machines must see it.
         name: The sweep's own folder in `storage`; None takes the YAML file's name.
-        ray_address: A cluster's address, "auto" for the one this machine belongs to; None takes what RAY_ADDRESS
-            or `ray start` on this machine name, and starts one here where there is none.
+        ray_address: A cluster's address, "auto" for the one this machine belongs to; None takes what
+            RAY_ADDRESS or `ray start` on this machine name, and starts one here where there is none.
         keep: "last" keeps the weights of each trial's last report, and ranks by it. "best" keeps those of its
             best validation by the first goal, which one half of the validation pairs chooses; the other half
             ranks trials, so that the choice makes no trial look better than it is. Searchers and schedulers
