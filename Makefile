@@ -16,7 +16,7 @@ test: $(VENV)/.test  ## Every test but the heavy ones, in two processes
 test-fast: $(VENV)/.test  ## Tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not heavy"
 
-test-heavy: $(VENV)/.test  ## Tests that start Ray clusters or train the demonstration as shipped
+test-heavy: $(VENV)/.test  ## Tests of a minute or more: Ray clusters, real models, the demonstration as shipped
 	$(BIN)/python -m pytest -m heavy
 
 lint: $(VENV)/.test  ## ruff and strict mypy

@@ -304,7 +304,7 @@ def test_command_prints_the_overview(capsys: pytest.CaptureFixture[str]) -> None
     assert "1024" in lines[-2]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads peaks from /proc, as Linux has")
 @pytest.mark.parametrize(
     ("size", "checkpointing"), [("20m", False), ("60m", False), ("150m", False), ("20m", True)]

