@@ -64,7 +64,7 @@ def test_the_plan_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "model")
     plans = [command for command in commands("lightning-dpo") if command.split()[1] == "plan"]
-    assert len(plans) == 2
+    assert len(plans) == 3
     for command in plans:
         main(shlex.split(command)[1:])
         assert "fsdp2" in capsys.readouterr().out
