@@ -103,7 +103,7 @@ def completed_trials(spec: TrialSpec, outcome: ResultGrid) -> list[TrialRecord]:
         record = record or spec.new_record(ray_trial.trial_id, ray_trial.config)
         trials.append(_completed(record, told))
     _remove_spent(spec, outcome, trials)
-    return trials
+    return sorted(trials, key=lambda trial: trial.id)  # as they began: Ray restores them in another order
 
 
 def _completed(record: TrialRecord, ray_result: Result) -> TrialRecord:
