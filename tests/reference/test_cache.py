@@ -3,12 +3,12 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
 import torch
+from cache_entries import SPACE, entries, found
 from tiny_models import OwnNetwork, random_batch, random_pairs, tiny_model
 from torch import nn
 
@@ -17,28 +17,9 @@ from lightning_dpo.models import identity as identity_module
 from lightning_dpo.models.identity import module_identity, source_identity
 from lightning_dpo.reference.cache.folder import FsspecFolder, LocalFolder, open_folder
 from lightning_dpo.reference.cache.keys import KeyArray, batch_keys
-from lightning_dpo.reference.cache.shards import DamagedShardError, Entries, decode, encode
-from lightning_dpo.reference.cache.store import ReferenceCache, Space
+from lightning_dpo.reference.cache.shards import DamagedShardError, decode, encode
+from lightning_dpo.reference.cache.store import ReferenceCache
 from lightning_dpo.types import CompletionBatch, TokenPair
-
-SPACE = Space("weights", "float32", "None highest", "default")
-
-
-def entries(count: int, *, seed: int = 0) -> Entries:
-    random = np.random.default_rng(seed)
-    return Entries(
-        random.integers(0, 2**64, (count, 2), dtype=np.uint64),
-        random.normal(size=count).astype(np.float32),
-        random.integers(1, 99, count).astype(np.int32),
-    )
-
-
-def found(cache: ReferenceCache, wanted: Entries) -> np.ndarray[Any, Any]:
-    served = cache.find(wanted.keys)
-    here = served.found
-    np.testing.assert_array_equal(served.logps[here], wanted.logps[here])
-    np.testing.assert_array_equal(served.lengths[here], wanted.lengths[here])
-    return here
 
 
 def pair_keys(batch: PairBatch) -> KeyArray:

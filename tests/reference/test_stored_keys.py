@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cache_entries import SPACE, entries, found
 from tiny_folder import save_tiny
 from tiny_tokenizers import CHATML, byte_level
 from training import sgd, trainer
@@ -20,30 +21,11 @@ from lightning_dpo.data.loader import TokenDataset
 from lightning_dpo.reference.cache import store as store_module
 from lightning_dpo.reference.cache.folder import LocalFolder
 from lightning_dpo.reference.cache.keys import batch_keys
-from lightning_dpo.reference.cache.shards import Entries, encode
-from lightning_dpo.reference.cache.store import ReferenceCache, Space
+from lightning_dpo.reference.cache.shards import encode
+from lightning_dpo.reference.cache.store import ReferenceCache
 from lightning_dpo.reference.cache.usage import CacheUsage
 from lightning_dpo.reference.fill import FillReferenceCache
 from lightning_dpo.types import completion_keys
-
-SPACE = Space("weights", "float32", "None highest", "default")
-
-
-def entries(count: int, *, seed: int = 0) -> Entries:
-    random = np.random.default_rng(seed)
-    return Entries(
-        random.integers(0, 2**64, (count, 2), dtype=np.uint64),
-        random.normal(size=count).astype(np.float32),
-        random.integers(1, 99, count).astype(np.int32),
-    )
-
-
-def found(cache: ReferenceCache, wanted: Entries) -> np.ndarray[Any, Any]:
-    served = cache.find(wanted.keys)
-    here = served.found
-    np.testing.assert_array_equal(served.logps[here], wanted.logps[here])
-    np.testing.assert_array_equal(served.lengths[here], wanted.lengths[here])
-    return here
 
 
 @pytest.fixture(autouse=True)

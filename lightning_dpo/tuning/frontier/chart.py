@@ -39,7 +39,7 @@ def reward_chart(result: FrontierResult) -> Chart:
         note += f" {hidden} of {len(result.points)} policies lie further right; zoom out to see them."
     across = _axis("KL from the reference, nats") | {"range": [0, up_to]}
     rewards = [result.limit.reference, *(p.reward for p in result.points if p.kl <= up_to)]
-    rewards += [p.reward for p in result.limit.curve(up_to=up_to)]
+    rewards += traces[0]["y"]
     free = 0.06 * (max(rewards) - min(rewards))
     up = _axis("mean reward") | {"range": [min(rewards) - free, max(rewards) + free]}
     places = layout(across, up)

@@ -97,9 +97,8 @@ class TrialReport(pl.Callback):
             DivergedError: If it was not finite.
         """
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if (
-            loss is None
-        ):  # a module that steps its optimizers itself, as PPO does, gives it to the loggers only
+        if loss is None:
+            # A module that steps its optimizers itself, as PPO does, gives it to the loggers only.
             loss = trainer.callback_metrics.get("train/loss")
         if isinstance(loss, torch.Tensor):
             finite = torch.isfinite(loss.detach()).all()

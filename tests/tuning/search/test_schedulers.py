@@ -77,6 +77,7 @@ def test_a_trial_that_is_paused_at_its_end_ends(cluster: None, project: Path, tm
         samples=1,
         search="grid",
         scheduler="sweep_faults.PausesAlways",
+        time_budget=240,  # it would go on for ever where the trials do not end
         export=False,
         **{**settings(project), "storage": str(tmp_path)},
     )
