@@ -50,6 +50,9 @@ class Run(NamedTuple):
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--beta", type=float, default=0.4, help="of the policy that is realigned")
+    parser.add_argument(
+        "--lr", type=float, default=0.015, help="highest learning rate; that of the figures in README"
+    )
     parser.add_argument("--scales", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0], help="lambda")
     parser.add_argument(
         "--between", type=float, nargs="*", default=[0.3, 0.7, 1.25, 1.5], help="more of the families alone"
@@ -81,6 +84,7 @@ def measure(options: argparse.Namespace, seed: int) -> Run:
         result = run_demo(
             output=root,
             beta=options.beta / scale,
+            lr=options.lr,
             seed=seed,
             task=config,
             samples_per_prompt=options.samples_per_prompt,

@@ -69,29 +69,20 @@ def run_search(
             outcome = fit_with_retries(restored_tuner(own), partial(restored_tuner, own))
         records += completed_trials(own, outcome)
         number += 1
-    if number == 1:
-        with LiveTable(spec, samples=total, verbose=verbose) as table:
-            tuner = new_tuner(
-                spec,
-                config,
-                searcher=searcher,
-                scheduler=scheduler_for(config, spec, searcher),
-                concurrency=concurrency,
-                callback=table.callback,
-                param_space=ray_space(config.search, spec.space, start),
-                time_budget=config.time_budget,
-            )
-            outcome = fit_with_retries(tuner, partial(restored_tuner, spec))
-        return completed_trials(spec, outcome)
     missing = total - len(records)
-    if missing < 1 or not _may_go_on(records, config, extension, ends_at):
+    is_first = number == 1
+    if is_first:
+        space = ray_space(config.search, spec.space, start)
+    elif missing < 1 or not _may_go_on(records, config, extension, ends_at):
         return records
-    own = _round(spec, number)
-    if verbose:
-        print(f"samples: {total} trials in all; {len(records)} have run, {missing} more run now", flush=True)
-    searcher, space = _searcher_that_knows(
-        records, spec, config, extension, start, _round(spec, number - 1), missing
-    )
+    else:
+        if verbose:
+            print(
+                f"samples: {total} trials in all; {len(records)} have run, {missing} more run now", flush=True
+            )
+        searcher, space = _searcher_that_knows(
+            records, spec, config, extension, start, _round(spec, number - 1), missing
+        )
     with LiveTable(own, samples=missing, verbose=verbose) as table:
         tuner = new_tuner(
             own,
@@ -101,7 +92,7 @@ def run_search(
             concurrency=concurrency,
             callback=table.callback,
             param_space=space,
-            samples=config.samples if is_plain(config.search) else missing,
+            samples=config.samples if is_first or is_plain(config.search) else missing,
             time_budget=None if ends_at is None else ends_at - time.time(),
         )
         outcome = fit_with_retries(tuner, partial(restored_tuner, own))
