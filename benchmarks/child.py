@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -34,23 +34,33 @@ class Settings(NamedTuple):
     batch_size: int
     threads: int
     gradient_checkpointing: bool
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    precision: Literal["bf16", "float32"] = "bf16"
+    lora_rank: int = 0
 
 
-def run_ours(settings: Settings, *, layout: Any = "auto") -> Measurement:
+def run_ours(settings: Settings, *, layout: Any = "auto", cached: bool = False) -> Measurement:
     import lightning.pytorch as pl
     from torch.optim import AdamW
     from torch.utils.data import DataLoader
 
     from lightning_dpo import DPOModule, PairBatch
-    from lightning_dpo.losses import DPOLoss
+    from lightning_dpo.losses import DPOLoss, IPOLoss
+    from lightning_dpo.models.lora import LoraSettings
 
     meter = _meter(settings)
     workload = Workload(Path(settings.workload), "")
 
     class Measuring(pl.Callback):
+        def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            self.fit_began = time.perf_counter()
+
         def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            if cached:  # what lies between is the reference's pass over the data
+                meter.precompute_seconds = time.perf_counter() - self.fit_began
             meter.count(pl_module.policy, "policy")
-            meter.count(pl_module.reference_model, "reference")
+            if pl_module.reference_model is not None:
+                meter.count(pl_module.reference_model, "reference")
             meter.training_starts()
 
         def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
@@ -61,19 +71,23 @@ def run_ours(settings: Settings, *, layout: Any = "auto") -> Measurement:
             meter.step_ends()
             meter.losses.append(float(pl_module.latest.losses.mean()))
 
-    module = DPOModule(
-        str(workload.model),
-        loss=DPOLoss(beta=BETA),
-        optimizer=lambda params: AdamW(params, lr=LEARNING_RATE, weight_decay=0.0, fused=True),
-        warmup_ratio=0.0,
-        layout=layout,
-        gradient_checkpointing=settings.gradient_checkpointing,
-    )
+    rank = settings.lora_rank
     with tempfile.TemporaryDirectory() as folder:
+        module = DPOModule(
+            str(workload.model),
+            loss=DPOLoss(beta=BETA) if settings.loss == "sigmoid" else IPOLoss(beta=BETA),
+            optimizer=lambda params: AdamW(params, lr=LEARNING_RATE, weight_decay=0.0, fused=True),
+            warmup_ratio=0.0,
+            layout=layout,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            lora=LoraSettings(r=rank, alpha=2 * rank) if rank else None,
+            reference="cached" if cached else "adapter" if rank else "frozen",
+            reference_cache=f"{folder}/cache" if cached else None,
+        )
         trainer = pl.Trainer(
             max_steps=settings.warmup + settings.steps,
             accelerator="cpu",
-            precision="bf16-mixed",
+            precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
             callbacks=[Measuring()],
             default_root_dir=folder,
             logger=False,
@@ -90,6 +104,7 @@ def run_ours(settings: Settings, *, layout: Any = "auto") -> Measurement:
 
 def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
     import datasets
+    import peft
     import trl
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
@@ -124,6 +139,11 @@ def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             meter.step_ends()
 
+    rank = settings.lora_rank
+    adapter = None
+    if rank:
+        shape = {"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"}
+        adapter = peft.LoraConfig(**shape, task_type="CAUSAL_LM")
     with tempfile.TemporaryDirectory() as folder:
         trainer = Tokenised(
             model=AutoModelForCausalLM.from_pretrained(workload.model, dtype=torch.float32),
@@ -134,12 +154,13 @@ def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
                 train_sampling_strategy="sequential",
                 max_length=None,
                 beta=BETA,
+                loss_type=settings.loss,
                 learning_rate=LEARNING_RATE,
                 lr_scheduler_type="constant",
                 optim="adamw_torch_fused",
                 weight_decay=0.0,
                 max_grad_norm=MAX_GRAD_NORM,
-                bf16=True,
+                bf16=settings.precision == "bf16",
                 gradient_checkpointing=settings.gradient_checkpointing,
                 precompute_ref_log_probs=precompute,
                 use_cpu=True,
@@ -151,6 +172,7 @@ def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
             train_dataset=datasets.Dataset.from_list([pair._asdict() for pair in workload.pairs()]),
             processing_class=AutoTokenizer.from_pretrained(workload.model),
             callbacks=[Measuring()],
+            peft_config=adapter,
         )
         trainer.train()
     return meter.result()
@@ -158,6 +180,7 @@ def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
 
 VARIANTS: dict[str, Callable[[Settings], Measurement]] = {
     "ours": run_ours,
+    "ours-cached": lambda settings: run_ours(settings, cached=True),
     "ours-concatenated": lambda settings: run_ours(settings, layout="concatenated"),
     "trl": run_trl,
     "trl-precomputed": lambda settings: run_trl(settings, precompute=True),

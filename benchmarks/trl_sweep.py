@@ -20,7 +20,8 @@ import numpy as np
 
 from benchmarks.process import run_child
 from benchmarks.sweep_child import VARIANTS, Outcome, Settings
-from benchmarks.trl_throughput import DATA, MODEL
+from benchmarks.trl_throughput import DATA
+from benchmarks.works import DEFAULT_MODEL
 from lightning_dpo.demo.task import prepare_task
 from lightning_dpo.models.load import load_model, load_tokenizer
 
@@ -66,8 +67,8 @@ def small(folder: Path, train: int | None, validation: int | None) -> Settings:
 
 def smollm2(folder: Path, train: int | None, validation: int | None) -> Settings:
     """SmolLM2-135M and short rows of hh-rlhf, as plain text."""
-    load_model(MODEL).save_pretrained(folder / "model")
-    load_tokenizer(MODEL).save_pretrained(folder / "model")
+    load_model(DEFAULT_MODEL).save_pretrained(folder / "model")
+    load_tokenizer(DEFAULT_MODEL).save_pretrained(folder / "model")
     with gzip.open(DATA, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     rows = [rows[index] for index in np.random.default_rng(0).permutation(len(rows))]

@@ -1,4 +1,4 @@
-"""What every variant trains on: one model folder and one list of token pairs, prepared once."""
+"""What every variant trains on: a model's folder and a list of token pairs, prepared once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.works import DEFAULT_MODEL, WIDE_VOCABULARY
 from lightning_dpo import PreferenceDataModule, TokenPair
 from lightning_dpo.models.load import load_model, load_tokenizer
 from lightning_dpo.scoring.layout import separate_rows, single_row
@@ -59,13 +62,34 @@ class Tokens(NamedTuple):
     concatenated: float
 
 
-def prepare(folder: Path, *, model: str, data: Path | None, count: int, max_length: int) -> Workload:
-    """Write the model and `count` pairs; random token ids of like lengths where there is no data."""
-    tokenizer = load_tokenizer(model)
-    loaded = load_model(model)
+def prepare(
+    folder: Path,
+    *,
+    model: str,
+    data: Path | None,
+    count: int,
+    max_length: int,
+    lengths: tuple[int, int] | None = None,
+) -> Workload:
+    """Write the model and `count` pairs; random token ids of like lengths where there is no data.
+
+    Args:
+        folder: Where to.
+        model: What is loaded, or `WIDE_VOCABULARY`.
+        data: Rows.
+        count: Of pairs.
+        max_length: Tokens of a prompt and one completion, at most.
+        lengths: See `Work`; in the place of `data`.
+    """
+    made_up = model == WIDE_VOCABULARY
+    tokenizer = load_tokenizer(DEFAULT_MODEL if made_up else model)
+    loaded = _wide_vocabulary() if made_up else load_model(model)
     loaded.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    if data is not None and data.exists():
+    if lengths is not None:
+        pairs = _pairs_of(count, lengths, vocab=loaded.config.vocab_size)
+        description = f"{count} pairs of random tokens, prompts of {lengths[0]}, completions of {lengths[1]}"
+    elif data is not None and data.exists():
         pairs = _real_pairs(data, tokenizer, cache_dir=folder / "cache", max_length=max_length)
         description = f"{count} of {len(pairs)} rows of {data.parent.name}/{data.name}, drawn with seed 0"
         order = np.random.default_rng(0).permutation(len(pairs))
@@ -100,6 +124,30 @@ def _real_pairs(data: Path, tokenizer: Any, *, cache_dir: Path, max_length: int)
     assert module.train_pairs is not None
     pairs = (module.train_pairs.pair(index) for index in range(len(module.train_pairs)))
     return [TokenPair(*([int(token) for token in part] for part in pair)) for pair in pairs]
+
+
+def _wide_vocabulary() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=151_936,
+            hidden_size=512,
+            intermediate_size=1408,
+            num_hidden_layers=4,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def _pairs_of(count: int, lengths: tuple[int, int], *, vocab: int) -> list[TokenPair]:
+    generator = np.random.default_rng(0)
+
+    def ids(mean: int) -> list[int]:
+        return generator.integers(3, vocab, generator.integers(mean * 3 // 4, mean * 5 // 4 + 1)).tolist()
+
+    return [TokenPair(ids(lengths[0]), ids(lengths[1]), ids(lengths[1])) for _ in range(count)]
 
 
 def _synthetic_pairs(count: int, *, vocab: int, max_length: int) -> list[TokenPair]:

