@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-__all__ = ["Measurement", "Meter"]
+__all__ = ["Measurement", "Meter", "resident_mib"]
 
 
 class Measurement(NamedTuple):
@@ -48,7 +48,7 @@ class Meter:
         self.batch_size = batch_size
         self.precompute_seconds = 0.0
         self.losses: list[float] = []
-        self._imports = _resident("VmRSS")
+        self._imports = resident_mib("VmRSS")
         self._start = 0.0
         self._ends: list[float] = []
         self._cpu_ends: list[float] = []
@@ -66,7 +66,7 @@ class Meter:
 
     def training_starts(self) -> None:
         """Everything is loaded: forget the peak of loading."""
-        self._start = _resident("VmRSS")
+        self._start = resident_mib("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
 
     def step_ends(self) -> None:
@@ -81,7 +81,7 @@ class Meter:
             seconds_per_step=elapsed / self.steps,
             cpu_seconds_per_step=(self._cpu_ends[-1] - self._cpu_ends[self.warmup - 1]) / self.steps,
             pairs_per_second=pairs / elapsed,
-            peak_mib=_resident("VmHWM"),
+            peak_mib=resident_mib("VmHWM"),
             start_mib=self._start,
             imports_mib=self._imports,
             policy_positions=self._positions["policy"] / pairs,
@@ -91,7 +91,7 @@ class Meter:
         )
 
 
-def _resident(field: str) -> float:
+def resident_mib(field: str) -> float:
     """A line of this process's status, MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
