@@ -1,8 +1,8 @@
-"""Where the time and the memory of a training step go, and what share of the cores' bf16 limit is useful work.
+"""Where the time and the memory of a training step go, and how near it comes to the cores' bf16 limit.
 
-``python -m benchmarks.step_profile`` trains on the rows of `benchmarks.trl_throughput` and prints three tables:
-operators by kind with their share of a step, the rate of its products beside the rate that products of these
-sizes reach alone, and what lies in memory at the peak.
+``python -m benchmarks.step_profile`` trains on the rows of `benchmarks.trl_throughput` and prints operators
+by kind with their share of a step, the rate of its products beside what products of these sizes reach alone,
+and what lies in memory at the peak.
 """
 
 from __future__ import annotations
