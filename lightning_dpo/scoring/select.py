@@ -72,6 +72,7 @@ class Selection(NamedTuple):
         precision: What the model's products run in.
         attention: The attention implementation of a Hugging Face model, or an empty string.
         gradient_error: Relative error of the gradient behind shared prompts, or None.
+        passed_over: Faster attention that was tried and is not used, with what is wrong with it.
     """
 
     plan: ScoringPlan
@@ -81,12 +82,14 @@ class Selection(NamedTuple):
     precision: ComputeType = "float32"
     attention: str = ""
     gradient_error: float | None = None
+    passed_over: str = ""
 
     def __str__(self) -> str:
         """One line for a log: what was chosen, and why."""
         prompts = "once for all their completions" if self.plan.layout == "shared" else "once per completion"
         head = "in chunks" if self.plan.chunked_head else "over all positions"
         attention = f", attention {self.attention}" if self.attention else ""
+        attention += f" (not {self.passed_over})" if self.passed_over else ""
         error = self.shared_error if self.plan.layout == "shared" else self.head_error
         found = "" if error is None else f", off by {error:.1g} nats"
         if self.plan.layout == "shared" and self.gradient_error is not None:
@@ -199,15 +202,17 @@ class _Judge:
         if self._precision in _ROUNDING:
             self._limit = min(self._limit, _OF_A_MISTAKE * self._trial.mistake().mean)
         shared = ScoringPlan("shared", chunked_head=True)
+        wrong: list[str] = []
         for attention in _faster(lm, self._device) if may_switch else ():
             verdict = self._verdict_under(attention, lm, shared)
             if not verdict.problem:
-                return self._selection(shared, head, verdict)
+                return self._selection(shared, head, verdict)._replace(passed_over=", ".join(wrong))
+            wrong.append(f"{attention}: {verdict.problem}")
         verdict = self._verdict(shared)
         if verdict.problem:
             reason = f"{type(lm).__name__} does not keep completions apart ({verdict.problem})"
             return self._selection(plan, head, verdict, reason=reason)
-        return self._selection(shared, head, verdict)
+        return self._selection(shared, head, verdict)._replace(passed_over=", ".join(wrong))
 
     def _verdict_under(self, attention: str, lm: Any, plan: ScoringPlan) -> _Verdict:
         """The verdict with another attention, which the model keeps if nothing is wrong with it."""
@@ -219,8 +224,6 @@ class _Judge:
         finally:
             if verdict.problem:
                 lm.set_attn_implementation(before)
-        if verdict.problem:
-            _log.info("attention %s is not used: %s", attention, verdict.problem)
         return verdict
 
     def _verdict(self, plan: ScoringPlan) -> _Verdict:

@@ -206,3 +206,11 @@ def test_the_choice_is_one_line() -> None:
     assert "once per completion" in line
     assert "does not keep completions apart" in line
     assert "\n" not in line
+
+
+def test_the_line_says_which_faster_attention_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    AttentionInterface.register("test_attention", attention("wrong backward"))
+    monkeypatch.setattr(lightning_dpo.scoring.select, "FASTEST", {"cpu": ("test_attention",)})
+    found = select_plan(tiny_model("gpt2"), may_switch_attention=True)
+    assert (found.plan, found.attention) == (SHARED_PLAN, "sdpa")
+    assert "attention sdpa (not test_attention: gradients are off by a share of" in str(found)
