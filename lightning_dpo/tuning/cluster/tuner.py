@@ -12,6 +12,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import BasicVariantGenerator
 
 from lightning_dpo.tuning.config import SweepConfig
+from lightning_dpo.tuning.packed.packing import packed_trainable
 from lightning_dpo.tuning.search.checkpoint_retention import retention
 from lightning_dpo.tuning.search.ray_callbacks import make_callbacks
 from lightning_dpo.tuning.search.stops import SweepStopper
@@ -126,5 +127,7 @@ def _trainable(spec: TrialSpec) -> Any:
     if resources.workers > 1:
         taken = {"cpu": resources.driver_cpus}
     else:
-        taken = {"cpu": resources.cpus, "gpu": resources.gpus}
-    return tune.with_resources(tune.with_parameters(run_trial, spec=spec), taken)
+        taken = {"cpu": resources.share.cpus, "gpu": resources.share.gpus}
+    is_packed = resources.packed > 1
+    trainable = packed_trainable(spec) if is_packed else tune.with_parameters(run_trial, spec=spec)
+    return tune.with_resources(trainable, taken)
