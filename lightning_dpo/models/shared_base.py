@@ -17,9 +17,9 @@ Model = TypeVar("Model", bound=nn.Module)
 class SharedBases:
     """The base models of a process, each loaded once.
 
-    Every model that is made of one is a tree of modules of its own, so that adapters, hooks, modes and configs
-    are its own. Only the parameters are the same objects: where one tree moves them to another device or type,
-    all see it. That suits models which run on one device in one type.
+    Every model that is made of one is a tree of modules of its own, with its own hooks, modes and config,
+    and adapters in places of its own. Only the parameters are the same objects: where one tree moves them to
+    another device or type, all see it. That suits models which run on one device in one type.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,6 @@ from lightning_dpo.tuning.cluster.prepare import prepare
 from lightning_dpo.tuning.cluster.tuner import has_begun
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.objective import check_goals, check_logged
-from lightning_dpo.tuning.packed.packing import check_packed, packing, packing_line
 from lightning_dpo.tuning.recipe.data_fingerprint import data_fingerprint
 from lightning_dpo.tuning.recipe.module_traits import ModuleTraits
 from lightning_dpo.tuning.report.page import write_report
@@ -34,6 +33,7 @@ from lightning_dpo.tuning.search.searchers import is_plain, make_searcher
 from lightning_dpo.tuning.search.starting_points import Start
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
+from lightning_dpo.tuning.workers.packed.packing import check_packed, packing, packing_line
 
 __all__ = ["sweep"]
 

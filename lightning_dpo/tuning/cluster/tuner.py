@@ -12,13 +12,13 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import BasicVariantGenerator
 
 from lightning_dpo.tuning.config import SweepConfig
-from lightning_dpo.tuning.packed.packing import packed_trainable
 from lightning_dpo.tuning.search.checkpoint_retention import retention
 from lightning_dpo.tuning.search.ray_callbacks import make_callbacks
 from lightning_dpo.tuning.search.stops import SweepStopper
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.trainable import run_trial
+from lightning_dpo.tuning.workers.packed.packing import packed_trainable
 
 __all__ = ["has_begun", "new_tuner", "ray_folder", "restored_tuner"]
 

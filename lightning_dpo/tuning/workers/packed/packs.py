@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lightning_dpo.tuning.packed.host import HostUse, PackHost
+from lightning_dpo.tuning.workers.packed.host import HostUse, PackHost
 
 __all__ = ["Packs"]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_dpo.tuning.packed.baton import Baton
 from lightning_dpo.tuning.trial.ending import StoppedError
 from lightning_dpo.tuning.workers.mailbox import Event
+from lightning_dpo.tuning.workers.packed.baton import Baton
 
 __all__ = ["Seat", "TakeTurns"]
 

@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from lightning_dpo.tuning.packed.fits import PackedFits
     from lightning_dpo.tuning.workers.mailbox import Event
+    from lightning_dpo.tuning.workers.packed.fits import PackedFits
 
 __all__ = ["HostUse", "PackHost"]
 
@@ -60,7 +60,7 @@ class PackHost:
 
     @cached_property
     def _fits(self) -> PackedFits:
-        from lightning_dpo.tuning.packed.fits import PackedFits
+        from lightning_dpo.tuning.workers.packed.fits import PackedFits
 
         return PackedFits()
 

@@ -1,4 +1,4 @@
-"""A sweep with packed trials: what it may not vary, the account of its processes, and what it says of them."""
+"""A sweep with packed trials: what it may vary, the account of its processes, and what is said of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ import ray
 from ray import cloudpickle, tune
 
 from lightning_dpo.tuning.cluster.resources import Resources
-from lightning_dpo.tuning.packed.packs import Packs
-from lightning_dpo.tuning.packed.trial import run_packed_trial
 from lightning_dpo.tuning.trial.spec import TrialSpec
+from lightning_dpo.tuning.workers.packed.packs import Packs
+from lightning_dpo.tuning.workers.packed.trial import run_packed_trial
 
-__all__ = ["check_packed", "packing", "packing_line", "packed_trainable"]
+__all__ = ["check_packed", "packed_trainable", "packing", "packing_line"]
 
 _OF_THE_BASE = (
-    *("model.class_path", "model.policy", "model.dtype", "model.attn_implementation", "model.trust_remote_code"),
+    *(
+        "model.class_path",
+        "model.policy",
+        "model.dtype",
+        "model.attn_implementation",
+        "model.trust_remote_code",
+    ),
     *("trainer.precision", "trainer.plugins", "trainer.strategy", "trainer.accelerator", "trainer.devices"),
     *("trainer.deterministic", "trainer.benchmark", "trainer.detect_anomaly"),
 )
@@ -38,32 +44,34 @@ def check_packed(spec: TrialSpec) -> None:
     packed = spec.resources.packed
     if packed == 1:
         return
-    varied = [path for path in spec.space.paths if _is_shared(path)]
+    parameters = [one for one in spec.space.parameters if one.kind != "constant" or one.when]
+    varied = [one.path for one in parameters if _is_shared(one.path)]
     if varied:
         raise ValueError(
             f"`space` must leave {varied[0]} alone with packed_trials: {packed}, whose trials share one base "
-            "model and one process; what is the adapter's (model.lora.r), the loss's, the optimizer's and the "
-            "data's may vary. Make it a sweep for each value, or set packed_trials: 1"
+            "model and one process; what the adapter (model.lora.r), the loss, the optimizer and the data "
+            "have may vary. Make it a sweep for each value, or set packed_trials: 1"
         )
     recipe = spec.recipe.parse()
-    adapters = {path: None for path in spec.space.paths if path.split(".")[:2] == ["model", "lora"]}
-    examples = spec.space.examples() if adapters else ({},)
+    varies_adapter = any(path.split(".")[:2] == ["model", "lora"] for path in spec.space.paths)
+    examples = spec.space.examples() if varies_adapter else ({},)
     if any(spec.recipe.parse(example).get("model.lora") is None for example in examples):
         raise ValueError(
             f"`packed_trials` needs adapters, for all weights of a trial cannot be those of another one: got "
             f"{packed} and no `model.lora`. Set it, such as by --model.lora.r 16, or set packed_trials: 1"
         )
-    if not isinstance(recipe.get("model.policy"), str):
+    policy = recipe.get("model.policy")
+    if not isinstance(policy, str):
         raise ValueError(
-            f"`packed_trials` needs a `model.policy` that is named, so that it is loaded once, got {packed} and "
-            f"{type(recipe.get('model.policy')).__name__}; pass a folder or a hub id"
+            f"`packed_trials: {packed}` needs a `model.policy` that is named, to load it once, got "
+            f"{type(policy).__name__}; pass a folder or a hub id"
         )
     loggers = recipe.config.trainer.get("logger")
     named = [getattr(one, "class_path", "") for one in (loggers if isinstance(loggers, list) else [loggers])]
     if any(name.rpartition(".")[2] == "WandbLogger" for name in named):
         raise ValueError(
-            f"`packed_trials: {packed}` does not go with WandbLogger, which has one run at a time in a process; "
-            "use another logger, such as MLFlowLogger or CSVLogger, or set packed_trials: 1"
+            f"`packed_trials: {packed}` does not go with WandbLogger, which has one run at a time in a "
+            "process; use another logger, such as MLFlowLogger or CSVLogger, or set packed_trials: 1"
         )
 
 

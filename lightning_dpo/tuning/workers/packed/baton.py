@@ -1,4 +1,4 @@
-"""Which of several training runs in one process runs now: one at a time, in turn, each with its own chance."""
+"""Which of several training runs in one process runs now: one at a time, each with its own random states."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _OF_SEEDS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 class Baton:
     """Passed from thread to thread, in the order in which they ask for it.
 
-    Whoever has it finds the random states (torch, numpy, Python) and Lightning's seed as it left them, so what
-    a run draws does not depend on those beside it.
+    Whoever has it finds the random states (torch, numpy, Python) and Lightning's seed as it left them: what a
+    run draws does not depend on those beside it.
     """
 
     def __init__(self) -> None:
