@@ -3,10 +3,10 @@
     python -m benchmarks.packed_trials                       # SmolLM2-135M, 8 trials
     python -m benchmarks.packed_trials --work small          # a made-up model, in about two minutes
 
-One trial, eight packed ones, and eight processes at once, each sweep in a process of its own on the same pairs
-and cores. Memory is proportional (PSS): a page that several processes map counts once. That of trials is the
-peak of all processes that train or drive trials, without Ray's own and the sweep's. Parameters are counted by
-address: what the models of all trials hold, adapters included.
+One trial, eight packed ones, and eight processes at once, each sweep in a process of its own on the same
+pairs and cores. Memory is proportional (PSS): a page that several processes map counts once. That of trials
+is the peak of all processes that train or drive trials, without Ray's own and the sweep's. Parameters are
+counted by address: what the models of all trials hold, adapters included.
 """
 
 from __future__ import annotations
@@ -62,10 +62,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_work(folder, small=options.work == "small", pairs=options.pairs)
-        print(
-            f"{'':>12} {'seconds':>8} {'training':>9} {'trials GiB':>11} {'all GiB':>8} {'parameters GiB':>15} "
-            f"{'processes':>10}"
-        )
+        titles = f"{'seconds':>8} {'training':>9} {'trials GiB':>11} {'all GiB':>8} {'parameters GiB':>15}"
+        print(f"{'':>12} {titles} {'processes':>10}")
         for variant in ("one", "packed", "processes"):
             measure(variant, folder, options)
 
