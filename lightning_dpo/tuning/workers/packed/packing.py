@@ -58,7 +58,7 @@ def check_packed(spec: TrialSpec) -> None:
     if any(spec.recipe.parse(example).get("model.lora") is None for example in examples):
         raise ValueError(
             f"`packed_trials` needs adapters, for all weights of a trial cannot be those of another one: got "
-            f"{packed} and no `model.lora`. Set it, such as by --model.lora.r 16, or set packed_trials: 1"
+            f"{packed} and no `model.lora`. Lay configs/lora.yaml over the recipe, or set packed_trials: 1"
         )
     policy = recipe.get("model.policy")
     if not isinstance(policy, str):

@@ -13,7 +13,7 @@ from sweep_project import settings
 from lightning_dpo.tuning import SweepConfig, SweepResult, sweep
 
 QUIET = 0.25
-ADAPTER = {"model.lora.r": 2, "data.batch_size": 4}
+ADAPTER = {"model.lora": {"r": 2}, "data.batch_size": 4}
 
 
 def _sweep(project: Path, name: str, *, space: dict[str, Any], **changes: Any) -> SweepResult:
