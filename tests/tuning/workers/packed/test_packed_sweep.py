@@ -77,7 +77,8 @@ def test_packed_trials_are_those_that_run_alone(
 
     # The process is killed once, and a trial fails by itself: that one alone has failed in the end.
     marker = tmp_path / "marker"
-    trouble = {"class_path": "sweep_faults.Trouble", "init_args": {"marker": str(marker)}}
+    where = {"marker": str(marker), "records": str(project / "sweeps" / "packed_faults" / "trials")}
+    trouble = {"class_path": "sweep_faults.Trouble", "init_args": where}
     space = {"model.loss.beta": [KILLED, BROKEN, QUIET], "model.optimizer.lr": [1e-3]}
     result = _sweep(
         project,
@@ -87,11 +88,12 @@ def test_packed_trials_are_those_that_run_alone(
         retries=1,
         overrides={"trainer.callbacks": [trouble]},
     )
-    assert marker.exists()
+    died = marker.read_text().split()
+    assert died
+    assert all(trial.starts == 1 + (trial.id in died) for trial in result.trials)
     faulty = _by_values(result)
     for beta in (KILLED, QUIET):
         _assert_same(faulty[beta, 1e-3], alone[beta, 1e-3])
-        assert faulty[beta, 1e-3].starts == 2
     broken = faulty[BROKEN, 1e-3]
     assert broken.status == "failed"
     assert "a mistake of one's own" in broken.reason
