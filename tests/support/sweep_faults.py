@@ -102,5 +102,25 @@ class Meddler(FIFOScheduler):
         return self.CONTINUE
 
 
+class PackMeddler(FIFOScheduler):
+    """Stops the first trial at its second report, and kills the process of the second one once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.has_killed = False
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if trial.trial_id not in self.seen:
+            self.seen.append(trial.trial_id)
+        number = self.seen.index(trial.trial_id)
+        if number == 0 and result["step"] == 4:
+            return self.STOP
+        if number == 1 and not self.has_killed:
+            self.has_killed = True
+            os.kill(result["pid"], signal.SIGKILL)
+        return self.CONTINUE
+
+
 class OwnPopulation(PopulationBasedTraining):
     """A user's kind of population-based training."""
