@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from lightning_dpo.models.load import load_model
 from lightning_dpo.models.lora import LoraSettings, apply_lora
 from lightning_dpo.models.modes import disable_dropout
+from lightning_dpo.models.shared_base import base_model
 
 __all__ = ["PolicySettings", "build_policy", "load_as"]
 
@@ -52,14 +53,15 @@ def build_policy(settings: PolicySettings) -> nn.Module:
 
 
 def load_as(source: str, settings: PolicySettings) -> PreTrainedModel:
-    """Load a model by name in the way the policy is loaded.
+    """Load a model by name in the way the policy is loaded; under an adapter its weights may be shared.
 
     Raises:
         ValueError: If the source cannot be loaded.
     """
-    return load_model(
-        source,
-        dtype=settings.dtype,
-        attn_implementation=settings.attn_implementation,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    options = (settings.dtype, settings.attn_implementation, settings.trust_remote_code)
+
+    def load() -> PreTrainedModel:
+        dtype, attention, trust = options
+        return load_model(source, dtype=dtype, attn_implementation=attention, trust_remote_code=trust)
+
+    return load() if settings.lora is None else base_model((source, *options), load)

@@ -53,6 +53,9 @@ class SweepConfig:
             processes that drive trials.
         gpus: GPUs of each worker; a fraction lets trials share one.
         strategy: How several workers share a model: "ddp", "fsdp2" or "fsdp1".
+        packed_trials: Trials that share one process, what it takes (`cpus`, `gpus`) and the weights of one
+            frozen base model, each with an adapter and an optimizer of its own; they train in turn, a batch
+            each. Needs `model.lora` and one worker, and a space that leaves base model and precision alone.
         concurrency: Trials at once; None takes what the cluster holds.
         stop: What ends a trial: ``{steps: 500, threshold: {val/kl: {above: 50}}, plateau: {patience: 3,
             min_delta: 0.002}}``, any of them, looked at with each report; the plateau is the first goal's. By
@@ -103,6 +106,7 @@ class SweepConfig:
     cpus: float = 1
     gpus: float = 0
     strategy: str = "ddp"
+    packed_trials: int = 1
     concurrency: int | None = None
     stop: dict[str, Any] | None = None
     time_budget: float | None = None
@@ -131,7 +135,7 @@ class SweepConfig:
         Raises:
             ValueError: If a value is out of range.
         """
-        for name in ("samples", "repeats", "confirm_seeds", "kl_tokens"):
+        for name in ("samples", "repeats", "confirm_seeds", "kl_tokens", "packed_trials"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         for name in ("confirm", "fail_fast", "retries", "kl_prompts"):
@@ -147,6 +151,16 @@ class SweepConfig:
             raise ValueError(f'`keep` must be "last" or "best", got {self.keep!r}')
         if self.full_state_every is not None and self.full_state_every < 0:
             raise ValueError(f"`full_state_every` must not be negative, got {self.full_state_every}")
+        if self.packed_trials > 1 and self.workers > 1:
+            raise ValueError(
+                f"`packed_trials` are trials of one process: got {self.packed_trials} and workers="
+                f"{self.workers}. Set workers: 1, or packed_trials: 1"
+            )
+        if self.packed_trials > 1 and self.gpus > 1:
+            raise ValueError(
+                f"`packed_trials` share one GPU, or a part of it: got {self.packed_trials} and gpus="
+                f"{self.gpus:g}. Set gpus: 1; each further GPU has a pack of its own"
+            )
         self.stop_rules()
         self.resources()
         check_workers(scheduler_class(self.scheduler), workers=self.workers)
@@ -190,7 +204,13 @@ class SweepConfig:
 
     def resources(self) -> Resources:
         """What a trial takes of the cluster."""
-        return Resources(workers=self.workers, cpus=self.cpus, gpus=self.gpus, strategy=self.strategy)
+        return Resources(
+            workers=self.workers,
+            cpus=self.cpus,
+            gpus=self.gpus,
+            strategy=self.strategy,
+            packed=self.packed_trials,
+        )
 
     def to_recipe(self, *, module: Any = None, data: Any = None) -> Recipe:
         """The recipe with the fixed values.

@@ -33,6 +33,7 @@ from lightning_dpo.tuning.search.searchers import is_plain, make_searcher
 from lightning_dpo.tuning.search.starting_points import Start
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
+from lightning_dpo.tuning.workers.packed.packing import check_packed, packing, packing_line
 
 __all__ = ["sweep"]
 
@@ -85,27 +86,33 @@ def sweep(
     if verbose:
         print(f"starting Ray, then {_first_work(traits)} ...", flush=True)
     with connected(config.ray_address, urls=(config.storage, config.reference_cache)):
-        fits = trials_at_once(node_resources(), spec.resources)
+        fits = trials_at_once(node_resources(), spec.resources.share)
+        at_once = config.concurrency or fits
         prepared = prepare(spec, config)
         spec = dataclasses.replace(spec, prepared=prepared.overrides)
         searching = time.time()
-        trials = run_search(
-            spec,
-            config,
-            start=start,
-            searcher=searcher,
-            extension=extension,
-            concurrency=config.concurrency or fits,
-            verbose=verbose,
-        )
-        reruns = run_rounds(
-            spec,
-            trials,
-            config,
-            concurrency=config.concurrency or fits,
-            time_left=None if config.time_budget is None else config.time_budget - (time.time() - searching),
-            verbose=verbose,
-        )
+        line = packing_line(spec.resources, at_once=at_once)
+        if verbose and line:
+            print(line, flush=True)
+        with packing(spec, verbose=verbose):
+            trials = run_search(
+                spec,
+                config,
+                start=start,
+                searcher=searcher,
+                extension=extension,
+                concurrency=at_once,
+                verbose=verbose,
+            )
+            budget = config.time_budget
+            reruns = run_rounds(
+                spec,
+                trials,
+                config,
+                concurrency=at_once,
+                time_left=None if budget is None else budget - (time.time() - searching),
+                verbose=verbose,
+            )
         result = gather(
             spec,
             trials,
@@ -148,7 +155,7 @@ def _checked_spec(config: SweepConfig, *, module: Any, data: Any) -> TrialSpec:
     make_callbacks(config.callbacks)
     if config.keep == "best":
         _check_keep(config, traits, metric=objective.primary.metric)
-    return TrialSpec(
+    spec = TrialSpec(
         recipe=recipe,
         space=space,
         objective=objective,
@@ -161,6 +168,8 @@ def _checked_spec(config: SweepConfig, *, module: Any, data: Any) -> TrialSpec:
         kl_tokens=config.kl_tokens,
         keeps_best=config.keep == "best",
     )
+    check_packed(spec)
+    return spec
 
 
 def _check_keep(config: SweepConfig, traits: ModuleTraits, *, metric: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -17,18 +18,24 @@ KILLED_NEXT = KILLED + 1e-9
 
 
 class Trouble(pl.Callback):
-    """At a step: kills the process once, runs out of memory, poisons the weights, or raises, by the beta."""
+    """At a step: kills the process once, runs out of memory, poisons the weights, or raises, by the beta.
 
-    def __init__(self, marker: str, step: int = 3) -> None:
+    The marker of a kill names the trials that ran then, if it is told where their records are.
+    """
+
+    def __init__(self, marker: str, step: int = 3, records: str | None = None) -> None:
         self.marker = Path(marker)
         self.step = step
+        self.records = records
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.global_step != self.step:
             return
         beta = pl_module.loss.beta
         if beta == KILLED and not self.marker.exists():
-            self.marker.touch()
+            known = [] if self.records is None else Path(self.records).glob("*.json")
+            running = [path.stem for path in known if json.loads(path.read_text())["status"] == "running"]
+            self.marker.write_text(" ".join(running))
             os.kill(os.getpid(), signal.SIGKILL)
         if beta == EXHAUSTED:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
@@ -90,6 +97,26 @@ class Meddler(FIFOScheduler):
         if len(self.seen) == 1 and result["step"] == 4:
             return self.STOP
         if len(self.seen) == 2 and not self.has_killed:
+            self.has_killed = True
+            os.kill(result["pid"], signal.SIGKILL)
+        return self.CONTINUE
+
+
+class PackMeddler(FIFOScheduler):
+    """Stops the first trial at its second report, and kills the process of the second one once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.has_killed = False
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if trial.trial_id not in self.seen:
+            self.seen.append(trial.trial_id)
+        number = self.seen.index(trial.trial_id)
+        if number == 0 and result["step"] == 4:
+            return self.STOP
+        if number == 1 and not self.has_killed:
             self.has_killed = True
             os.kill(result["pid"], signal.SIGKILL)
         return self.CONTINUE

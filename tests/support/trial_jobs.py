@@ -24,6 +24,7 @@ from lightning_dpo.tuning.trial.resume import after_report, begin_from, begun
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
 seen: list[weakref.ref[Any]] = []
+steps: list[tuple[float, int]] = []
 validated: list[tuple[int, dict[str, torch.Tensor], dict[int, float]]] = []
 """Of each validation that `Witness` saw: the step, the policy's weights, each pair's accuracy by its key."""
 
@@ -38,6 +39,18 @@ class Remember(pl.Callback):
         if trainer.global_step == 0:
             seen.append(weakref.ref(pl_module))
         if trainer.global_step == self.raise_at:
+            raise KeyError("a mistake of one's own")
+
+
+class NoteSteps(pl.Callback):
+    """Notes whose step it is, by its beta, and raises in one of the trials."""
+
+    def __init__(self, broken: float) -> None:
+        self.broken = broken
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        steps.append((pl_module.loss.beta, trainer.global_step))
+        if pl_module.loss.beta == self.broken and trainer.global_step == 3:
             raise KeyError("a mistake of one's own")
 
 

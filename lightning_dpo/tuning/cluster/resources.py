@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 __all__ = ["Resources"]
 
@@ -21,12 +22,14 @@ class Resources:
         cpus: CPUs of each worker.
         gpus: GPUs of each worker; a fraction lets trials share one.
         strategy: How several workers share a model: "ddp", "fsdp2" or "fsdp1".
+        packed: Trials that share what a worker takes, in one process.
     """
 
     workers: int = 1
     cpus: float = 1
     gpus: float = 0
     strategy: str = "ddp"
+    packed: int = 1
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -54,6 +57,19 @@ class Resources:
         return _DRIVER_CPUS if self.workers > 1 else 0.0
 
     @property
+    def share(self) -> Resources:
+        """What one trial takes where several share a process: its part of that."""
+        if self.packed == 1:
+            return self
+        cpus, gpus = (_part(value, self.packed) for value in (self.cpus, self.gpus))
+        return replace(self, cpus=cpus, gpus=gpus, packed=1)
+
+    @property
     def per_worker(self) -> dict[str, float]:
         """What each worker takes, as Ray names it."""
         return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+
+
+def _part(value: float, parts: int) -> float:
+    """A part in Ray's unit of a ten-thousandth, rounded down so that all parts fit."""
+    return math.floor(value / parts * 10_000 + 1e-6) / 10_000

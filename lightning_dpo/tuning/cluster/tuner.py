@@ -18,6 +18,7 @@ from lightning_dpo.tuning.search.stops import SweepStopper
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.trainable import run_trial
+from lightning_dpo.tuning.workers.packed.packing import packed_trainable
 
 __all__ = ["has_begun", "new_tuner", "ray_folder", "restored_tuner"]
 
@@ -126,5 +127,7 @@ def _trainable(spec: TrialSpec) -> Any:
     if resources.workers > 1:
         taken = {"cpu": resources.driver_cpus}
     else:
-        taken = {"cpu": resources.cpus, "gpu": resources.gpus}
-    return tune.with_resources(tune.with_parameters(run_trial, spec=spec), taken)
+        taken = {"cpu": resources.share.cpus, "gpu": resources.share.gpus}
+    is_packed = resources.packed > 1
+    trainable = packed_trainable(spec) if is_packed else tune.with_parameters(run_trial, spec=spec)
+    return tune.with_resources(trainable, taken)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 from ray import tune
 
@@ -11,7 +12,21 @@ from lightning_dpo.tuning.trial.record import TrialRecord
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
 
-__all__ = ["Outcome", "end_trial", "outcome_of_dead_process", "report_again"]
+__all__ = ["Outcome", "Session", "StoppedError", "end_trial", "outcome_of_dead_process", "report_again"]
+
+
+class StoppedError(BaseException):
+    """A scheduler has stopped the trial; no `except Exception` on the way takes it for a failure."""
+
+
+class Session(Protocol):
+    """Tune, as a trial sees it; `ray.tune` is one where the trial runs in the process that Tune gave it."""
+
+    def get_checkpoint(self) -> Any:
+        """The checkpoint that Tune has for the trial."""
+
+    def report(self, metrics: Mapping[str, Any], *, checkpoint: Any = None) -> None:
+        """Tell Tune, and wait until it has taken the report."""
 
 
 class Outcome(NamedTuple):
@@ -28,30 +43,34 @@ class Outcome(NamedTuple):
     traceback: str = ""
 
 
-def end_trial(spec: TrialSpec, record: TrialRecord, outcome: Outcome) -> None:
+def end_trial(
+    spec: TrialSpec, record: TrialRecord, outcome: Outcome, *, session: Session | None = None
+) -> None:
     """Record how a trial ended, and tell Tune of one that went wrong: it counts as the worst there is.
 
     Args:
         spec: What the sweep's trials have in common.
         record: What is known of the trial.
         outcome: How it ended.
+        session: Takes what is told; None is Tune's of this process.
     """
     ended = record.ended(outcome.status, reason=outcome.reason, traceback=outcome.traceback)
     ended.save(spec.records)
     if ended.status.went_wrong:
-        report_again(spec.objective, ended)
+        report_again(spec.objective, ended, session=session)
 
 
-def report_again(objective: Objective, record: TrialRecord) -> None:
+def report_again(objective: Objective, record: TrialRecord, *, session: Session | None = None) -> None:
     """Tell Tune of a trial that has ended: its last report, or the worst values where it went wrong.
 
     Args:
         objective: The sweep's goals.
         record: The trial.
+        session: Takes what is told; None is Tune's of this process.
     """
     worst: dict[str, Any] = {goal.metric: goal.worst for goal in objective.goals}
     reason = {"reason": record.reason} if record.reason else {}
-    tune.report(
+    (session or tune).report(
         {**record.last, **({} if record.is_ranked else worst), "status": str(record.status), **reason}
     )
 

@@ -51,6 +51,8 @@ def fit_trial(
     kept: KeptStep | None = None,
     checkpoint: Path | None = None,
     trainer_options: Mapping[str, Any] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    is_alone: bool = True,
 ) -> Outcome:
     """Train with a trial's values, from a checkpoint where there is one.
 
@@ -66,10 +68,17 @@ def fit_trial(
         kept: The best step of an earlier start, where the best one is kept.
         checkpoint: Folder with a full state of an earlier process of this trial, or with PBT of another one.
         trainer_options: Take the place of the recipe's trainer arguments.
+        callbacks: Added after the trial's own.
+        is_alone: Whether no other trial runs in this process, so that its start-up counts from the end of the
+            one before.
     """
     global _previous_end
+    began = (_previous_end if is_alone else None) or time.time()
+    options = trainer_options or {}
     try:
-        return _outcome(spec, overrides, report, trial, starts, kept, checkpoint, trainer_options or {})
+        return _outcome(
+            spec, overrides, report, trial, starts, kept, checkpoint, options, list(callbacks), began
+        )
     finally:
         # Only here is all gone that holds the model: callbacks, and an error whose traceback has its frames.
         _give_memory_back()
@@ -117,6 +126,8 @@ def _outcome(
     kept: KeptStep | None,
     checkpoint: Path | None,
     trainer_options: Mapping[str, Any],
+    callbacks: list[pl.Callback],
+    began: float,
 ) -> Outcome:
     """Train, and say what became of it; an error of training is an outcome."""
     checkpoints = TrialCheckpoints(spec.checkpoints, trial, starts=starts, plan=spec.checkpoint_plan)
@@ -124,7 +135,7 @@ def _outcome(
     reports = TrialReport(
         report,
         required=tuple(goal.metric for goal in spec.objective.goals),
-        began=_previous_end or time.time(),
+        began=began,
         checkpoints=checkpoints,
         best=BestStep(spec.objective.primary, kept=kept) if spec.keeps_best else None,
         outcomes=outcomes,
@@ -138,7 +149,7 @@ def _outcome(
             contextlib.closing(checkpoints),
         ):
             options = {**_WITHOUT_FILES, "default_root_dir": scratch, **trainer_options}
-            _fit(spec, overrides, [outcomes, reports], checkpoint, options, run)
+            _fit(spec, overrides, [outcomes, reports, *callbacks], checkpoint, options, run)
             if not reports.reports and checkpoint is None:
                 raise ValueError(
                     "a trial must validate at least once: give the recipe validation data, and a "

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,16 @@ class TrialSpec:
         """
         rerun_of, purpose = self.space.origin(config)
         return TrialRecord(trial, self.space.overrides(config), rerun_of=rerun_of, purpose=purpose)
+
+    def record(self, trial: str, config: Mapping[str, Any]) -> TrialRecord:
+        """What is known of a trial, with the values that Ray chose for this start of it.
+
+        Args:
+            trial: Ray's name for it.
+            config: What Ray chose.
+        """
+        known = TrialRecord.load(self.records, trial) or self.new_record(trial, config)
+        return known if known.status.is_over else replace(known, overrides=self.space.overrides(config))
 
     @contextlib.contextmanager
     def user_environment(self) -> Iterator[None]:

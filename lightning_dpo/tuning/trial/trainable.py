@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ray import tune
 
 from lightning_dpo.tuning.trial.ending import report_again
 from lightning_dpo.tuning.trial.one_process import run_in_one_process
-from lightning_dpo.tuning.trial.record import TrialRecord
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.workers.trial import run_with_workers
 
@@ -25,11 +23,10 @@ def run_trial(config: Mapping[str, Any], *, spec: TrialSpec) -> None:
         spec: What the sweep's trials have in common.
     """
     trial = tune.get_context().get_trial_id()
-    overrides = spec.space.overrides(config)
-    record = TrialRecord.load(spec.records, trial) or spec.new_record(trial, config)
+    record = spec.record(trial, config)
     if record.status.is_over:
         # A driver that was killed may not have heard of the end.
         report_again(spec.objective, record)
         return
     run = run_with_workers if spec.resources.workers > 1 else run_in_one_process
-    run(spec, replace(record, overrides=overrides))
+    run(spec, record)

@@ -14,6 +14,7 @@ from ray.util.placement_group import get_current_placement_group
 
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.checkpoints import SavedFolder
+from lightning_dpo.tuning.trial.ending import StoppedError
 from lightning_dpo.tuning.trial.fit import fit_trial
 from lightning_dpo.tuning.trial.record import TrialRecord
 from lightning_dpo.tuning.trial.report_callback import Saved
@@ -29,10 +30,6 @@ _LOST_PEER = ("gloo", "closed by peer", "reset by peer", "DistBackendError", "Di
 """In the errors of a worker whose neighbour has died."""
 
 
-class _StoppedError(BaseException):
-    """A scheduler has stopped the trial; no `except Exception` on the way takes it for a failure."""
-
-
 def worker_loop(arguments: dict[str, Any]) -> None:
     """Train the trials that the mailbox has, until this process is ended.
 
@@ -46,7 +43,7 @@ def worker_loop(arguments: dict[str, Any]) -> None:
     while True:
         job: Job = ray.get(mailbox.next_job.remote(number))
         number = job.number
-        with contextlib.suppress(_StoppedError):
+        with contextlib.suppress(StoppedError):
             _train(spec, mailbox, job, is_first=rank == 0)
         ray.get(mailbox.leave_job.remote(number, rank))
 
@@ -112,7 +109,7 @@ class _WorkersTrial:
             self.record.save(self._spec.records)
             told = {**metrics, "checkpoint_path": self.record.checkpoint}
         if not ray.get(self._mailbox.report.remote(self._job.number, metrics["step"], told)):
-            raise _StoppedError
+            raise StoppedError
 
 
 @contextlib.contextmanager

@@ -37,12 +37,14 @@ class Event(NamedTuple):
         metrics: Values of a report.
         error: Text of a failure.
         counts: Whether the failure is one of those that `retries` bounds: that of a spot machine is not.
+        checkpoint: What Tune is given with a report, where it is given something.
     """
 
     kind: Literal["report", "done", "failed"]
     metrics: Mapping[str, Any] = {}
     error: str = ""
     counts: bool = True
+    checkpoint: Any = None
 
 
 class Mailbox:
