@@ -36,7 +36,7 @@ def measure_device(name: str) -> Device:
     """Describe a device and time its products."""
     device = torch.device(name)
     on_gpu = device.type == "cuda"
-    size = 8192 if on_gpu else 512
+    size = 8192 if on_gpu else 128
     properties = torch.cuda.get_device_properties(device) if on_gpu else None
     return Device(
         name=properties.name if properties else device.type,

@@ -67,9 +67,11 @@ class Worker:
         return answer
 
     def close(self) -> None:
+        """Let it end by itself, which it does between calls; one that hangs is killed."""
+        self._connection.close()
+        self._process.join(2)
         self._process.kill()
         self._process.join()
-        self._connection.close()
 
 
 def _serve(connection: Connection, log: str, modules: tuple[str, ...], threads: int | None) -> None:

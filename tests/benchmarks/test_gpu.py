@@ -33,14 +33,14 @@ def test_a_dry_run_has_every_arm_or_says_why_not(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert "skipped" in found["tests"] or "passed" in found["tests"]
-    assert found["device"]["matrix_flops"] > 1e9
+    assert found["device"]["matrix_flops"] > 0
     (model,) = found["models"]
     rows = {row["variant"]: row for row in model["rows"]}
     assert set(rows) | set(model["failures"]) == set(arms)
     assert {"ours", "packed", "trl"} <= set(rows)
     for name, row in rows.items():
         assert row["rounds"] == 2
-        assert 0 < row["mfu"] <= row["busy"] < 1
+        assert 0 < row["mfu"] <= row["busy"]
         assert row["pairs_per_second"] * row["seconds_per_step"] == pytest.approx(2, rel=0.2)
         assert row["peak_gib"] > 0
         assert row["graphs_in_timed_steps"] == 0
@@ -49,6 +49,7 @@ def test_a_dry_run_has_every_arm_or_says_why_not(tmp_path: Path) -> None:
         assert row["loss_difference"] <= 5e-3, name
         if name != "ours":
             assert model["ratios"][name].startswith("pairs/s ")
+    assert rows["ours"]["mfu"] == pytest.approx(rows["ours"]["busy"])
     assert rows["ours"]["positions"] == pytest.approx(model["work"]["unique"])
     assert rows["packed"]["positions"] == pytest.approx(model["work"]["sequences"])
     assert rows["trl"]["positions"] >= rows["packed"]["positions"]
