@@ -3,7 +3,7 @@
 ``python -m benchmarks.flex_kernels --capability 9.0`` prints each kernel's target and size; triton must be
 installed (``pip install triton==3.7.0`` goes with torch 2.13). The graphs are traced on the CPU, moved to
 fake CUDA tensors and lowered by inductor, which is told of a device with the maker's figures. Nothing runs:
-that kernels compile says nothing of their numbers. It reaches into torch, and was tried with torch 2.13 alone.
+that kernels compile says nothing of their numbers. It reaches into torch, and was tried with 2.13 alone.
 """
 
 from __future__ import annotations

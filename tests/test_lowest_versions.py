@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -25,5 +26,6 @@ def lower_bounds() -> dict[str, str]:
 
 def test_every_lower_bound_is_the_version_that_is_tested() -> None:
     lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
-    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    lines += re.findall(r"^LOWEST_TORCH \?= (\S+)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert {name: pinned.get(name) for name in lower_bounds()} == lower_bounds()
