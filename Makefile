@@ -26,7 +26,7 @@ test-heavy: $(VENV)/.test  ## Tests of a minute or more: Ray clusters, real mode
 	$(BIN)/python -m pytest -m heavy
 
 test-lowest: $(LOWEST_VENV)/.ready  ## Training, scoring, the cache, exports and a sweep with the lowest versions
-	$(LOWEST_VENV)/bin/python -m pytest -m "not slow" $(LOWEST_TESTS)
+	$(LOWEST_VENV)/bin/python -m pytest -m "not slow" -k "not compiled" $(LOWEST_TESTS)
 
 lint: $(VENV)/.test  ## ruff and strict mypy
 	$(BIN)/ruff check .
