@@ -67,7 +67,7 @@ MODELS: dict[str, Callable[..., Workload]] = {
 }
 
 DRY_RUN = {
-    **{"device": "cpu", "models": ["tiny"], "batch_size": 2, "max_length": 48},
+    **{"device": "cpu", "models": ["tiny"], "batch_size": 2, "max_length": 256},
     **{"steps": 2, "warmup": 1, "watched": 1, "rounds": 2},
 }
 
