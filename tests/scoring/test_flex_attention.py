@@ -1,4 +1,4 @@
-"""FlexAttention as GPUs run it, with its gradients, computed plainly by torch instead of a compiled kernel."""
+"""FlexAttention as GPUs run it, with its gradients, computed plainly by torch in place of a kernel."""
 
 from __future__ import annotations
 
