@@ -4,7 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-fast test-heavy lint bench bench-sweep clean
+# The oldest torch that is tested is a CUDA build of 3 GB; another version can be named here.
+LOWEST_VENV := .venv-lowest
+LOWEST_TORCH ?= torch==2.9.0
+LOWEST_TESTS := tests/test_lowest_versions.py tests/scoring/test_forward.py tests/reference/test_cached.py \
+	tests/training/test_dpo.py tests/training/test_export.py tests/tuning/test_sweep.py::TestResult
+
+.PHONY: demo test test-fast test-heavy test-lowest lint bench bench-gpu bench-sweep clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.runtime  ## Sweep over the embedded task: no download of models or data, no GPU
@@ -19,6 +25,9 @@ test-fast: $(VENV)/.test  ## Tests that take seconds
 test-heavy: $(VENV)/.test  ## Tests of a minute or more: Ray clusters, real models, the demonstration as shipped
 	$(BIN)/python -m pytest -m heavy
 
+test-lowest: $(LOWEST_VENV)/.ready  ## Training, scoring, the cache, exports and a sweep with the lowest versions
+	$(LOWEST_VENV)/bin/python -m pytest -m "not slow" -k "not compiled" $(LOWEST_TESTS)
+
 lint: $(VENV)/.test  ## ruff and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,11 +36,14 @@ lint: $(VENV)/.test  ## ruff and strict mypy
 bench: $(VENV)/.test $(VENV)/.smollm2  ## Speed and memory beside TRL's DPOTrainer
 	$(BIN)/python -m benchmarks.trl_throughput
 
+bench-gpu: $(VENV)/.test $(VENV)/.smollm2  ## The first command for a GPU: its tests, then beside TRL and packing
+	$(BIN)/python -m benchmarks.gpu
+
 bench-sweep: $(VENV)/.test  ## A sweep of 8 trials beside TRL's trainer in a plain Ray Tune function
 	$(BIN)/python -m benchmarks.trl_sweep
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST_VENV) build dist *.egg-info
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -53,4 +65,10 @@ $(VENV)/.smollm2: $(VENV)/.created constraints.txt
 # Projects that tests bring the package together with; what they pin of others' versions is not what runs here.
 $(VENV)/.neighbours: $(VENV)/.created constraints.txt
 	$(PIP) --no-deps litgpt hydra-core antlr4-python3-runtime
+	touch $@
+
+$(LOWEST_VENV)/.ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST_VENV)
+	$(LOWEST_VENV)/bin/pip install --quiet --constraint constraints-lowest.txt "$(LOWEST_TORCH)" \
+		--editable ".[tune,lora]" pytest
 	touch $@

@@ -18,7 +18,7 @@ import torch
 from benchmarks.measure import Measurement, Meter
 from benchmarks.workload import Workload
 
-__all__ = ["VARIANTS", "Settings"]
+__all__ = ["VARIANTS", "Settings", "run_variant"]
 
 LEARNING_RATE = 1e-6
 BETA = 0.1
@@ -26,7 +26,7 @@ MAX_GRAD_NORM = 1.0
 
 
 class Settings(NamedTuple):
-    """What all variants have in common."""
+    """What all variants have in common; see `benchmarks.measure.Meter` for what steps there are."""
 
     workload: str
     steps: int
@@ -37,13 +37,18 @@ class Settings(NamedTuple):
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
     precision: Literal["bf16", "float32"] = "bf16"
     lora_rank: int = 0
+    device: str = "cpu"
+    watched: int = 0
 
 
-def run_ours(settings: Settings, *, layout: Any = "auto", cached: bool = False) -> Measurement:
+def run_ours(
+    settings: Settings, *, layout: Any = "auto", cached: bool = False, packed: bool = False
+) -> Measurement:
     import lightning.pytorch as pl
     from torch.optim import AdamW
     from torch.utils.data import DataLoader
 
+    from benchmarks.packing import PackedSequences
     from lightning_dpo import DPOModule, PairBatch
     from lightning_dpo.losses import DPOLoss, IPOLoss
     from lightning_dpo.models.lora import LoraSettings
@@ -61,6 +66,7 @@ def run_ours(settings: Settings, *, layout: Any = "auto", cached: bool = False) 
             meter.count(pl_module.policy, "policy")
             if pl_module.reference_model is not None:
                 meter.count(pl_module.reference_model, "reference")
+            meter.note = str(pl_module._selection)
             meter.training_starts()
 
         def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
@@ -69,11 +75,12 @@ def run_ours(settings: Settings, *, layout: Any = "auto", cached: bool = False) 
 
         def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
             meter.step_ends()
-            meter.losses.append(float(pl_module.latest.losses.mean()))
+            meter.losses.append(pl_module.latest.losses.mean())  # read when all is over
 
     rank = settings.lora_rank
+    on_gpu = settings.device != "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        module = DPOModule(
+        module = (PackedSequences if packed else DPOModule)(
             str(workload.model),
             loss=DPOLoss(beta=BETA) if settings.loss == "sigmoid" else IPOLoss(beta=BETA),
             optimizer=lambda params: AdamW(params, lr=LEARNING_RATE, weight_decay=0.0, fused=True),
@@ -85,8 +92,9 @@ def run_ours(settings: Settings, *, layout: Any = "auto", cached: bool = False) 
             reference_cache=f"{folder}/cache" if cached else None,
         )
         trainer = pl.Trainer(
-            max_steps=settings.warmup + settings.steps,
-            accelerator="cpu",
+            max_steps=meter.all_steps,
+            accelerator="gpu" if on_gpu else "cpu",
+            devices=1,
             precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
             callbacks=[Measuring()],
             default_root_dir=folder,
@@ -97,12 +105,17 @@ def run_ours(settings: Settings, *, layout: Any = "auto", cached: bool = False) 
         )
         trainer.fit(
             module,
-            DataLoader(workload.pairs(), batch_size=settings.batch_size, collate_fn=PairBatch.from_pairs),  # type: ignore[arg-type]
+            DataLoader(
+                workload.pairs(),  # type: ignore[arg-type]
+                batch_size=settings.batch_size,
+                collate_fn=PairBatch.from_pairs,
+                pin_memory=on_gpu,
+            ),
         )
     return meter.result()
 
 
-def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
+def run_trl(settings: Settings, *, precompute: bool = False, liger: bool = False) -> Measurement:
     import datasets
     import peft
     import trl
@@ -126,7 +139,7 @@ def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
 
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().compute_loss(*args, **kwargs)
-            meter.losses.append(loss.item())
+            meter.losses.append(loss.detach())  # read when all is over
             return loss
 
     class Measuring(TrainerCallback):
@@ -144,12 +157,13 @@ def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
     if rank:
         shape = {"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"}
         adapter = peft.LoraConfig(**shape, task_type="CAUSAL_LM")
+    on_gpu = settings.device != "cpu"
     with tempfile.TemporaryDirectory() as folder:
         trainer = Tokenised(
             model=AutoModelForCausalLM.from_pretrained(workload.model, dtype=torch.float32),
             args=trl.DPOConfig(
                 output_dir=folder,
-                max_steps=settings.warmup + settings.steps,
+                max_steps=meter.all_steps,
                 per_device_train_batch_size=settings.batch_size,
                 train_sampling_strategy="sequential",
                 max_length=None,
@@ -163,8 +177,9 @@ def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
                 bf16=settings.precision == "bf16",
                 gradient_checkpointing=settings.gradient_checkpointing,
                 precompute_ref_log_probs=precompute,
-                use_cpu=True,
-                dataloader_pin_memory=False,
+                use_liger_kernel=liger,
+                use_cpu=not on_gpu,
+                dataloader_pin_memory=on_gpu,
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
@@ -174,6 +189,7 @@ def run_trl(settings: Settings, *, precompute: bool = False) -> Measurement:
             callbacks=[Measuring()],
             peft_config=adapter,
         )
+        meter.note = f"attention {trainer.model.config._attn_implementation}"
         trainer.train()
     return meter.result()
 
@@ -182,21 +198,33 @@ VARIANTS: dict[str, Callable[[Settings], Measurement]] = {
     "ours": run_ours,
     "ours-cached": lambda settings: run_ours(settings, cached=True),
     "ours-concatenated": lambda settings: run_ours(settings, layout="concatenated"),
+    "packed": lambda settings: run_ours(settings, packed=True),
     "trl": run_trl,
+    "trl-liger": lambda settings: run_trl(settings, liger=True),
     "trl-precomputed": lambda settings: run_trl(settings, precompute=True),
 }
 
 
+def run_variant(variant: str, settings: Settings) -> Measurement:
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(0)
+    return VARIANTS[variant](settings)
+
+
 def _meter(settings: Settings) -> Meter:
-    return Meter(steps=settings.steps, warmup=settings.warmup, batch_size=settings.batch_size)
+    return Meter(
+        steps=settings.steps,
+        warmup=settings.warmup,
+        batch_size=settings.batch_size,
+        device=settings.device,
+        watched=settings.watched,
+    )
 
 
 def main() -> None:
     variant, settings_file, result_file = sys.argv[1:]
     settings = Settings(**json.loads(Path(settings_file).read_text()))
-    torch.set_num_threads(settings.threads)
-    torch.manual_seed(0)
-    measurement = VARIANTS[variant](settings)
+    measurement = run_variant(variant, settings)
     Path(result_file).write_text(json.dumps(measurement._asdict()))
 
 

@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 import os
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from benchmarks.child import VARIANTS, Settings
 from benchmarks.measure import Measurement
 from benchmarks.process import ROOT, run_child
+from benchmarks.tables import aligned, median, spread
 from benchmarks.workload import Tokens, prepare, tokens_per_pair
 from benchmarks.works import DEFAULT_MODEL, WORKS, Work
 
@@ -162,7 +162,9 @@ def report(rounds: list[dict[str, Measurement]], tokens: Tokens, *, description:
                 f"peak memory {memory(rounds, own, peer)}"
             )
     if "ours" in variants and "trl-precomputed" in variants:
-        whole = spread(rounds, lambda r: r["ours"].pairs_per_second / with_precompute(r["trl-precomputed"]))
+        whole = spread(
+            rounds, lambda r: r["ours"].pairs_per_second / r["trl-precomputed"].epoch_pairs_per_second
+        )
         lines.append(f"ours / trl-precomputed, one epoch with its precomputation: pairs/s {whole}")
     lines += [
         "",
@@ -203,20 +205,6 @@ def memory(rounds: list[dict[str, Measurement]], own: str, peer: str) -> str:
     return spread(rounds, lambda r: r[own].peak_mib / r[peer].peak_mib)
 
 
-def with_precompute(measurement: Measurement) -> float:
-    """Pairs per second of one epoch that pays for its own precomputation."""
-    return 1 / (1 / measurement.pairs_per_second + measurement.precompute_seconds_per_pair)
-
-
-def spread(rounds: list[dict[str, Measurement]], ratio: Callable[[dict[str, Measurement]], float]) -> str:
-    values = [ratio(each) for each in rounds]
-    return f"{statistics.median(values):.2f}x ({min(values):.2f}-{max(values):.2f})"
-
-
-def median(values: Any) -> float:
-    return statistics.median(values)
-
-
 def brief(measurements: dict[str, Measurement]) -> str:
     return ", ".join(
         f"{name} {m.seconds_per_step:.2f} s/step {m.peak_mib:.0f} MiB" for name, m in measurements.items()
@@ -230,17 +218,6 @@ def describe(work: Work, options: argparse.Namespace) -> str:
         f"gradient checkpointing {'on' if options.gradient_checkpointing else 'off'}; {options.steps} steps "
         f"x {options.rounds} rounds on {options.threads} threads"
     )
-
-
-def aligned(table: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in table
-    ]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from lightning_dpo.models.load import load_model, load_tokenizer
 from lightning_dpo.scoring.layout import separate_rows, single_row
 from lightning_dpo.types import PairBatch
 
-__all__ = ["Tokens", "Workload", "prepare", "tokens_per_pair"]
+__all__ = ["Tokens", "Workload", "prepare", "prepare_made", "tokens_per_pair"]
 
 # Tokens of prompts, chosen and rejected completions of the default data at their 0, 10, 25, 50, 75, 90 and
 # 100 % quantiles, under the default model's chat template and a limit of 512 tokens.
@@ -86,8 +86,9 @@ def prepare(
     loaded = _wide_vocabulary() if made_up else load_model(model)
     loaded.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
+    vocab = loaded.config.vocab_size
     if lengths is not None:
-        pairs = _pairs_of(count, lengths, vocab=loaded.config.vocab_size)
+        pairs = _pairs_of(count, lengths, vocab=vocab)
         description = f"{count} pairs of random tokens, prompts of {lengths[0]}, completions of {lengths[1]}"
     elif data is not None and data.exists():
         pairs = _real_pairs(data, tokenizer, cache_dir=folder / "cache", max_length=max_length)
@@ -95,12 +96,37 @@ def prepare(
         order = np.random.default_rng(0).permutation(len(pairs))
         pairs = [pairs[i] for i in order[:count]]
     else:
-        pairs = _synthetic_pairs(count, vocab=loaded.config.vocab_size, max_length=max_length)
+        pairs = _synthetic_pairs(count, vocab=vocab, max_length=max_length)
         description = f"{count} synthetic rows"
     if len(pairs) < count:
         raise SystemExit(f"`--data` must hold at least {count} usable rows, got {len(pairs)}")
     (folder / "pairs.json").write_text(json.dumps(pairs))
     return Workload(folder, description)
+
+
+def prepare_made(folder: Path, *, config: dict[str, Any], count: int, max_length: int) -> Workload:
+    """Write a model with random weights, in bfloat16, and `count` pairs of random token ids.
+
+    Args:
+        folder: Where to.
+        config: As `lightning_dpo.parallel.memory.shapes.load_config` takes it.
+        count: How many pairs.
+        max_length: Most tokens of a prompt with one completion.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from lightning_dpo.demo.model import build_tokenizer
+    from lightning_dpo.parallel.memory.shapes import load_config
+
+    made = load_config(config)
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16)
+    model.save_pretrained(folder / "model")
+    # No text is read; TRL asks it how to pad.
+    build_tokenizer().save_pretrained(folder / "model")
+    pairs = _synthetic_pairs(count, vocab=made.vocab_size, max_length=max_length)
+    (folder / "pairs.json").write_text(json.dumps(pairs))
+    return Workload(folder, f"{count} synthetic rows")
 
 
 def tokens_per_pair(pairs: Sequence[TokenPair], *, batch_size: int) -> Tokens:

@@ -37,15 +37,18 @@ class Waits(TorchDispatchMode):
     Attributes:
         read_backs: Copies from the device, and operations that need its numbers.
         blocking_copies: Copies to the device that the host waits for.
+        called: Operators that ran.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.read_backs: list[str] = []
         self.blocking_copies: list[str] = []
+        self.called: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.called.add(str(func))
         devices = {a.device.type for a in args if isinstance(a, Tensor)}
         if func.overloadpacket in READ_BACKS and "meta" in devices:
             self.read_backs.append(str(func))
@@ -129,6 +132,20 @@ def test_a_step_with_logging_reads_once(case: str) -> None:
         module.training_step(batch.to(torch.device("meta")), 49)
     assert len(waits.read_backs) == 1
     assert waits.blocking_copies == []
+
+
+def test_a_step_in_bfloat16_goes_by_the_kernels_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward, where tensors say that they are on a GPU."""
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda tensor: tensor.device.type == "meta"))
+    module = on_meta(DPOModule(ragged_model().to(torch.bfloat16)), step=7)
+    with Waits() as waits:
+        module.training_step(pairs().to(torch.device("meta")), 7).backward()
+    assert waits.read_backs == waits.blocking_copies == []
+    ran = ("_varlen_attn.default", "_varlen_attn_backward.default", "aten.mm.dtype")
+    assert all(any(name in called for called in waits.called) for name in ran)
+    for name, parameter in module.policy.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.dtype == torch.bfloat16
 
 
 def test_the_count_sees_what_it_should() -> None:
