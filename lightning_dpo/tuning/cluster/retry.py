@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
 
 from ray.tune import ResultGrid, Tuner
 from ray.tune.experiment import Trial
@@ -23,12 +25,25 @@ def fit_with_retries(tuner: Tuner, restore: Callable[[], Tuner]) -> ResultGrid:
         tuner: What to run.
         restore: Makes the tuner that goes on with what the first one left, trials with errors included.
     """
-    outcome = tuner.fit()
-    for _ in range(_ROUNDS):
-        if not any(_was_given_up(trial) for trial in outcome._experiment_analysis.trials):
-            break
-        outcome = restore().fit()
+    with _without_tables():
+        outcome = tuner.fit()
+        for _ in range(_ROUNDS):
+            if not any(_was_given_up(trial) for trial in outcome._experiment_analysis.trials):
+                break
+            outcome = restore().fit()
     return outcome
+
+
+@contextlib.contextmanager
+def _without_tables() -> Iterator[None]:
+    """Let Tune not warn, with a line for each trial, that its own loggers have left no tables."""
+    log = logging.getLogger("ray.tune.analysis.experiment_analysis")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _was_given_up(trial: Trial) -> bool:

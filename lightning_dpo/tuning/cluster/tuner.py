@@ -122,6 +122,8 @@ def _folder(spec: TrialSpec) -> str:
 
 def _trainable(spec: TrialSpec) -> Any:
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
+    # Records have what Tune's own loggers would write, flush at each report, and copy with each state.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     resources = spec.resources
     if resources.workers > 1:
         taken = {"cpu": resources.driver_cpus}
