@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from ray.tune import ResultGrid, Tuner
 from ray.tune.experiment import Trial
+
+from lightning_dpo.tuning.cluster.tune_settings import tune_settings
 
 __all__ = ["fit_with_retries"]
 
 _ROUNDS = 3
 
 
-def fit_with_retries(tuner: Tuner, restore: Callable[[], Tuner]) -> ResultGrid:
+def fit_with_retries(tuner: Tuner, restore: Callable[[], Tuner], *, trials: int = 1) -> ResultGrid:
     """Run every trial, with as many retries as Tune's `max_failures` says.
 
     When a machine goes away, two calls to the process of a trial can fail within the same moment. Tune takes
@@ -24,26 +24,15 @@ def fit_with_retries(tuner: Tuner, restore: Callable[[], Tuner]) -> ResultGrid:
     Args:
         tuner: What to run.
         restore: Makes the tuner that goes on with what the first one left, trials with errors included.
+        trials: How many there are.
     """
-    with _without_tables():
+    with tune_settings(trials):
         outcome = tuner.fit()
         for _ in range(_ROUNDS):
             if not any(_was_given_up(trial) for trial in outcome._experiment_analysis.trials):
                 break
             outcome = restore().fit()
     return outcome
-
-
-@contextlib.contextmanager
-def _without_tables() -> Iterator[None]:
-    """Let Tune not warn, with a line for each trial, that its own loggers have left no tables."""
-    log = logging.getLogger("ray.tune.analysis.experiment_analysis")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def _was_given_up(trial: Trial) -> bool:

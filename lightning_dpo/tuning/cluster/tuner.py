@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,9 +120,6 @@ def _folder(spec: TrialSpec) -> str:
 
 
 def _trainable(spec: TrialSpec) -> Any:
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
-    # Records have what Tune's own loggers would write, flush at each report, and copy with each state.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     resources = spec.resources
     if resources.workers > 1:
         taken = {"cpu": resources.driver_cpus}
