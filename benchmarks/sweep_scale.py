@@ -241,10 +241,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             settings = Settings(trials, gpus, options.search, options.scheduler, options.reports, folder)
             found.append(run_child("benchmarks.sweep_scale", "child", settings, threads=1))
             found[-1]["opened"] = open_report(found[-1]["report"])
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(
-        json.dumps({"options": vars(options) | {"output": ""}, "sweeps": found}, indent=1)
-    )
+            record = {"options": {**vars(options), "output": ""}, "sweeps": found}
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text(json.dumps(record, indent=1))
+            print(f"{trials} trials in {found[-1]['sweep_seconds']:.0f} s", flush=True)
     print(table(found))
     print(f"\nall numbers: {options.output}")
 
