@@ -27,8 +27,8 @@ lint: $(VENV)/.test  ## ruff and strict mypy
 bench: $(VENV)/.test $(VENV)/.smollm2  ## Speed and memory beside TRL's DPOTrainer
 	$(BIN)/python -m benchmarks.trl_throughput
 
-bench-sweep: $(VENV)/.test  ## A sweep of 8 trials beside TRL's trainer in a plain Ray Tune function
-	$(BIN)/python -m benchmarks.trl_sweep
+bench-sweep: $(VENV)/.test  ## Sweeps of 8 trials beside TRL's trainer in a plain Ray Tune function; hours on 2 cores
+	$(BIN)/python -m benchmarks.trl_sweep --work all --resume
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
