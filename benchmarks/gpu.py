@@ -25,9 +25,9 @@ from benchmarks.child import VARIANTS, Settings, run_variant
 from benchmarks.device import measure_device
 from benchmarks.gpu_report import Found, Report, Work
 from benchmarks.process import ROOT
-from benchmarks.works import DEFAULT_MODEL
 from benchmarks.worker import FailedTurnError, Worker
 from benchmarks.workload import Workload, prepare, prepare_made
+from benchmarks.works import DEFAULT_MODEL
 from lightning_dpo.files import write_file
 from lightning_dpo.parallel.memory.shapes import load_config, model_shape
 

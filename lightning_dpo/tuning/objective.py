@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from lightning_dpo.tuning.config_paths import nearest
 
 __all__ = ["Goal", "Objective", "check_goals", "check_logged", "pareto_front"]
@@ -121,11 +123,15 @@ def check_logged(argument: str, names: Sequence[str], *, metrics: Sequence[str])
 def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
     """Indices of the points that no other one beats; more is better in each coordinate.
 
-    Of equal points all are kept.
+    Of equal points all are kept. In descending order a point can be beaten by earlier ones alone, and by one
+    of the front if by any: each is compared with those, and not with all.
     """
-
-    def beats(one: Sequence[float], other: Sequence[float]) -> bool:
-        pairs = list(zip(one, other, strict=True))
-        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
-
-    return [i for i, point in enumerate(points) if not any(beats(other, point) for other in points)]
+    if not points:
+        return []
+    values = np.asarray(points, dtype=np.float64)
+    front: list[int] = []
+    for index in np.lexsort(-values.T[::-1]).tolist():
+        others, own = values[front], values[index]
+        if not ((others >= own).all(axis=1) & (others > own).any(axis=1)).any():
+            front.append(index)
+    return sorted(front)

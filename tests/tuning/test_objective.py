@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lightning_dpo import DPOModule
@@ -32,3 +34,18 @@ def test_a_metric_that_is_not_logged_is_refused() -> None:
 
 def test_the_pareto_set() -> None:
     assert pareto_front([(1, 1), (2, 0), (0, 2), (1, 0), (2, 0)]) == [0, 1, 2, 4]
+
+
+def test_the_pareto_set_of_many_points_is_what_comparing_all_of_them_gives() -> None:
+    draw = np.random.default_rng(0)
+    points = [tuple(point) for point in draw.integers(0, 9, (200, 3)).tolist()]
+    points += [(8, float("nan"), 8), (0, 0, float("nan"))]
+
+    def beats(one: Sequence[float], other: Sequence[float]) -> bool:
+        at_least = all(a >= b for a, b in zip(one, other, strict=True))
+        return at_least and any(a > b for a, b in zip(one, other, strict=True))
+
+    expected = [i for i, point in enumerate(points) if not any(beats(other, point) for other in points)]
+    assert pareto_front(points) == expected
+    assert len(expected) < 30
+    assert pareto_front([]) == []

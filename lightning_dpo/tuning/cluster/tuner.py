@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -122,7 +121,6 @@ def _folder(spec: TrialSpec) -> str:
 
 
 def _trainable(spec: TrialSpec) -> Any:
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
     resources = spec.resources
     if resources.workers > 1:
         taken = {"cpu": resources.driver_cpus}

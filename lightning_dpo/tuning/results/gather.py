@@ -141,7 +141,7 @@ def _comparisons(spec: TrialSpec, result: SweepResult) -> dict[str, Comparison]:
     outcomes: dict[str, list[PairOutcomes]] = {}
     for trial in result.trials:
         if trial.is_ranked:
-            loaded = [_outcomes_of(run, spec) for run in counted_runs(trial, result.reruns)]
+            loaded = [_outcomes_of(run, spec) for run in counted_runs(trial, result.runs_again(trial))]
             found = [one for one in loaded if one is not None]
             if found:
                 outcomes[trial.id] = found

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_dpo.tuning.objective import Goal, Objective
 from lightning_dpo.tuning.results.result import KL
-from lightning_dpo.tuning.results.runs import counted_runs, run_mean
+from lightning_dpo.tuning.results.runs import counted_runs, run_mean, runs_by_trial
 from lightning_dpo.tuning.trial.record import TrialRecord
 
 __all__ = ["rank"]
@@ -27,11 +27,13 @@ def rank(
     KL: it needed to move less from the reference.
     """
     goals = (*objective.goals, Goal(KL, "min"))
+    again = runs_by_trial(reruns)
 
     def key(trial: TrialRecord) -> tuple[Any, ...]:
-        runs = counted_runs(trial, reruns)
+        own = again.get(trial.id, ())
+        runs = counted_runs(trial, own)
         is_confirmed = runs[0] is not trial
-        means = (run_mean(trial, reruns, goal.metric) for goal in goals)
+        means = (run_mean(trial, own, goal.metric) for goal in goals)
         values = (None if mean is None else mean.mean for mean in means)
         scores = (
             -goal.score(value) if value is not None else float("inf")

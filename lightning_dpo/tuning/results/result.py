@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from lightning_dpo.tuning.objective import Goal, Objective, pareto_front
 from lightning_dpo.tuning.results.comparison import Comparison
 from lightning_dpo.tuning.results.recommendation import KL, Recommendation, recommend
-from lightning_dpo.tuning.results.runs import RunMean, run_mean
+from lightning_dpo.tuning.results.runs import RunMean, run_mean, runs_by_trial
 from lightning_dpo.tuning.trial.record import TrialRecord
 
 __all__ = ["KL", "SweepResult", "TrialRecord"]
@@ -60,7 +60,15 @@ class SweepResult:
             trial: One of `trials`.
             metric: Logged name; the first goal's by default.
         """
-        return run_mean(trial, self.reruns, metric or self.objective.primary.metric)
+        return run_mean(trial, self.runs_again(trial), metric or self.objective.primary.metric)
+
+    def runs_again(self, trial: TrialRecord) -> Sequence[TrialRecord]:
+        """The runs of a trial's values with other seeds.
+
+        Args:
+            trial: One of `trials`.
+        """
+        return self._runs_again.get(trial.id, ())
 
     @property
     def confidence(self) -> float:
@@ -81,6 +89,10 @@ class SweepResult:
     def best(self) -> TrialRecord:
         """The trial that the first goal ranks first, by its mean where the trial was run again."""
         return self.trials[0]
+
+    @cached_property
+    def _runs_again(self) -> Mapping[str, Sequence[TrialRecord]]:
+        return runs_by_trial(self.reruns)
 
     @cached_property
     def paths(self) -> tuple[str, ...]:

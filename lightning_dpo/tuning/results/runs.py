@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lightning_dpo.tuning.trial.record import TrialRecord
 from lightning_dpo.tuning.trial.status import TrialStatus
 
-__all__ = ["RunMean", "counted_runs", "run_mean"]
+__all__ = ["RunMean", "counted_runs", "run_mean", "runs_by_trial"]
 
 
 class RunMean(NamedTuple):
@@ -26,6 +26,14 @@ class RunMean(NamedTuple):
     runs: int
 
 
+def runs_by_trial(reruns: Iterable[TrialRecord]) -> dict[str, list[TrialRecord]]:
+    """Runs with other seeds by the id of the trial whose values they have."""
+    found: dict[str, list[TrialRecord]] = {}
+    for run in reruns:
+        found.setdefault(run.rerun_of, []).append(run)
+    return found
+
+
 def counted_runs(trial: TrialRecord, reruns: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The runs of a trial's values.
 
@@ -34,7 +42,7 @@ def counted_runs(trial: TrialRecord, reruns: Sequence[TrialRecord]) -> list[Tria
 
     Args:
         trial: A trial of the search.
-        reruns: All runs with other seeds.
+        reruns: Runs with other seeds, its own at least.
     """
     complete = [run for run in reruns if run.is_ranked and run.status is TrialStatus.FINISHED]
     own = [run for run in complete if run.rerun_of == trial.id]
@@ -47,7 +55,7 @@ def run_mean(trial: TrialRecord, reruns: Sequence[TrialRecord], metric: str) -> 
 
     Args:
         trial: A trial of the search.
-        reruns: All runs with other seeds.
+        reruns: Runs with other seeds, its own at least.
         metric: Logged name.
     """
     values = [float(run.metrics[metric]) for run in counted_runs(trial, reruns) if metric in run.metrics]

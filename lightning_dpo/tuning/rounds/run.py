@@ -83,7 +83,7 @@ def _run(
     number = 1
     while has_begun(own := replace(spec, space=RerunSpace((), tuple(reruns)), round=_name(name, number))):
         with LiveTable(own, samples=len(reruns) - len(found), verbose=verbose):
-            outcome = fit_with_retries(restored_tuner(own), partial(restored_tuner, own))
+            outcome = fit_with_retries(restored_tuner(own), partial(restored_tuner, own), trials=len(reruns))
         found += completed_trials(own, outcome)
         number += 1
     known = [(record.rerun_of, dict(record.overrides)) for record in found]
@@ -108,7 +108,7 @@ def _run(
             callback=table.callback,
             time_budget=None if ends_at is None else ends_at - time.time(),
         )
-        outcome = fit_with_retries(tuner, partial(restored_tuner, own))
+        outcome = fit_with_retries(tuner, partial(restored_tuner, own), trials=len(missing))
     return [*found, *completed_trials(own, outcome)]
 
 

@@ -66,7 +66,7 @@ def run_search(
     number = 1
     while has_begun(own := _round(spec, number)):
         with LiveTable(own, samples=total - len(records), verbose=verbose) as table:
-            outcome = fit_with_retries(restored_tuner(own), partial(restored_tuner, own))
+            outcome = fit_with_retries(restored_tuner(own), partial(restored_tuner, own), trials=total)
         records += completed_trials(own, outcome)
         number += 1
     missing = total - len(records)
@@ -95,7 +95,7 @@ def run_search(
             samples=config.samples if is_first or is_plain(config.search) else missing,
             time_budget=None if ends_at is None else ends_at - time.time(),
         )
-        outcome = fit_with_retries(tuner, partial(restored_tuner, own))
+        outcome = fit_with_retries(tuner, partial(restored_tuner, own), trials=missing)
     return [*records, *completed_trials(own, outcome)]
 
 

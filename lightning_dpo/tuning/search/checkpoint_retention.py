@@ -24,6 +24,10 @@ _PREFIX = "checkpoint_"
 
 _FULL_STATE_EVERY = 4
 
+_POINTERS = 4
+"""Pointers to full states that Tune keeps of each trial. With so many new ones of a trial it writes the
+state of all trials at once and waits for that: were it 1, each trial of a sweep would make it do so."""
+
 
 class NewestCheckpoints(Callback):
     """Keeps the newest checkpoints of each trial.
@@ -80,7 +84,7 @@ def retention(scheduler: TrialScheduler) -> tuple[CheckpointConfig, list[Callbac
         scheduler: The sweep's scheduler.
     """
     if not isinstance(scheduler, PopulationBasedTraining):
-        return CheckpointConfig(num_to_keep=1), []
+        return CheckpointConfig(num_to_keep=_POINTERS), []
     return CheckpointConfig(num_to_keep=None), [NewestCheckpoints(_exchanged(scheduler))]
 
 

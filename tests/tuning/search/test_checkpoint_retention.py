@@ -29,7 +29,7 @@ def test_the_newest_checkpoints_of_a_trial_stay(tmp_path: Path) -> None:
     assert left == ["checkpoint_000010", "checkpoint_000011", "params.json"]
 
 
-@pytest.mark.parametrize(("scheduler", "kept"), [("pbt", None), ({"class_path": PBT}, None), ("asha", 1)])
+@pytest.mark.parametrize(("scheduler", "kept"), [("pbt", None), ({"class_path": PBT}, None), ("asha", 4)])
 def test_tune_removes_no_checkpoint_that_trials_exchange(scheduler: Any, kept: int | None) -> None:
     space = SearchSpace.parse({"model.optimizer.lr": {"uniform": [0.0, 1.0]}})
     built = make_scheduler(scheduler, space=space, objective=Objective.parse("m"))

@@ -24,14 +24,16 @@ def trade_off(result: SweepResult) -> Chart | None:
     ]
     if not shown:
         return None
-    pareto = sorted((t for t in result.frontier if t in shown), key=lambda t: t.metrics[across.metric])
+    # The frontier's trials have all of its goals, so they are shown.
+    pareto = sorted(result.frontier, key=lambda t: t.metrics[across.metric])
+    on_front = {trial.id for trial in pareto}
 
     def points(trials: Sequence[TrialRecord], **style: Any) -> dict[str, Any]:
         x, y = ([t.metrics[goal.metric] for t in trials] for goal in (across, up))
         return trial_points(trials, result, x=x, y=y, **style)
 
     def dots(status: str, colour: str, symbol: str) -> dict[str, Any]:
-        trials = [t for t in shown if t not in pareto and t.status == status]
+        trials = [t for t in shown if t.id not in on_front and t.status == status]
         marker = {"color": colour, "size": 9, "symbol": symbol, "line": {"width": 1.5, "color": colour}}
         return points(trials, name=status, marker=marker)
 

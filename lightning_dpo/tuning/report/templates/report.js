@@ -2,13 +2,20 @@
 const source = document.getElementById("charts").textContent;
 const isTouch = matchMedia("(pointer: coarse)").matches;
 
+let turn = 0;
+
 // Colours stand in the data as var(--name); they are looked up here, for plotly does not know style sheets.
+// The page has loaded with its first chart; it can be read and scrolled while the others are drawn, one by one.
 function draw() {
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
   const specs = JSON.parse(source.replace(/var\((--[a-z]+)\)/g, (_, name) => colour(name)));
   const line = {gridcolor: colour("--grid"), linecolor: colour("--line")};
-  specs.forEach((spec, number) => {
+  const mine = ++turn;
+  let number = 0;
+  function next() {
+    if (mine !== turn || number === specs.length) return;
+    const spec = specs[number];
     const place = document.getElementById("chart" + number);
     const layout = {
       ...spec.layout,
@@ -30,7 +37,10 @@ function draw() {
       responsive: true, displaylogo: false, displayModeBar: isTouch ? false : "hover",
       modeBarButtons: [buttons],
     });
-  });
+    number += 1;
+    setTimeout(next);
+  }
+  next();
 }
 draw();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
