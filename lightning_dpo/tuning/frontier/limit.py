@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor
 
 from lightning_dpo.evaluation import (
+    MIN_EFFECTIVE_SAMPLES,
     FrontierPoint,
     best_at_kl,
     mixture_log_weights,
     reweighted_frontier,
     share_of_limit,
 )
-from lightning_dpo.tuning.objective import pareto_front
 
 __all__ = ["Limit", "pick_policies"]
 
@@ -62,9 +63,24 @@ class Limit:
             policies - 1,
         )
 
+    def joined(self, other: Limit) -> Limit:
+        """With further samples of the same policies, as many of each."""
+        sizes = self.rewards.shape[1], other.rewards.shape[1]
+        return Limit(
+            torch.cat([self.rewards, other.rewards], dim=1),
+            torch.cat([self.log_weights, other.log_weights], dim=1),
+            (sizes[0] * self.reference + sizes[1] * other.reference) / sum(sizes),
+            self.policies,
+        )
+
     def at(self, kl: float) -> FrontierPoint:
         """The best reward at a KL."""
         return best_at_kl(self.rewards, kl=kl, log_weights=self.log_weights)
+
+    def is_known(self, *, up_to: float) -> bool:
+        """Whether twice as many effective samples as are asked for tell the limit at a KL."""
+        best = self.at(up_to)
+        return best.kl > 0.99 * up_to and best.effective_sample_size >= 2 * MIN_EFFECTIVE_SAMPLES
 
     def share(self, reward: float, *, kl: float) -> float:
         """What part of the gain that is reachable at a policy's KL it has.
@@ -91,19 +107,41 @@ class Limit:
         return [point for point in points if point.is_reliable and point.kl <= up_to]
 
 
-def pick_policies(points: Sequence[tuple[float, float]], *, count: int) -> list[int]:
-    """Which policies to sample for the limit: some that no other one beats, spread over the KL.
+def pick_policies(
+    points: Sequence[tuple[float, float]], *, reference: float, kl: float, count: int
+) -> list[int]:
+    """Which policies to sample for the limit: those nearest to the best policy at a KL.
+
+    A policy's KL from pi* = pi_ref exp(r / beta) / Z is log Z less (E[r] - beta KL) / beta, so that the
+    nearest have the highest E[r] - beta KL. beta is the slope there of the points' own upper hull.
 
     Args:
         points: KL and reward of each policy.
+        reference: The reference's reward, at KL 0.
+        kl: Up to where the limit is wanted, nats.
         count: How many to pick at most.
 
     Returns:
-        Their indices, by rising KL; that with the highest reward is the last.
+        Their indices, the nearest one first.
     """
-    front = pareto_front([(reward, -kl) for kl, reward in points])
-    front.sort(key=lambda index: points[index])
-    if count < 1 or not front:
-        return []
-    places = torch.linspace(len(front) - 1, 0, min(count, len(front))).round().int().tolist()
-    return sorted({front[place] for place in places}, key=lambda index: points[index])
+    beta = _hull_slope([(0.0, reference), *points], kl=kl)
+    order = sorted(range(len(points)), key=lambda i: beta * points[i][0] - points[i][1])
+    return order[:count]
+
+
+def _hull_slope(points: Sequence[tuple[float, float]], *, kl: float) -> float:
+    """The slope at a KL of the upper hull of points (KL, reward), or of its last rise."""
+    hull: list[tuple[float, float]] = []
+    for point in sorted(points):
+        # Left of the point before there is another one, and that point lies below the line between the two.
+        while len(hull) > 1 and _slope(hull[-2], point) >= _slope(hull[-2], hull[-1]):
+            hull.pop()
+        if not hull or point[1] > hull[-1][1]:
+            hull.append(point)
+    slopes = [_slope(left, right) for left, right in itertools.pairwise(hull) if left[0] < kl]
+    return slopes[-1] if slopes else 0.0
+
+
+def _slope(left: tuple[float, float], right: tuple[float, float]) -> float:
+    width = right[0] - left[0]
+    return (right[1] - left[1]) / width if width else math.inf
