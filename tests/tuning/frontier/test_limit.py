@@ -92,7 +92,9 @@ def test_rounds_of_samples_add_up() -> None:
     assert both.at(2.0).reward == pytest.approx(2.0, rel=0.02)
     assert both.reference == pytest.approx(0.0, abs=1e-6)
     assert both.policies == 1
-    few = limit(samples=30)
-    assert few.at(1.0).is_reliable != few.is_known(up_to=1.0)
+    few = limit(samples=45)
+    assert few.at(1.0).effective_sample_size == pytest.approx(71, abs=1)
+    assert few.at(1.0).is_reliable
+    assert not few.is_known(up_to=1.0)
     assert both.is_known(up_to=2.0)
     assert not both.is_known(up_to=100.0)
