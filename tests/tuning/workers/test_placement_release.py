@@ -16,16 +16,9 @@ from sweep_project import settings
 
 from lightning_dpo.tuning import SweepConfig
 from lightning_dpo.tuning.run import _checked_spec
+from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.workers.group import Group
 from lightning_dpo.tuning.workers.placement_release import orphaned_placements
-
-
-class Driver:
-    """Drives a group, as the process that Tune gives a trial does."""
-
-    def begin(self, spec: Any) -> int:
-        self.group = Group(spec)
-        return os.getpid()
 
 
 def held() -> list[str]:
@@ -52,6 +45,14 @@ def test_a_driver_that_dies_before_its_workers_start_leaves_no_reservation(
         **settings(project),
     )
     spec = _checked_spec(config, module=None, data=None)
+
+    class Driver:
+        """Drives a group, as the process that Tune gives a trial does."""
+
+        def begin(self, spec: TrialSpec) -> int:
+            self.group = Group(spec)
+            return os.getpid()
+
     before = held()
     others = placement_group([{"CPU": 0.01}])  # of this process, and not to be touched
     driver: Any = ray.remote(num_cpus=0)(Driver).remote()
