@@ -133,7 +133,7 @@ class Sampler:
                 many independent runs.
         """
         if not policies:
-            return self._tempered(kl, samples_per_prompt, runs=rounds, reference=reference)
+            return self._tempered(kl, samples_per_prompt, runs=rounds)
         reached = [(point.kl, point.reward) for point in points]
         picked = [runs[i] for i in pick_policies(reached, reference=reference, kl=kl, count=policies)]
         found = self._limit(picked, samples_per_prompt, round=0)
@@ -143,7 +143,7 @@ class Sampler:
             found = found.joined(self._limit(picked, samples_per_prompt, round=number))
         return found
 
-    def _tempered(self, kl: float, samples_per_prompt: int, *, runs: int, reference: float) -> Limit:
+    def _tempered(self, kl: float, samples_per_prompt: int, *, runs: int) -> Limit:
         """The limit from tempered samples of the reference, in independent runs."""
         reach = _BEYOND * kl
         name = f"limit/tempered-{samples_per_prompt}-kl{reach:g}-run{{}}.pt"
@@ -155,7 +155,7 @@ class Sampler:
         found = []
         for call in calls:
             content = torch.load(io.BytesIO(self.folder.read_bytes(call["name"]) or b""), weights_only=True)
-            found.append(Limit(content["rewards"], content["log_weights"], reference))
+            found.append(Limit.of_weighted(content["rewards"], content["log_weights"]))
         return functools.reduce(Limit.joined, found)
 
     def _limit(self, picked: Sequence[Run], samples_per_prompt: int, *, round: int) -> Limit:
