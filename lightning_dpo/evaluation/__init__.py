@@ -25,7 +25,6 @@ from lightning_dpo.evaluation.kl import Estimate, KLResult, completion_kl, sampl
 from lightning_dpo.evaluation.monitor import CompletionMonitor
 from lightning_dpo.evaluation.realign import RealignedSamples, realigned_model, realigned_samples
 from lightning_dpo.evaluation.sampling import Sample, end_tokens, sample_completions
-from lightning_dpo.evaluation.tempering import TemperedSamples, tempered_samples
 from lightning_dpo.evaluation.win_rate import WinRate, length_controlled_win_rate, win_rate
 
 __all__ = [
@@ -42,7 +41,6 @@ __all__ = [
     "PairwiseJudge",
     "RealignedSamples",
     "Sample",
-    "TemperedSamples",
     "WinRate",
     "best_at_kl",
     "best_of_n",
@@ -65,6 +63,5 @@ __all__ = [
     "sample_completions",
     "sample_logps",
     "share_of_limit",
-    "tempered_samples",
     "win_rate",
 ]

@@ -51,12 +51,12 @@ class FrontierConfig:
         samples_per_prompt: Completions of each.
         max_new_tokens: Longest completion.
         batch_size: Completions sampled and scored at once.
-        limit_policies: With 0 the limit comes from the reference alone, see `tempered_samples`. Above, so
-            many trained policies are sampled too: those nearest to the best policy at the largest of `kls`.
-        limit_samples_per_prompt: Completions of each prompt at each level of the penalty, or from each of
-            these policies; None takes `samples_per_prompt`.
-        limit_rounds: Independent runs of tempered samples; or how often policies are sampled at most, until
-            100 effective samples of every prompt tell the limit at the largest of `kls`.
+        limit_policies: Trained policies that are sampled again for the limit, beside the reference: those
+            nearest to the best policy at the largest of `kls`.
+        limit_samples_per_prompt: Completions of each prompt from each of these; None takes
+            `samples_per_prompt`. The more there are, the larger the KL to which the limit is known.
+        limit_rounds: How often so many are drawn at most; not again once 100 effective samples of every
+            prompt tell the limit at the largest of `kls`.
         kls: Where methods are compared, nats.
         sweep: Further fields of each method's `SweepConfig`, such as ``{gpus: 1}``.
         storage: Folder or fsspec URL; on a cluster all machines must see it.
@@ -74,9 +74,9 @@ class FrontierConfig:
     samples_per_prompt: int = 32
     max_new_tokens: int = 128
     batch_size: int = 64
-    limit_policies: int = 0
+    limit_policies: int = 4
     limit_samples_per_prompt: int | None = None
-    limit_rounds: int = 2
+    limit_rounds: int = 1
     kls: list[float] = field(default_factory=lambda: [1.0, 2.0, 5.0, 8.0])
     sweep: dict[str, Any] = field(default_factory=dict)
     storage: str = "outputs"

@@ -63,11 +63,6 @@ class Limit:
             policies - 1,
         )
 
-    @classmethod
-    def of_weighted(cls, rewards: Tensor, log_weights: Tensor) -> Limit:
-        """Take samples whose weights under the reference are known, (prompts, samples) each."""
-        return cls(rewards, log_weights, float((log_weights.softmax(1) * rewards).sum(1).mean()))
-
     def joined(self, other: Limit) -> Limit:
         """With further samples of the same policies, as many of each."""
         sizes = self.rewards.shape[1], other.rewards.shape[1]

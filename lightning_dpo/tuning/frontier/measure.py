@@ -20,7 +20,6 @@ from lightning_dpo.evaluation import (
     load_judge,
     sample_completions,
     sample_logps,
-    tempered_samples,
 )
 from lightning_dpo.evaluation.judges import is_pairwise
 from lightning_dpo.evaluation.realign import realigned_model
@@ -30,7 +29,7 @@ from lightning_dpo.tuning.results.export import export_trial
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
-__all__ = ["Measured", "Measuring", "make_judge", "measure", "policy_logps", "temper"]
+__all__ = ["Measured", "Measuring", "make_judge", "measure", "policy_logps"]
 
 
 @dataclass(frozen=True)
@@ -114,22 +113,12 @@ class Measuring:
             seed: Of the samples.
             samples_per_prompt: In the place of the usual number.
         """
-        each = samples_per_prompt or self.samples_per_prompt
-        return self.complete(model, [prompt for prompt in self.prompts for _ in range(each)], seed=seed)
-
-    def complete(self, model: nn.Module, prompts: Sequence[Sequence[int]], *, seed: int) -> list[Sample]:
-        """Complete token ids, once each.
-
-        Args:
-            model: The policy.
-            prompts: Token ids.
-            seed: Of the samples.
-        """
         ends = self.tokenizer.eos_token_id
         pad = self.tokenizer.pad_token_id
+        each = samples_per_prompt or self.samples_per_prompt
         return sample_completions(
             model,
-            prompts=prompts,
+            prompts=[prompt for prompt in self.prompts for _ in range(each)],
             eos_token_id=ends,
             pad_token_id=ends if pad is None else pad,
             max_new_tokens=self.max_new_tokens,
@@ -224,43 +213,6 @@ def policy_logps(
             else _trained(spec, checkpoint)
         )
         return sample_logps(policy, samples=samples, batch_size=measuring.batch_size)
-
-
-def temper(
-    spec: TrialSpec,
-    measuring: Measuring,
-    target: Storage,
-    *,
-    name: str,
-    kl: float,
-    samples_per_prompt: int,
-    seed: int,
-) -> None:
-    """Sample the best policies up to a KL from the reference alone; runs on a machine of the cluster.
-
-    Args:
-        spec: Gives the environment.
-        measuring: How to measure.
-        target: Where the file goes, of rewards and log-weights.
-        name: Of the file.
-        kl: To reach, nats.
-        samples_per_prompt: At each level of the penalty.
-        seed: Of the samples.
-    """
-    with spec.user_environment():
-        reference = _on_device(load_model(measuring.reference), spec)
-        found = tempered_samples(
-            measuring.prompts,
-            complete=lambda prompts, number: measuring.complete(reference, prompts, seed=number),
-            judge=measuring.rewards,
-            kl=kl,
-            samples_per_prompt=samples_per_prompt,
-            max_new_tokens=measuring.max_new_tokens,
-            seed=seed,
-        )
-    content = io.BytesIO()
-    torch.save({"rewards": found.rewards, "log_weights": found.log_weights}, content)
-    target.write(name, content.getvalue())
 
 
 def _trained(spec: TrialSpec, checkpoint: str) -> nn.Module:

@@ -75,12 +75,10 @@ def _lead(result: FrontierResult) -> str:
     )
     known = result.limit.curve(up_to=math.inf)
     if known:
-        sampled = f"samples of the reference and of {result.limit.policies} trained policies"
-        if not result.limit.policies:
-            sampled = "samples of the reference, tempered"
         text += (
             f"The best reachable reward at each KL is the reference reweighted by its reward, estimated from "
-            f"{sampled}; they tell it up to KL {max(point.kl for point in known):.1f}."
+            f"samples of the reference and of {result.limit.policies} trained policies; they tell it up to "
+            f"KL {max(point.kl for point in known):.1f}."
         )
     return text
 

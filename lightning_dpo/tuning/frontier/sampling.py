@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 from lightning_dpo.evaluation import best_of_n
 from lightning_dpo.tuning.cluster.task import run_as_tasks
 from lightning_dpo.tuning.frontier.limit import Limit, pick_policies
-from lightning_dpo.tuning.frontier.measure import Measured, Measuring, measure, policy_logps, temper
+from lightning_dpo.tuning.frontier.measure import Measured, Measuring, measure, policy_logps
 from lightning_dpo.tuning.frontier.methods import BestOfMethod, RealignedMethod, folder_name
 from lightning_dpo.tuning.frontier.result import PolicyPoint
 from lightning_dpo.tuning.storage import Storage
@@ -25,10 +22,6 @@ __all__ = ["Run", "Sampler"]
 
 _LIMIT_SEED = 104_729
 """Added to the seeds of samples for the limit, which are others than those that policies were picked by."""
-
-
-_BEYOND = 1.25
-"""How far tempered samples go, relative to the largest KL of the comparison: policies may lie beyond it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +119,10 @@ class Sampler:
             points: Their points.
             reference: Mean reward of the reference.
             kl: Up to where the limit is wanted, nats.
-            policies: How many of them to sample again, beside the reference; with 0 the reference alone is
-                sampled, tempered.
+            policies: How many of them to sample again, beside the reference.
             samples_per_prompt: Completions of each prompt from each, in one round.
-            rounds: How many to draw at most, until the limit is known up to there; of tempered samples how
-                many independent runs.
+            rounds: How many to draw at most, until the limit is known up to there.
         """
-        if not policies:
-            return self._tempered(kl, samples_per_prompt, runs=rounds)
         reached = [(point.kl, point.reward) for point in points]
         picked = [runs[i] for i in pick_policies(reached, reference=reference, kl=kl, count=policies)]
         found = self._limit(picked, samples_per_prompt, round=0)
@@ -142,21 +131,6 @@ class Sampler:
                 break
             found = found.joined(self._limit(picked, samples_per_prompt, round=number))
         return found
-
-    def _tempered(self, kl: float, samples_per_prompt: int, *, runs: int) -> Limit:
-        """The limit from tempered samples of the reference, in independent runs."""
-        reach = _BEYOND * kl
-        name = f"limit/tempered-{samples_per_prompt}-kl{reach:g}-run{{}}.pt"
-        calls = [{"name": name.format(run), "seed": _LIMIT_SEED + run} for run in range(runs)]
-        missing = [call for call in calls if self.folder.read_bytes(call["name"]) is None]
-        common: dict[str, Any] = {"measuring": self.measuring, "target": self.folder, "kl": reach}
-        common["samples_per_prompt"] = samples_per_prompt
-        list(run_as_tasks(self.spec, temper, [{**common, **call} for call in missing]))
-        found = []
-        for call in calls:
-            content = torch.load(io.BytesIO(self.folder.read_bytes(call["name"]) or b""), weights_only=True)
-            found.append(Limit.of_weighted(content["rewards"], content["log_weights"]))
-        return functools.reduce(Limit.joined, found)
 
     def _limit(self, picked: Sequence[Run], samples_per_prompt: int, *, round: int) -> Limit:
         """The limit from one round of samples of the reference and of each policy."""

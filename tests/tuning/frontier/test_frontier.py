@@ -8,15 +8,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from tiny_task import tiny_task_config
 
 from lightning_dpo.cli.main import main
 from lightning_dpo.demo.frontier import prepare_frontier
 from lightning_dpo.evaluation import best_of_n_kl_bound
 from lightning_dpo.tuning import FrontierConfig, run_frontier
-from lightning_dpo.tuning.frontier.limit import Limit
-from lightning_dpo.tuning.frontier.measure import Measured, Measuring, measure, temper
+from lightning_dpo.tuning.frontier.measure import Measured, Measuring, measure
 from lightning_dpo.tuning.frontier.methods import TrainedMethod, folder_name
 from lightning_dpo.tuning.frontier.prompts import validation_prompts
 from lightning_dpo.tuning.trial.checkpoints import CHECKPOINT
@@ -138,13 +136,6 @@ def test_every_method_trains_and_leaves_a_policy_that_can_be_measured(
         found = Measured.from_parquet(config.folder.read_bytes("one") or b"")
         assert len(found.samples) == 4
         assert 0 < float(found.kl.mean()) < 100, name
-    temper(_spec(config), measuring, config.folder, name="limit", kl=0.5, samples_per_prompt=20, seed=0)
-    tempered = torch.load(Path(config.folder.location) / "limit", weights_only=True)
-    limit = Limit.of_weighted(**tempered)
-    assert limit.reference == pytest.approx(float(tempered["rewards"][:, :20].mean()), abs=1.5)
-    assert limit.rewards.shape[1] > 20
-    assert limit.at(0.5).kl == pytest.approx(0.5, abs=0.01)
-    assert limit.at(0.5).reward > limit.reference
 
 
 def _spec(config: FrontierConfig) -> TrialSpec:
