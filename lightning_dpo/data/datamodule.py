@@ -15,13 +15,13 @@ from lightning_dpo.data.mixture import JoinedStore, NamedRows, mixture_of, named
 from lightning_dpo.data.parser import choose_parser
 from lightning_dpo.data.preprocess import default_processes, prepare
 from lightning_dpo.data.sampler import OrderedPairBatchSampler, PairBatchSampler
-from lightning_dpo.data.shared_entries import token_cache
 from lightning_dpo.data.sources import DataArgument, open_source
 from lightning_dpo.data.streaming import StreamLoader, StreamSource, is_stream
 from lightning_dpo.data.token_store import TokenStore
 from lightning_dpo.data.tokenization import PairTokenizer, RowTokenizer
 from lightning_dpo.data.tokenization.chat_template import CompletionTurns
 from lightning_dpo.data.tokenization.load import loaded_tokenizer
+from lightning_dpo.data.tokenization.shared_entries import token_cache
 from lightning_dpo.data.tokenization.truncation import LongPairAction, TokenLimits
 from lightning_dpo.types import PairBatch
 

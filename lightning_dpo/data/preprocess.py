@@ -26,10 +26,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_dpo.data.bad_rows import BadRow, BadRowHandling, Reason, RowReport
 from lightning_dpo.data.parser import PROBED_ROWS, RowParser
 from lightning_dpo.data.readers import Record
-from lightning_dpo.data.shared_entries import SharedEntries
 from lightning_dpo.data.sources import RowSource
 from lightning_dpo.data.token_store import EntryWriter, TokenStore, arrow_batch, new_entry, row_keys
 from lightning_dpo.data.tokenization import RowTokenizer, Tokenised
+from lightning_dpo.data.tokenization.shared_entries import SharedEntries
 from lightning_dpo.types import Feedback, PreferencePair
 from lightning_dpo.types.completion_keys import KeyArray
 
