@@ -21,7 +21,7 @@ def test_numbers_within_their_range_pass() -> None:
         (
             {"least": 2, "unit": " steps", "hint": "; leave it out"},
             1,
-            "must be at least 2 steps, got 1; leave",
+            "at least 2 steps, got 1; leave",
         ),
         ({"least": 0}, float("nan"), "`n` must be at least 0, got nan"),
     ],
