@@ -51,8 +51,7 @@ class FrontierConfig:
         samples_per_prompt: Completions of each.
         max_new_tokens: Longest completion.
         batch_size: Completions sampled and scored at once.
-        limit_policies: Trained policies that are sampled again for the limit, beside the reference: those
-            nearest to the best policy at the largest of `kls`.
+        limit_policies: Trained policies that are sampled again for the limit, beside the reference.
         limit_samples_per_prompt: Completions of each prompt from each of these; None takes
             `samples_per_prompt`. The more there are, the larger the KL to which the limit is known.
         limit_rounds: How often so many are drawn at most; not again once 100 effective samples of every

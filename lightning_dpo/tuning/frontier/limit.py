@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from lightning_dpo.evaluation import (
     reweighted_frontier,
     share_of_limit,
 )
+from lightning_dpo.tuning.objective import pareto_front
 
 __all__ = ["Limit", "pick_policies"]
 
@@ -107,41 +107,19 @@ class Limit:
         return [point for point in points if point.is_reliable and point.kl <= up_to]
 
 
-def pick_policies(
-    points: Sequence[tuple[float, float]], *, reference: float, kl: float, count: int
-) -> list[int]:
-    """Which policies to sample for the limit: those nearest to the best policy at a KL.
-
-    A policy's KL from pi* = pi_ref exp(r / beta) / Z is log Z less (E[r] - beta KL) / beta, so that the
-    nearest have the highest E[r] - beta KL. beta is the slope there of the points' own upper hull.
+def pick_policies(points: Sequence[tuple[float, float]], *, count: int) -> list[int]:
+    """Which policies to sample for the limit: some that no other one beats, spread over the KL.
 
     Args:
         points: KL and reward of each policy.
-        reference: The reference's reward, at KL 0.
-        kl: Up to where the limit is wanted, nats.
         count: How many to pick at most.
 
     Returns:
-        Their indices, the nearest one first.
+        Their indices, by rising KL; that with the highest reward is the last.
     """
-    beta = _hull_slope([(0.0, reference), *points], kl=kl)
-    order = sorted(range(len(points)), key=lambda i: beta * points[i][0] - points[i][1])
-    return order[:count]
-
-
-def _hull_slope(points: Sequence[tuple[float, float]], *, kl: float) -> float:
-    """The slope at a KL of the upper hull of points (KL, reward), or of its last rise."""
-    hull: list[tuple[float, float]] = []
-    for point in sorted(points):
-        # Left of the point before there is another one, and that point lies below the line between the two.
-        while len(hull) > 1 and _slope(hull[-2], point) >= _slope(hull[-2], hull[-1]):
-            hull.pop()
-        if not hull or point[1] > hull[-1][1]:
-            hull.append(point)
-    slopes = [_slope(left, right) for left, right in itertools.pairwise(hull) if left[0] < kl]
-    return slopes[-1] if slopes else 0.0
-
-
-def _slope(left: tuple[float, float], right: tuple[float, float]) -> float:
-    width = right[0] - left[0]
-    return (right[1] - left[1]) / width if width else math.inf
+    front = pareto_front([(reward, -kl) for kl, reward in points])
+    front.sort(key=lambda index: points[index])
+    if count < 1 or not front:
+        return []
+    places = torch.linspace(len(front) - 1, 0, min(count, len(front))).round().int().tolist()
+    return sorted({front[place] for place in places}, key=lambda index: points[index])

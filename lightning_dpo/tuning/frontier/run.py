@@ -13,7 +13,7 @@ from lightning_dpo.tuning.cluster.connect import connected
 from lightning_dpo.tuning.cluster.task import run_as_task
 from lightning_dpo.tuning.config_paths import import_object
 from lightning_dpo.tuning.frontier.config import FrontierConfig
-from lightning_dpo.tuning.frontier.measure import Measured, Measuring, make_judge
+from lightning_dpo.tuning.frontier.measure import Measuring, make_judge
 from lightning_dpo.tuning.frontier.methods import BestOfMethod, Method, RealignedMethod, TrainedMethod
 from lightning_dpo.tuning.frontier.page import write_page
 from lightning_dpo.tuning.frontier.prompts import validation_prompts
@@ -53,7 +53,7 @@ def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool 
         sweep.to_recipe().check(sweep.search_space().examples())
     save_settings(config)
     with connected(config.sweep.get("ray_address"), urls=(config.storage,)):
-        sampler, reference = _sampler(config, say)
+        sampler = _sampler(config, say)
         runs: list[Run] = []
         failures: list[Failure] = []
         for number, (method, sweep) in enumerate(zip(trained_methods, sweeps, strict=True), start=1):
@@ -71,7 +71,6 @@ def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool 
         limit = sampler.limit(
             runs,
             trained,
-            reference=reference.reward.mean,
             kl=max(config.kls, default=math.inf),
             policies=config.limit_policies,
             samples_per_prompt=config.limit_samples_per_prompt or config.samples_per_prompt,
@@ -99,8 +98,8 @@ def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool 
     return result
 
 
-def _sampler(config: FrontierConfig, say: Callable[[str], None]) -> tuple[Sampler, Measured]:
-    """What samples policies, and the reference's samples, which have shown that prompts and judge work."""
+def _sampler(config: FrontierConfig, say: Callable[[str], None]) -> Sampler:
+    """What samples policies, once the reference's own samples have shown that prompts and judge work."""
     shared = config.shared_sweep()
     spec = TrialSpec(
         recipe=shared.to_recipe(),
@@ -123,7 +122,8 @@ def _sampler(config: FrontierConfig, say: Callable[[str], None]) -> tuple[Sample
         batch_size=config.batch_size,
     )
     sampler = Sampler(spec, measuring, config.folder / "measured")
-    return sampler, sampler.reference(seed=config.seeds[0], samples_per_prompt=config.samples_per_prompt)
+    sampler.reference(seed=config.seeds[0], samples_per_prompt=config.samples_per_prompt)
+    return sampler
 
 
 def _without_training(

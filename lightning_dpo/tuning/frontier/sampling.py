@@ -106,7 +106,6 @@ class Sampler:
         runs: Sequence[Run],
         points: Sequence[PolicyPoint],
         *,
-        reference: float,
         kl: float,
         policies: int,
         samples_per_prompt: int,
@@ -117,14 +116,12 @@ class Sampler:
         Args:
             runs: The trained policies.
             points: Their points.
-            reference: Mean reward of the reference.
             kl: Up to where the limit is wanted, nats.
             policies: How many of them to sample again, beside the reference.
             samples_per_prompt: Completions of each prompt from each, in one round.
             rounds: How many to draw at most, until the limit is known up to there.
         """
-        reached = [(point.kl, point.reward) for point in points]
-        picked = [runs[i] for i in pick_policies(reached, reference=reference, kl=kl, count=policies)]
+        picked = [runs[i] for i in pick_policies([(p.kl, p.reward) for p in points], count=policies)]
         found = self._limit(picked, samples_per_prompt, round=0)
         for number in range(1, rounds):
             if found.is_known(up_to=kl):

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from frontier_results import limit
-from torch import Tensor
 
 from lightning_dpo.tuning.frontier.limit import Limit, pick_policies
 
@@ -41,45 +40,13 @@ def test_a_share_is_not_told_where_samples_do_not_tell() -> None:
     assert all(point.is_reliable for point in curve)
 
 
-def test_the_policies_nearest_to_the_best_one_are_picked() -> None:
-    # Over 50 things to say: the KL of each policy from pi* can be summed, and says which is nearest.
-    generator = torch.Generator().manual_seed(0)
-    log_reference = torch.randn(50, generator=generator, dtype=torch.float64).log_softmax(0)
-    rewards = 2 * torch.randn(50, generator=generator, dtype=torch.float64)
-
-    def point(log_policy: Tensor) -> tuple[float, float]:
-        policy = log_policy.exp()
-        return float((policy * (log_policy - log_reference)).sum()), float((policy * rewards).sum())
-
-    beta = 0.9
-    best = (log_reference + rewards / beta).log_softmax(0)
-    around = [(log_reference + rewards / (beta * scale)).log_softmax(0) for scale in (0.98, 1.02)]
-    noise = torch.randn(12, 50, generator=generator, dtype=torch.float64)
-    noisy = (best + torch.linspace(1.5, 0.2, 12)[:, None] * noise).log_softmax(-1)
-    policies = [*noisy, *around]
-    distances = [float((each.exp() * (each - best)).sum()) for each in policies]
-    nearest = sorted(range(len(policies)), key=distances.__getitem__)
-    reference = float((log_reference.exp() * rewards).sum())
-    picked = pick_policies(
-        [point(each) for each in policies], reference=reference, kl=point(best)[0], count=len(policies)
-    )
-    assert sorted(picked[:2]) == sorted(nearest[:2]) == [12, 13]
-    assert picked[2:] == nearest[2:]
-
-
-@pytest.mark.parametrize(
-    ("kl", "picked"),
-    [
-        (0.5, {0, 3, 4}),  # slope 2, from the reference to the first
-        (3.0, {0, 1, 3}),  # slope 0.5, from the first to the second
-        (9.0, {0, 1, 3}),  # the last rise
-    ],
-)
-def test_the_slope_is_that_of_the_upper_hull(kl: float, picked: set[int]) -> None:
-    points = [(1.0, 2.0), (5.0, 4.1), (6.0, 2.0), (3.0, 2.5), (2.0, 0.1)]
-    assert set(pick_policies(points, reference=0.0, kl=kl, count=3)) == picked
-    assert pick_policies(points, reference=0.0, kl=kl, count=0) == []
-    assert pick_policies([], reference=0.0, kl=kl, count=3) == []
+def test_policies_are_picked_along_the_pareto_set() -> None:
+    points = [(1.0, 1.0), (2.0, 0.5), (3.0, 2.0), (4.0, 3.0), (5.0, 4.0), (9.0, 3.9)]
+    assert pick_policies(points, count=4) == [0, 2, 3, 4]
+    assert pick_policies(points, count=2) == [0, 4]
+    assert pick_policies(points, count=1) == [4]
+    assert pick_policies(points, count=0) == []
+    assert pick_policies([], count=3) == []
 
 
 def test_rounds_of_samples_add_up() -> None:
