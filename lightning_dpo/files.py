@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = [
+    "OBJECT_STORES",
     "cache_folder",
     "current_name",
     "discard",
@@ -27,6 +28,9 @@ __all__ = [
 
 PARTIAL, REPLACED, OLDER_REPLACED = ".partial", ".being-replaced", ".previous"
 """In the names of what is not whole yet, and of what is just being replaced, now and in an older version."""
+
+OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+"""Schemes of object stores; to make a folder there is to make a bucket, of any name that was mistyped."""
 
 _EXCHANGE, _HERE = 2, -100
 """Linux's RENAME_EXCHANGE and AT_FDCWD."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import lightning.pytorch as pl
@@ -22,8 +21,8 @@ from lightning_dpo.data.token_store import TokenStore
 from lightning_dpo.data.tokenization import PairTokenizer, RowTokenizer
 from lightning_dpo.data.tokenization.chat_template import CompletionTurns
 from lightning_dpo.data.tokenization.load import loaded_tokenizer
+from lightning_dpo.data.tokenization.shared_entries import token_cache
 from lightning_dpo.data.tokenization.truncation import LongPairAction, TokenLimits
-from lightning_dpo.files import cache_folder
 from lightning_dpo.types import PairBatch
 
 if TYPE_CHECKING:
@@ -131,6 +130,8 @@ class TokenDataModule(pl.LightningDataModule):
             num_workers: Processes that collate batches.
             num_processes: Processes that tokenise; None takes the cores there are.
             cache_dir: Where tokenised data is kept; None is $LIGHTNING_DPO_CACHE or the user's cache folder.
+                A URL, such as ``s3://bucket/tokens``, keeps them there too: the first machine to make them
+                stores them, and others fetch them.
             trust_remote_code: Run tokenizer code that comes with a hub repository.
 
         Raises:
@@ -284,6 +285,7 @@ class TokenDataModule(pl.LightningDataModule):
         missing = {split: rows for split, rows in named.items() if split not in self._parts}
         # What costs little is checked for all splits first: paths, columns, then the tokenizer.
         sources = {split: open_source(rows, split=split) for split, rows in missing.items()}
+        folder, shared = token_cache(self.cache_dir)
         parsers = {
             split: choose_parser(
                 source, split=split, format=self.format, columns=self.columns, kind=self._rows
@@ -297,7 +299,8 @@ class TokenDataModule(pl.LightningDataModule):
                 split=split,
                 parser=parsers[split],
                 tokenizer=tokenizer,
-                folder=(Path(self.cache_dir) if self.cache_dir else cache_folder()) / self._folder,
+                folder=folder / self._folder,
+                shared=shared,
                 processes=self.num_processes or default_processes(),
                 limit=self.row_limits[split.partition(".")[0]],
                 handling=self.bad_row_handling,

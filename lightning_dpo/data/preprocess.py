@@ -29,6 +29,7 @@ from lightning_dpo.data.readers import Record
 from lightning_dpo.data.sources import RowSource
 from lightning_dpo.data.token_store import EntryWriter, TokenStore, arrow_batch, new_entry, row_keys
 from lightning_dpo.data.tokenization import RowTokenizer, Tokenised
+from lightning_dpo.data.tokenization.shared_entries import SharedEntries
 from lightning_dpo.types import Feedback, PreferencePair
 from lightning_dpo.types.completion_keys import KeyArray
 
@@ -65,6 +66,7 @@ def prepare(
     processes: int,
     limit: int | None,
     handling: BadRowHandling,
+    shared: SharedEntries | None = None,
 ) -> TokenStore:
     """Tokenise the rows of a split, or find them tokenised, and report what became of them.
 
@@ -79,6 +81,7 @@ def prepare(
         processes: Processes to work in; few rows are tokenised in this one.
         limit: Only this many rows, from the start.
         handling: What happens where rows are bad.
+        shared: Where tokenised rows are kept for other machines too.
 
     Raises:
         ValueError: If a file cannot be read, the chat template does not fit, no row can be used, or more
@@ -97,6 +100,9 @@ def prepare(
     if TokenStore.exists(path):
         store = TokenStore(path, tokenizer.kind)
         rank_zero_info(f"reused {store.report.rows} tokenised {split} rows from {path}")
+    elif shared is not None and shared.fetch(path, tokenizer.kind):
+        store = TokenStore(path, tokenizer.kind)
+        rank_zero_info(f"fetched {store.report.rows} tokenised {split} rows from {shared.location}")
     else:
         probe_template(source, parser, tokenizer)
         chunks = _chunks(islice(source, limit))
@@ -107,6 +113,8 @@ def prepare(
             _write_entry(entry, outcomes, RowReport(source.name, parser.format), handling)
         store = TokenStore(path, tokenizer.kind)
         rank_zero_info(f"tokenised {store.report.rows} {split} rows into {path}")
+    if shared is not None and shared.store(path, tokenizer.kind):
+        rank_zero_info(f"stored {store.report.rows} tokenised {split} rows in {shared.location}")
     rank_zero_info(store.report.table())
     handling.apply_to_report(store.report, split=split)
     if not store.report.kept:

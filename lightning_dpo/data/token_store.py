@@ -25,6 +25,7 @@ __all__ = [
     "TokenRow",
     "TokenStore",
     "arrow_batch",
+    "entry_files",
     "new_entry",
     "row_keys",
 ]
@@ -287,6 +288,11 @@ def row_keys(
         None if mask is None or not len(mask) else np.asarray(mask, dtype=np.bool_) for mask in counted or ()
     ]
     return keys_of_row(prompt, completions, masks or None)
+
+
+def entry_files(path: Path, kind: type[TokenRow]) -> tuple[Path, Path, Path]:
+    """The files of a cache entry: its rows, the keys of their completions (may be missing), its report."""
+    return path / _FILES[kind], _keys_file(path), path / _REPORT
 
 
 def _keys_file(entry: Path) -> Path:

@@ -3,6 +3,7 @@
 from lightning_dpo.evaluation.best_of_n import BestOfN, best_of_n, best_of_n_kl_bound, best_of_n_policy
 from lightning_dpo.evaluation.compare import Comparison, compare_models, compare_samples
 from lightning_dpo.evaluation.frontier import (
+    MIN_EFFECTIVE_SAMPLES,
     FrontierPoint,
     best_at_kl,
     mixture_log_weights,
@@ -20,13 +21,14 @@ from lightning_dpo.evaluation.judges import (
     judge_texts,
     load_judge,
 )
-from lightning_dpo.evaluation.kl import Estimate, KLResult, completion_kl
+from lightning_dpo.evaluation.kl import Estimate, KLResult, completion_kl, sample_logps
 from lightning_dpo.evaluation.monitor import CompletionMonitor
 from lightning_dpo.evaluation.realign import RealignedSamples, realigned_model, realigned_samples
 from lightning_dpo.evaluation.sampling import Sample, end_tokens, sample_completions
 from lightning_dpo.evaluation.win_rate import WinRate, length_controlled_win_rate, win_rate
 
 __all__ = [
+    "MIN_EFFECTIVE_SAMPLES",
     "BestOfN",
     "ClassifierJudge",
     "Comparison",
@@ -59,6 +61,7 @@ __all__ = [
     "reward_at_kl",
     "reweighted_frontier",
     "sample_completions",
+    "sample_logps",
     "share_of_limit",
     "win_rate",
 ]

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from lightning_dpo.evaluation.logits import ModelPair, sum_of_completions
 from lightning_dpo.evaluation.sampling import Sample
 from lightning_dpo.models.modes import evaluating
+from lightning_dpo.scoring.forward import score
 from lightning_dpo.scoring.lm_head import CHUNK_ELEMENTS
+from lightning_dpo.scoring.select import select_plan
 from lightning_dpo.types import CompletionBatch
 
-__all__ = ["Estimate", "KLResult", "completion_batch", "completion_kl", "token_kl"]
+__all__ = ["Estimate", "KLResult", "completion_batch", "completion_kl", "sample_logps", "token_kl"]
 
 
 class Estimate(NamedTuple):
@@ -124,6 +126,29 @@ def completion_kl(
     lengths = torch.tensor([len(sample.completion_ids) for sample in samples])
     kl, logratios, entropies = numbers
     return KLResult(kl, logratios, entropies, lengths)
+
+
+def sample_logps(model: nn.Module, *, samples: Sequence[Sample], batch_size: int = 16) -> Tensor:
+    """Log-probability of each completion under one model, nats.
+
+    Args:
+        model: See `completion_kl`.
+        samples: Any completions, from any model.
+        batch_size: Completions per forward pass; those of similar length run together.
+
+    Returns:
+        (samples,), float32, in the order of `samples`, on the CPU.
+    """
+    order = sorted(range(len(samples)), key=lambda i: _length(samples[i]))
+    logps = torch.zeros(len(samples))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with evaluating(model), torch.no_grad():
+        plan = select_plan(model, layout="concatenated").plan
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            scored = completion_batch([samples[index] for index in batch]).to(device)
+            logps[batch] = score(model, scored, plan=plan).logps.cpu().float()
+    return logps
 
 
 def token_kl(logps: Tensor, other_logps: Tensor) -> Tensor:

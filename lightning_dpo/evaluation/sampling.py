@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from lightning_dpo.models.modes import evaluating
 from lightning_dpo.models.own import model_logits
 from lightning_dpo.models.unwrap import causal_lm, is_sharded
+from lightning_dpo.types.checks import check_bounds
 
 __all__ = ["Sample", "end_tokens", "sample_completions"]
 
@@ -98,7 +99,12 @@ def sample_completions(
     Raises:
         ValueError: If an argument is out of its range or a prompt is empty.
     """
-    _check(prompts, max_new_tokens, temperature, top_p, batch_size)
+    empty = [index for index, prompt in enumerate(prompts) if not len(prompt)]
+    if empty:
+        raise ValueError(f"`prompts` must have at least one token each, got an empty one at index {empty[0]}")
+    check_bounds(least=1, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    check_bounds(least=0, temperature=temperature, hint="; 0 is greedy")
+    check_bounds(above=0, most=1, top_p=top_p)
     ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
     settings = (ends, pad_token_id, max_new_tokens, temperature, top_p)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -111,21 +117,6 @@ def sample_completions(
             for index, row in zip(batch, drawn.tolist()[: len(batch)], strict=True):
                 results[index] = _trimmed(prompts[index], row, ends)
     return [results[index] for index in range(len(prompts))]
-
-
-def _check(
-    prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, top_p: float, batch_size: int
-) -> None:
-    empty = [index for index, prompt in enumerate(prompts) if not len(prompt)]
-    if empty:
-        raise ValueError(f"`prompts` must have at least one token each, got an empty one at index {empty[0]}")
-    for name, value in {"max_new_tokens": max_new_tokens, "batch_size": batch_size}.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
-    if temperature < 0:
-        raise ValueError(f"`temperature` must not be negative, got {temperature=}; 0 is greedy")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"`top_p` must be above 0 and at most 1, got {top_p=}")
 
 
 def _batches(prompts: Sequence[Sequence[int]], size: int, *, same_length: bool) -> Iterator[list[int]]:

@@ -32,6 +32,7 @@ from lightning_dpo.functional.policy_gradient import (
     gae,
     k3_kl,
     kl_penalised_rewards,
+    token_advantages,
     whiten,
 )
 from lightning_dpo.functional.preferences import PreferredPairs, preferred_pairs
@@ -92,6 +93,7 @@ __all__ = [
     "robust_dpo_loss",
     "simpo_loss",
     "sppo_loss",
+    "token_advantages",
     "unlikelihood_loss",
     "unpaired_apo_zero_loss",
     "whiten",

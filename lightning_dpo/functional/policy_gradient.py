@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 __all__ = [
     "ClippedLoss",
@@ -15,6 +16,7 @@ __all__ = [
     "gae",
     "k3_kl",
     "kl_penalised_rewards",
+    "token_advantages",
     "whiten",
 ]
 
@@ -29,6 +31,33 @@ class ClippedLoss(NamedTuple):
 
     losses: Tensor
     clipped: Tensor
+
+
+def token_advantages(
+    logratio: Tensor,
+    *,
+    values: Tensor,
+    scores: Tensor,
+    lengths: Tensor,
+    coefficient: float,
+    **discounts: float,
+) -> Tensor:
+    """`gae` of `kl_penalised_rewards` for completions that lie end to end, (tokens,).
+
+    Args:
+        logratio: log pi(token) - log pi_ref(token), (tokens,), nats.
+        values: The value before each token, (tokens,).
+        scores: r(x, y) of each completion, (completions,).
+        lengths: Tokens of each completion, (completions,), on any device.
+        coefficient: beta.
+        discounts: `gamma` and `gae_lambda` of `gae`.
+    """
+    pieces = (torch.split(part, lengths.tolist()) for part in (logratio, values))
+    ratios, before = (pad_sequence([*parts], batch_first=True) for parts in pieces)
+    lengths = lengths.to(ratios.device)
+    rewards = kl_penalised_rewards(ratios, scores=scores, lengths=lengths, coefficient=coefficient)
+    is_token = torch.arange(ratios.shape[1], device=ratios.device) < lengths[:, None]
+    return gae(rewards, values=before, **discounts)[is_token]
 
 
 def kl_penalised_rewards(
@@ -56,8 +85,8 @@ def kl_penalised_rewards(
 def gae(rewards: Tensor, *, values: Tensor, gamma: float, gae_lambda: float) -> Tensor:
     """Generalised advantage estimation, Eq. 16 of https://arxiv.org/abs/1506.02438.
 
-    A_t = sum over k of (gamma * lambda)^k * delta_{t+k}, delta_t = r_t + gamma * V_{t+1} - V_t. Nothing comes
-    after the last token, so that V is 0 there.
+    A_t = sum over k of (gamma * lambda)^k * delta_{t+k}, delta_t = r_t + gamma * V_{t+1} - V_t, V = 0 at the
+    end. Returns, which values are fitted to, are A_t + V_t.
 
     Args:
         rewards: r_t, 0 after a completion's end, (batch, seq_len).
@@ -66,7 +95,7 @@ def gae(rewards: Tensor, *, values: Tensor, gamma: float, gae_lambda: float) -> 
         gae_lambda: 0 trusts the values (one step), 1 the rewards (Monte Carlo).
 
     Returns:
-        A_t, (batch, seq_len), 0 after a completion's end. Returns, which values are fitted to, are A_t + V_t.
+        A_t, (batch, seq_len), 0 after a completion's end.
     """
     following = torch.cat([values[:, 1:], values.new_zeros(len(values), 1)], dim=1)
     deltas = rewards + gamma * following - values
@@ -102,14 +131,7 @@ def clipped_policy_loss(
 def clipped_value_loss(
     values: Tensor, *, old_values: Tensor, returns: Tensor, clip_range: float
 ) -> ClippedLoss:
-    """Half the squared error of values, of which a step may not change one by more than a range.
-
-    Args:
-        values: V of the network that trains, (tokens,).
-        old_values: V when the tokens were sampled.
-        returns: What the values are fitted to, (tokens,).
-        clip_range: How far a value may go from the old one.
-    """
+    """Half the squared error of values, (tokens,); a step may not change one by more than a range."""
     near = old_values + (values - old_values).clamp(-clip_range, clip_range)
     plain, clipped = (values - returns) ** 2, (near - returns) ** 2
     return ClippedLoss(torch.maximum(plain, clipped) / 2, clipped > plain)
@@ -118,10 +140,7 @@ def clipped_value_loss(
 def k3_kl(logratio: Tensor) -> Tensor:
     """A term of KL(pi || other) for each token sampled from pi: unbiased and never negative.
 
-    (1 / u) - 1 + log u with u = pi / other (http://joschu.net/blog/kl-approx.html).
-
-    Args:
-        logratio: log pi - log other of each token.
+    (1 / u) - 1 + log u with u = pi / other (http://joschu.net/blog/kl-approx.html), given log u.
     """
     return torch.expm1(-logratio) + logratio
 
@@ -129,13 +148,8 @@ def k3_kl(logratio: Tensor) -> Tensor:
 def adapted_kl_coefficient(coefficient: float, *, kl: float, target: float, gain: float = 0.1) -> float:
     """The next KL coefficient, Section 2.2 of https://arxiv.org/abs/1909.08593.
 
-    It grows where the KL is above the target and shrinks below it, by at most a fifth of `gain`.
-
-    Args:
-        coefficient: beta.
-        kl: Measured KL, nats per completion.
-        target: Wanted KL, nats per completion, above 0.
-        gain: K_beta.
+    It grows where the measured KL is above the target, both in nats per completion, and shrinks below it, by
+    at most a fifth of `gain`, the paper's K_beta.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coefficient * (1 + gain * error)

@@ -17,6 +17,7 @@ from lightning_dpo.parallel import Sharding, WeightSnapshot
 from lightning_dpo.training.compile import outside_of_graphs
 from lightning_dpo.training.dpo import DPOModule
 from lightning_dpo.types import PairBatch, TokenPair
+from lightning_dpo.types.checks import check_bounds
 
 __all__ = ["JudgedPairs", "OnlineDPOModule"]
 
@@ -110,7 +111,13 @@ class OnlineDPOModule(DPOModule):
         Raises:
             ValueError: If an argument is out of its range, or arguments contradict each other.
         """
-        _check(num_completions, label_scale, refresh_every, max_new_tokens, temperature, top_p)
+        check_bounds(least=2, num_completions=num_completions, unit=", to make a pair of")
+        check_bounds(above=0, label_scale=label_scale, hint="; None prefers the better completion")
+        as_it_is = "; None samples from the policy as it is"
+        check_bounds(least=1, refresh_every=refresh_every, unit=" optimizer step", hint=as_it_is)
+        check_bounds(least=1, max_new_tokens=max_new_tokens)
+        check_bounds(above=0, temperature=temperature, hint=": completions of one prompt must differ")
+        check_bounds(above=0, most=1, top_p=top_p)
         if judge is not None and not callable(judge):
             raise ValueError(f"`judge` must be {_JUDGE}, got {judge!r}")
         super().__init__(policy, **kwargs)
@@ -260,32 +267,3 @@ class OnlineDPOModule(DPOModule):
         for name, value in values.items():
             mean = (value * weights).sum() / weights.sum()
             self.log(f"train/{name}", mean, prog_bar=name in self.in_progress_bar, batch_size=len(weights))
-
-
-def _check(
-    num_completions: int,
-    label_scale: float | None,
-    refresh_every: int | None,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-) -> None:
-    if num_completions < 2:
-        raise ValueError(f"`num_completions` must be at least 2, to make a pair of, got {num_completions}")
-    if label_scale is not None and not label_scale > 0:
-        raise ValueError(
-            f"`label_scale` must be above 0, got {label_scale}; None prefers the better completion"
-        )
-    if refresh_every is not None and refresh_every < 1:
-        raise ValueError(
-            f"`refresh_every` must be at least 1 optimizer step, got {refresh_every}; None samples from the "
-            "policy as it is"
-        )
-    if max_new_tokens < 1:
-        raise ValueError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}")
-    if not temperature > 0:
-        raise ValueError(
-            f"`temperature` must be above 0, got {temperature}: completions of one prompt must differ"
-        )
-    if not 0 < top_p <= 1:
-        raise ValueError(f"`top_p` must be above 0 and at most 1, got {top_p}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 
 from lightning_dpo.evaluation.judges import judge_samples, reward_model_judge
@@ -19,9 +17,8 @@ from lightning_dpo.functional import (
     adapted_kl_coefficient,
     clipped_policy_loss,
     clipped_value_loss,
-    gae,
     k3_kl,
-    kl_penalised_rewards,
+    token_advantages,
     whiten,
 )
 from lightning_dpo.models.modes import evaluating
@@ -34,6 +31,7 @@ from lightning_dpo.training.compile import outside_of_graphs
 from lightning_dpo.training.referenced import ReferencedModule
 from lightning_dpo.training.step_output import StepOutput
 from lightning_dpo.types import CompletionBatch, PairBatch, Rollout
+from lightning_dpo.types.checks import check_bounds
 
 __all__ = ["PPOModule"]
 
@@ -90,10 +88,9 @@ class PPOModule(ReferencedModule):
         Args:
             policy: A folder, a hub id, a .gguf file, ``package:NAME/FILE``, a PreTrainedModel, or a network
                 that offers its hidden states as `lightning_dpo.models.own` asks.
-            judge: What gives completions their scores: any callable of (prompts, completions), as texts, that
-                gives a number for each.
-            reward_model: Gives them in place of `judge`: the folder of a reward model of the policy's
-                tokenizer, such as a `RewardModule` exports, or its hub id. Every rank loads it whole.
+            judge: Scores completions: any callable of (prompts, completions), as texts; a number for each.
+            reward_model: In place of `judge`, the folder or hub id of a reward model of the policy's
+                tokenizer, such as a `RewardModule` exports. Every rank loads it whole.
             kl_coefficient: beta, or with `target_kl` the first one.
             target_kl: KL that beta is adapted to reach, nats per completion; None keeps beta as it is.
             kl_gain: How fast it is adapted: by at most a fifth of this in each rollout.
@@ -101,13 +98,12 @@ class PPOModule(ReferencedModule):
             unfinished_penalty: Taken off the score of a completion that was cut there.
             epochs_per_rollout: How often each completion is learned from.
             minibatches: Into how many steps a rollout is divided.
-            clip_range: How far a token's probability may go from what it was, as a share of that.
-            value_clip_range: How far a value may go from what it was, in the score's unit: a fifth of the
-                scores' spread or more.
+            clip_range: How far a token's probability may go in a rollout, as a share of what it was.
+            value_clip_range: How far a value may, in the score's unit: a fifth of the scores' spread or more.
             value_coefficient: Share of the value loss in the loss.
             gamma: Discount of each token.
             gae_lambda: 0 trusts the values, 1 the rewards.
-            whiten_advantages: Shift and scale a rollout's advantages to mean 0 and variance 1.
+            whiten_advantages: Give a rollout's advantages mean 0 and variance 1.
             max_grad_norm: Clips gradients, in place of the trainer's `gradient_clip_val`; 0 does not.
             kwargs: Arguments of `ReferencedModule`: `reference`, `optimizer`, `lora` and the others.
 
@@ -116,13 +112,12 @@ class PPOModule(ReferencedModule):
         """
         super().__init__(policy, **kwargs)
         self.automatic_optimization = False
-        counts = {"epochs_per_rollout": epochs_per_rollout, "minibatches": minibatches}
-        _check({**counts, "max_new_tokens": max_new_tokens}, least=1)
-        _check({"kl_coefficient": kl_coefficient, "kl_gain": kl_gain, "max_grad_norm": max_grad_norm})
-        _check({"value_coefficient": value_coefficient, "unfinished_penalty": unfinished_penalty})
-        _check({"clip_range": clip_range, "value_clip_range": value_clip_range}, above=True)
-        _check({} if target_kl is None else {"target_kl": target_kl}, above=True)
-        _check({"gamma": gamma, "gae_lambda": gae_lambda}, most=1)
+        check_bounds(least=1, epochs_per_rollout=epochs_per_rollout, minibatches=minibatches)
+        check_bounds(least=1, max_new_tokens=max_new_tokens)
+        check_bounds(least=0, kl_coefficient=kl_coefficient, kl_gain=kl_gain, max_grad_norm=max_grad_norm)
+        check_bounds(least=0, value_coefficient=value_coefficient, unfinished_penalty=unfinished_penalty)
+        check_bounds(above=0, clip_range=clip_range, value_clip_range=value_clip_range, target_kl=target_kl)
+        check_bounds(least=0, most=1, gamma=gamma, gae_lambda=gae_lambda)
         if self.spec.is_cached or self.spec.kind == "none":
             raise ValueError(
                 "`reference` must score completions that are sampled in training, which "
@@ -243,7 +238,15 @@ class PPOModule(ReferencedModule):
             logps, values = self.predict(completions)
         lengths = completions.completion_lengths
         weights = batch.weights.repeat_interleave(lengths).to(logps)
-        advantages = self._advantages(logps - reference_logps, values, scores, lengths)
+        advantages = token_advantages(
+            logps - reference_logps,
+            values=values,
+            scores=scores,
+            lengths=lengths,
+            coefficient=self.kl_coefficient,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+        )
         returns = advantages + values
         if self.whiten_advantages:
             mean, variance = weighted_moments(advantages, weights)
@@ -310,19 +313,6 @@ class PPOModule(ReferencedModule):
         if self.target_kl is not None:
             self.kl_coefficient = checkpoint.get(_COEFFICIENT, self.kl_coefficient)
 
-    def _advantages(self, logratio: Tensor, values: Tensor, scores: Tensor, lengths: Tensor) -> Tensor:
-        """Advantage of each token, (tokens,)."""
-        padded = [
-            pad_sequence([*torch.split(part, lengths.tolist())], batch_first=True)
-            for part in (logratio, values)
-        ]
-        rewards = kl_penalised_rewards(
-            padded[0], scores=scores, lengths=lengths.to(scores.device), coefficient=self.kl_coefficient
-        )
-        advantages = gae(rewards, values=padded[1], gamma=self.gamma, gae_lambda=self.gae_lambda)
-        width = advantages.shape[1]
-        return advantages[(torch.arange(width) < lengths[:, None]).to(advantages.device)]
-
     def _minibatches(self, count: int) -> Iterator[Tensor]:
         """Numbers of the completions of each step: as many steps on every rank, or ranks would not meet."""
         fewest = self.trainer.strategy.reduce(torch.tensor(count, device=self.device), reduce_op="min")
@@ -366,13 +356,3 @@ class PPOModule(ReferencedModule):
         statistics = dict(zip(self.metric_names, numbers, strict=True))
         tokens = self.num_tokens(rollout.completions)
         return StepOutput.of(-reward, batch, statistics=statistics, num_tokens=tokens)
-
-
-def _check(
-    values: dict[str, float], *, least: float = 0, most: float = math.inf, above: bool = False
-) -> None:
-    for name, value in values.items():
-        if not (least < value if above else least <= value <= most):
-            wanted = "above 0" if above else f"at least {least}"
-            wanted += "" if most == math.inf else f" and at most {most}"
-            raise ValueError(f"`{name}` must be {wanted}, got {value}")

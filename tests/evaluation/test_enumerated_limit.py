@@ -13,8 +13,10 @@ from lightning_dpo.evaluation import (
     Sample,
     best_of_n,
     best_of_n_policy,
+    mixture_log_weights,
     reweighted_frontier,
     sample_completions,
+    sample_logps,
 )
 
 EVERY = completions()
@@ -27,12 +29,28 @@ def table(model: nn.Module) -> Tensor:
     return torch.tensor([logp(model, each) for each in EVERY], dtype=torch.float64)
 
 
-def drawn(model: nn.Module, count: int = 4000) -> Tensor:
-    """Numbers of sampled completions, (count,)."""
-    found: list[Sample] = sample_completions(
+def said_by(model: nn.Module, count: int = 4000) -> list[Sample]:
+    return sample_completions(
         model, prompts=[PROMPT] * count, eos_token_id=EOS, max_new_tokens=MAX_NEW, batch_size=1000
     )
-    return torch.tensor([NUMBER[tuple(each.completion_ids)] for each in found])
+
+
+def numbers_of(samples: list[Sample]) -> Tensor:
+    return torch.tensor([NUMBER[tuple(each.completion_ids)] for each in samples])
+
+
+def drawn(model: nn.Module) -> Tensor:
+    """Numbers of sampled completions, (count,)."""
+    return numbers_of(said_by(model))
+
+
+def beside(seed: int = 1, spread: float = 0.2) -> nn.Module:
+    """A policy near the reference."""
+    policy = tiny_llama(0)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(seed)
+        policy.lm_head.weight += spread * torch.randn(policy.lm_head.weight.shape, generator=generator)
+    return policy
 
 
 def optimum(log_reference: Tensor, beta: float) -> tuple[float, float]:
@@ -54,14 +72,27 @@ def test_the_limit_is_found_from_samples_of_the_reference(beta: float) -> None:
 
 
 def test_the_limit_is_found_from_samples_of_another_model() -> None:
-    reference, policy = tiny_llama(0), tiny_llama(0)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(1)
-        policy.lm_head.weight += 0.2 * torch.randn(policy.lm_head.weight.shape, generator=generator)
+    reference, policy = tiny_llama(0), beside()
     logs, others = table(reference), table(policy)
     reward, kl = optimum(logs, 0.7)
     said = drawn(policy)
     (point,) = reweighted_frontier(REWARDS[said], betas=[0.7], log_weights=(logs - others)[said])
+    spread = 1 / math.sqrt(point.effective_sample_size)
+    assert point.is_reliable
+    assert point.reward == pytest.approx(reward, abs=4 * spread)
+    assert point.kl == pytest.approx(kl, abs=4 * spread)
+
+
+@pytest.mark.parametrize("beta", [0.4, 0.7, 2.0])
+def test_the_limit_is_found_from_a_mixture_that_each_model_has_scored(beta: float) -> None:
+    models = [tiny_llama(0), beside(1, 0.4), beside(2, 0.4)]
+    pool = [sample for model in models for sample in said_by(model, 1500)]
+    said = numbers_of(pool)
+    logps = torch.stack([sample_logps(model, samples=pool, batch_size=700) for model in models])
+    torch.testing.assert_close(logps[1], table(models[1])[said].float(), atol=1e-4, rtol=0)
+    reward, kl = optimum(table(models[0]), beta)
+    weights = mixture_log_weights(logps - logps[0])
+    (point,) = reweighted_frontier(REWARDS[said], betas=[beta], log_weights=weights)
     spread = 1 / math.sqrt(point.effective_sample_size)
     assert point.is_reliable
     assert point.reward == pytest.approx(reward, abs=4 * spread)

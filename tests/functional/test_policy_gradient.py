@@ -15,6 +15,7 @@ from lightning_dpo.functional import (
     gae,
     k3_kl,
     kl_penalised_rewards,
+    token_advantages,
     whiten,
 )
 
@@ -58,6 +59,20 @@ def test_padding_changes_nothing() -> None:
     )
     torch.testing.assert_close(padded[:, :4], gae(rewards, values=values, gamma=0.9, gae_lambda=0.8))
     assert not padded[:, 4:].any()
+
+
+def test_advantages_of_completions_that_lie_end_to_end() -> None:
+    logratio, values = tensor([0.1, -0.2, 0.4, 0.3]), tensor([0.5, 1.0, 1.5, 2.0])
+    scores, lengths = tensor([2.0, -1.0]), tensor([3, 1])
+    discounts = {"gamma": 0.9, "gae_lambda": 0.5}
+    found = token_advantages(
+        logratio, values=values, scores=scores, lengths=lengths, coefficient=0.5, **discounts
+    )
+    rewards = kl_penalised_rewards(
+        logratio[None, :3], scores=scores[:1], lengths=lengths[:1], coefficient=0.5
+    )
+    first = gae(rewards, values=values[None, :3], **discounts)[0]
+    torch.testing.assert_close(found, torch.cat([first, tensor([-1.0 - 0.5 * 0.3 - 2.0])]))
 
 
 @pytest.mark.parametrize(

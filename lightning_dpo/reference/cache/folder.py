@@ -8,16 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning_dpo.files import scratch_name, write_file
+from lightning_dpo.files import OBJECT_STORES, scratch_name, write_file
 
 __all__ = ["Folder", "FsspecFolder", "LocalFolder", "open_folder"]
 
 _DAMAGED = "damaged"
 _STAMPS = ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
 """What file systems say of a file that changes with it, each in words of its own."""
-
-_WITHOUT_FOLDERS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
-"""Schemes of object stores; to make a folder there is to make a bucket, of any name that was mistyped."""
 
 
 class Folder(ABC):
@@ -159,7 +156,7 @@ class FsspecFolder(Folder):
             self._fs.mv(f"{self._path}/{name}", f"{self._path}/{_DAMAGED}/{name}")
 
     def _make(self, path: str) -> None:
-        if self.location.partition("://")[0] not in _WITHOUT_FOLDERS:
+        if self.location.partition("://")[0] not in OBJECT_STORES:
             self._fs.makedirs(path, exist_ok=True)
 
 

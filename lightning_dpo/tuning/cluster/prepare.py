@@ -9,6 +9,7 @@ from typing import Any
 
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from lightning_dpo.data.datamodule import TokenDataModule
 from lightning_dpo.reference.spec import ReferenceSpec
 from lightning_dpo.tuning.cluster.connect import node_resources
 from lightning_dpo.tuning.cluster.convert_policy import convert_policy
@@ -115,10 +116,12 @@ def _has_room(resources: Resources) -> bool:
 
 
 def _shared_data(spec: TrialSpec, recipe: ParsedRecipe) -> dict[str, Any]:
-    """Overrides that make all machines read one copy of the tokenised data, where they share a folder."""
+    """Overrides that make all machines read one copy of the tokenised data, or fetch it from a URL."""
     storage = Storage(spec.location)
-    if len(node_resources()) < 2 or not storage.is_local or recipe.get("data.cache_dir", "") is not None:
+    if len(node_resources()) < 2 or recipe.get("data.cache_dir", "") is not None:
         return {}
+    if not storage.is_local and not issubclass(recipe.data_class, TokenDataModule):
+        return {}  # what another class does with a URL is not known
     return {"data.cache_dir": (storage / "data").location}
 
 

@@ -54,6 +54,8 @@ class FrontierConfig:
         limit_policies: Trained policies that are sampled again for the limit, beside the reference.
         limit_samples_per_prompt: Completions of each prompt from each of these; None takes
             `samples_per_prompt`. The more there are, the larger the KL to which the limit is known.
+        limit_rounds: How often so many are drawn at most; not again once 100 effective samples of every
+            prompt tell the limit at the largest of `kls`.
         kls: Where methods are compared, nats.
         sweep: Further fields of each method's `SweepConfig`, such as ``{gpus: 1}``.
         storage: Folder or fsspec URL; on a cluster all machines must see it.
@@ -73,6 +75,7 @@ class FrontierConfig:
     batch_size: int = 64
     limit_policies: int = 4
     limit_samples_per_prompt: int | None = None
+    limit_rounds: int = 1
     kls: list[float] = field(default_factory=lambda: [1.0, 2.0, 5.0, 8.0])
     sweep: dict[str, Any] = field(default_factory=dict)
     storage: str = "outputs"
@@ -84,7 +87,7 @@ class FrontierConfig:
         Raises:
             ValueError: If a value is out of range, or an entry of `methods` cannot be read.
         """
-        for name in ("prompts", "samples_per_prompt", "max_new_tokens", "batch_size"):
+        for name in ("prompts", "samples_per_prompt", "max_new_tokens", "batch_size", "limit_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if self.limit_policies < 0:

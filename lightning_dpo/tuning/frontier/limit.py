@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_dpo.evaluation import (
+    MIN_EFFECTIVE_SAMPLES,
     FrontierPoint,
     best_at_kl,
     mixture_log_weights,
@@ -62,9 +63,24 @@ class Limit:
             policies - 1,
         )
 
+    def joined(self, other: Limit) -> Limit:
+        """With further samples of the same policies, as many of each."""
+        sizes = self.rewards.shape[1], other.rewards.shape[1]
+        return Limit(
+            torch.cat([self.rewards, other.rewards], dim=1),
+            torch.cat([self.log_weights, other.log_weights], dim=1),
+            (sizes[0] * self.reference + sizes[1] * other.reference) / sum(sizes),
+            self.policies,
+        )
+
     def at(self, kl: float) -> FrontierPoint:
         """The best reward at a KL."""
         return best_at_kl(self.rewards, kl=kl, log_weights=self.log_weights)
+
+    def is_known(self, *, up_to: float) -> bool:
+        """Whether twice as many effective samples as are asked for tell the limit at a KL."""
+        best = self.at(up_to)
+        return best.kl > 0.99 * up_to and best.effective_sample_size >= 2 * MIN_EFFECTIVE_SAMPLES
 
     def share(self, reward: float, *, kl: float) -> float:
         """What part of the gain that is reachable at a policy's KL it has.

@@ -19,6 +19,7 @@ from lightning_dpo.evaluation import (
     judge_samples,
     load_judge,
     sample_completions,
+    sample_logps,
 )
 from lightning_dpo.evaluation.judges import is_pairwise
 from lightning_dpo.evaluation.realign import realigned_model
@@ -28,7 +29,7 @@ from lightning_dpo.tuning.results.export import export_trial
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
-__all__ = ["Measured", "Measuring", "make_judge", "measure", "policy_logratios"]
+__all__ = ["Measured", "Measuring", "make_judge", "measure", "policy_logps"]
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def measure(
     checkpoint: str | None = None,
     scale: float | None = None,
     samples_per_prompt: int | None = None,
+    with_kl: bool = True,
 ) -> None:
     """Sample a policy, judge what it says and take its KL; runs on a machine of the cluster.
 
@@ -175,6 +177,7 @@ def measure(
         checkpoint: Folder of the policy's checkpoint; None is the reference.
         scale: Measure the policy realigned by this lambda; None measures it as it is.
         samples_per_prompt: In the place of the usual number.
+        with_kl: Take the KL, which is left at 0 where nobody reads it.
 
     Raises:
         ValueError: If the judge's answer is not valid, or the checkpoint is not one that becomes a model.
@@ -186,29 +189,30 @@ def measure(
             policy = realigned_model(policy, reference=reference, scale=scale)
         samples = measuring.sample(policy, seed=seed, samples_per_prompt=samples_per_prompt)
         rewards, kl = measuring.rewards(samples), torch.zeros(len(samples))
-        if checkpoint is not None:
+        if checkpoint is not None and with_kl:
             size = measuring.batch_size
             kl = completion_kl(policy, reference=reference, samples=samples, batch_size=size).kl
     target.write(name, Measured(samples, rewards, kl).to_parquet())
 
 
-def policy_logratios(
-    spec: TrialSpec, measuring: Measuring, samples: Sequence[Sample], *, checkpoint: str
+def policy_logps(
+    spec: TrialSpec, measuring: Measuring, samples: Sequence[Sample], *, checkpoint: str | None
 ) -> Tensor:
-    """Log policy - log reference of completions from anywhere, (samples,); runs on a machine of the cluster.
+    """Log-probability of completions from anywhere, (samples,), nats; runs on a machine of the cluster.
 
     Args:
         spec: Gives the environment.
         measuring: How to measure.
         samples: The completions.
-        checkpoint: Folder of the policy's checkpoint.
+        checkpoint: Folder of the policy's checkpoint; None is the reference.
     """
     with spec.user_environment():
-        policy = _trained(spec, checkpoint)
-        reference = _on_device(load_model(measuring.reference), spec)
-        return completion_kl(
-            policy, reference=reference, samples=samples, batch_size=measuring.batch_size
-        ).logratios
+        policy = (
+            _on_device(load_model(measuring.reference), spec)
+            if checkpoint is None
+            else _trained(spec, checkpoint)
+        )
+        return sample_logps(policy, samples=samples, batch_size=measuring.batch_size)
 
 
 def _trained(spec: TrialSpec, checkpoint: str) -> nn.Module:

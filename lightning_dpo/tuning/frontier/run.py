@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -70,8 +71,10 @@ def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool 
         limit = sampler.limit(
             runs,
             trained,
+            kl=max(config.kls, default=math.inf),
             policies=config.limit_policies,
             samples_per_prompt=config.limit_samples_per_prompt or config.samples_per_prompt,
+            rounds=config.limit_rounds,
         )
     points = [
         dataclasses.replace(point, share_of_limit=limit.share(point.reward, kl=point.kl))

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from lightning_dpo.evaluation import best_of_n
 from lightning_dpo.tuning.cluster.task import run_as_tasks
 from lightning_dpo.tuning.frontier.limit import Limit, pick_policies
-from lightning_dpo.tuning.frontier.measure import Measured, Measuring, measure, policy_logratios
+from lightning_dpo.tuning.frontier.measure import Measured, Measuring, measure, policy_logps
 from lightning_dpo.tuning.frontier.methods import BestOfMethod, RealignedMethod, folder_name
 from lightning_dpo.tuning.frontier.result import PolicyPoint
 from lightning_dpo.tuning.storage import Storage
@@ -104,33 +106,49 @@ class Sampler:
         runs: Sequence[Run],
         points: Sequence[PolicyPoint],
         *,
+        kl: float,
         policies: int,
         samples_per_prompt: int,
+        rounds: int = 1,
     ) -> Limit:
         """The best reward at each KL.
 
         Args:
             runs: The trained policies.
             points: Their points.
+            kl: Up to where the limit is wanted, nats.
             policies: How many of them to sample again, beside the reference.
-            samples_per_prompt: Completions of each prompt from each.
+            samples_per_prompt: Completions of each prompt from each, in one round.
+            rounds: How many to draw at most, until the limit is known up to there.
         """
         picked = [runs[i] for i in pick_policies([(p.kl, p.reward) for p in points], count=policies)]
-        common: dict[str, Any] = {"samples_per_prompt": samples_per_prompt}
-        calls = [{"name": f"limit/reference-{samples_per_prompt}.parquet", "seed": _LIMIT_SEED, **common}]
+        found = self._limit(picked, samples_per_prompt, round=0)
+        for number in range(1, rounds):
+            if found.is_known(up_to=kl):
+                break
+            found = found.joined(self._limit(picked, samples_per_prompt, round=number))
+        return found
+
+    def _limit(self, picked: Sequence[Run], samples_per_prompt: int, *, round: int) -> Limit:
+        """The limit from one round of samples of the reference and of each policy."""
+        common: dict[str, Any] = {"samples_per_prompt": samples_per_prompt, "with_kl": False}
+        ending = f"-{samples_per_prompt}{f'-round{round}' if round else ''}.parquet"
+        first = _LIMIT_SEED * (round + 1)
+        calls = [{"name": f"limit/reference{ending}", "seed": first, **common}]
         for run in picked:
-            name = f"limit/{run.file.removesuffix('.parquet')}-{samples_per_prompt}.parquet"
-            seed = _LIMIT_SEED + run.seed
-            calls.append({"name": name, "seed": seed, "checkpoint": run.checkpoint, **common})
+            name = f"limit/{run.file.removesuffix('.parquet')}{ending}"
+            calls.append({"name": name, "seed": first + run.seed, "checkpoint": run.checkpoint, **common})
         measured = list(self._measure(calls))
-        pool = [sample for each in measured for sample in each.samples]
-        logratios = run_as_tasks(
-            self.spec,
-            policy_logratios,
-            [{"measuring": self.measuring, "samples": pool, "checkpoint": run.checkpoint} for run in picked],
+        pool = ray.put([sample for each in measured for sample in each.samples])
+        scoring = {"measuring": self.measuring, "samples": pool}
+        scored = [None, *(run.checkpoint for run in picked)]
+        reference_logps, *logps = run_as_tasks(
+            self.spec, policy_logps, [{**scoring, "checkpoint": checkpoint} for checkpoint in scored]
         )
         return Limit.of(
-            [each.rewards for each in measured], list(logratios), prompts=len(self.measuring.prompts)
+            [each.rewards for each in measured],
+            [each - reference_logps for each in logps],
+            prompts=len(self.measuring.prompts),
         )
 
     def _measure(self, calls: Sequence[Mapping[str, Any]]) -> Iterator[Measured]:

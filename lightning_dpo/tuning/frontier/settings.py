@@ -17,6 +17,7 @@ _MAY_CHANGE = (
     "kls",
     "limit_policies",
     "limit_samples_per_prompt",
+    "limit_rounds",
     "sweep",
     "storage",
     "name",

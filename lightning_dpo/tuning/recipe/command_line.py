@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_dpo.training.cli import DPOCLI, class_arguments
-from lightning_dpo.tuning.config_paths import config_paths
+from lightning_dpo.tuning.config_paths import config_paths, import_object
 from lightning_dpo.tuning.recipe.trial_loggers import LogParameters, TrialRun, name_runs, named_loggers
 
 __all__ = ["KnownPaths", "ParsedRecipe", "TrialCLI"]
@@ -56,6 +56,11 @@ class ParsedRecipe(_RecipeCLI):
         section, _, name = path.partition(".")
         arguments = class_arguments(self.config.get(section))
         return arguments.get(name, default) if name in arguments else default
+
+    @property
+    def data_class(self) -> Any:
+        """The LightningDataModule's class."""
+        return import_object(self._named_data) if self._named_data else self._datamodule_class
 
     def paths(self) -> set[str]:
         """Every config path that the recipe has, inner ones too."""

@@ -42,8 +42,8 @@ class Group:
         self._mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote(spec.resources.workers)
         # Not within what Tune reserved for this process, with which it would go.
         releaser: Any = ray.remote(num_cpus=0)(PlacementReleaser)
-        releaser = releaser.options(scheduling_strategy="DEFAULT", lifetime="detached").remote(self._mailbox)
-        releaser.wait.remote()
+        releaser = releaser.options(scheduling_strategy="DEFAULT", lifetime="detached").remote()
+        releaser.watch.remote(self._mailbox)
         self._trainer = make_trainer(
             spec,
             worker_loop,

@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 from ray import train
-from ray.util.placement_group import get_current_placement_group
 
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.checkpoints import SavedFolder
@@ -38,7 +37,6 @@ def worker_loop(arguments: dict[str, Any]) -> None:
     """
     spec, mailbox = arguments["spec"], arguments["mailbox"]
     rank = train.get_context().get_world_rank()
-    ray.get(mailbox.set_placement.remote(get_current_placement_group()))
     number = 0
     while True:
         job: Job = ray.get(mailbox.next_job.remote(number))

@@ -64,7 +64,6 @@ class Mailbox:
         self._answered: set[int] = set()
         self._left: set[int] = set()
         self._is_stopped = False
-        self._placement: Any = None
 
     async def begin_job(self, trial: str, overrides: Mapping[str, Any]) -> None:
         """Give the workers a job."""
@@ -121,13 +120,9 @@ class Mailbox:
             if len(self._left) == self._workers:
                 self._events.put_nowait(Event("done"))
 
-    async def set_placement(self, placement: Any) -> None:
-        """A worker says what Ray has reserved for the group."""
-        self._placement = placement
-
-    async def placement(self) -> Any:
-        """What Ray has reserved for the group; None before it is there."""
-        return self._placement
+    async def ended(self) -> None:
+        """Never return: this call fails when the mailbox is gone."""
+        await asyncio.Event().wait()
 
     async def worker_failed(self, error: str, *, counts: bool) -> None:
         """A worker has failed."""

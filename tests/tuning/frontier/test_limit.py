@@ -47,3 +47,21 @@ def test_policies_are_picked_along_the_pareto_set() -> None:
     assert pick_policies(points, count=1) == [4]
     assert pick_policies(points, count=0) == []
     assert pick_policies([], count=3) == []
+
+
+def test_rounds_of_samples_add_up() -> None:
+    one, other = limit(samples=200), limit(samples=600)
+    both = one.joined(other)
+    assert both.rewards.shape == (1, 1600)
+    assert both.at(2.0).effective_sample_size == pytest.approx(
+        one.at(2.0).effective_sample_size + other.at(2.0).effective_sample_size, rel=0.02
+    )
+    assert both.at(2.0).reward == pytest.approx(2.0, rel=0.02)
+    assert both.reference == pytest.approx(0.0, abs=1e-6)
+    assert both.policies == 1
+    few = limit(samples=45)
+    assert few.at(1.0).effective_sample_size == pytest.approx(71, abs=1)
+    assert few.at(1.0).is_reliable
+    assert not few.is_known(up_to=1.0)
+    assert both.is_known(up_to=2.0)
+    assert not both.is_known(up_to=100.0)
