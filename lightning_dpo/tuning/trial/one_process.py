@@ -46,7 +46,7 @@ def run_in_one_process(
     """
     record = replace(record, extra={"node": ray.get_runtime_context().get_node_id()})
     is_alone = session is None
-    told_to: Session = tune if session is None else session  # type: ignore[assignment]
+    told_to: Session = tune if session is None else session
     given = told_to.get_checkpoint()
     with _beginning(spec, record.id, given) as beginning:
         first = state = begun(spec, record, beginning)

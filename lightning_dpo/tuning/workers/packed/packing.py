@@ -121,7 +121,9 @@ def packing_line(resources: Resources, *, at_once: int) -> str | None:
 def packed_trainable(spec: TrialSpec) -> Any:
     """The function that Tune runs for each trial of a sweep, within `packing`."""
     return tune.with_parameters(
-        run_packed_trial, spec=cloudpickle.dumps(spec), packs=ray.get_actor(_name(spec))
+        run_packed_trial,
+        spec=cloudpickle.dumps(spec),  # type: ignore[no-untyped-call]
+        packs=ray.get_actor(_name(spec)),
     )
 
 

@@ -45,10 +45,10 @@ class Packs:
             node: Ray's name of the machine that Tune placed it on.
             gpu: Value of CUDA_VISIBLE_DEVICES there, or None without a GPU.
         """
-        for host in self._hosts:
-            if trial in host.trials and host.place != (node, gpu):
-                host.actor.stop.remote(trial)  # its process at Tune's has died, and Tune placed it elsewhere
-                host.trials.discard(trial)
+        for other in self._hosts:
+            if trial in other.trials and other.place != (node, gpu):
+                other.actor.stop.remote(trial)  # its process at Tune's has died, and Tune placed it elsewhere
+                other.trials.discard(trial)
         self._hosts = [host for host in self._hosts if host.place != (node, gpu) or _lives(host)]
         here = [host for host in self._hosts if host.place == (node, gpu)]
         host = next((one for one in here if trial in one.trials), None)
