@@ -54,7 +54,7 @@ _OF_A_MISTAKE = 0.05
 """Where products are rounded, a difference must also be below this share of what a mistake would make."""
 
 _GRADIENT: dict[ComputeType, float] = {"tf32": 3e-2, "float16": 5e-2, "bfloat16": 0.1}
-"""Relative error that gradients may have where products are rounded."""
+"""Relative error that the gradients of most tokens may have where products are rounded."""
 
 _EXACT_GRADIENT = 1e-3
 """The same where they run in float32."""
@@ -71,7 +71,8 @@ class Selection(NamedTuple):
         reason: Why the plan is not the cheapest one, or an empty string.
         precision: What the model's products run in.
         attention: The attention implementation of a Hugging Face model, or an empty string.
-        gradient_error: Relative error of the gradient behind shared prompts, or None.
+        gradient_error: Relative error of the gradient behind shared prompts: of the whole where products run
+            in float32, else of most tokens. Or None.
         passed_over: Faster attention that was tried and is not used, with what is wrong with it.
     """
 
@@ -233,7 +234,9 @@ class _Judge:
 
         def gradient_error() -> float:
             found = self._trial.gradient_error(plan)
-            return -1.0 if found is None else found
+            if found is None:
+                return -1.0
+            return found.of_most if self._precision in _ROUNDING else found.whole
 
         worst, problem = self._agreed(error, self._limit, "log-probabilities are off by {:.2g} nats")
         if problem or plan.layout != "shared":

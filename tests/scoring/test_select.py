@@ -19,6 +19,7 @@ import lightning_dpo.scoring.select
 from lightning_dpo.models.precision import compute_type
 from lightning_dpo.scoring.forward import ScoringPlan
 from lightning_dpo.scoring.select import select_plan
+from lightning_dpo.scoring.trial import GradientError
 
 SHARED_PLAN = ScoringPlan("shared", chunked_head=True)
 CONCATENATED_PLAN = ScoringPlan("concatenated", chunked_head=True)
@@ -146,6 +147,31 @@ def test_a_faster_attention_with_a_defect_is_given_up(monkeypatch: pytest.Monkey
     assert found.attention == model.config._attn_implementation == "sdpa"
     monkeypatch.setattr(select, "FASTEST", {"cpu": ("test_attention", select.PREFIX_ATTENTION)})
     assert select_plan(model, may_switch_attention=True).attention == select.PREFIX_ATTENTION
+
+
+@pytest.mark.parametrize("defect", ["wrong backward", "not a number"])
+def test_a_defect_shows_among_rounded_products(monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
+    AttentionInterface.register("test_attention", attention(defect))
+    monkeypatch.setattr(lightning_dpo.scoring.select, "FASTEST", {"cpu": ("test_attention",)})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = select_plan(tiny_model(), may_switch_attention=True)
+    assert (found.plan, found.attention) == (SHARED_PLAN, "sdpa")
+    assert found.passed_over.startswith("test_attention: ")
+
+
+def test_a_single_token_is_not_what_most_are_off_by() -> None:
+    truth = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    truth[0] *= 100
+    outlier, third, lost = truth.clone(), truth.clone(), truth.clone()
+    outlier[0] *= 2
+    third[40:] *= 1.5
+    lost[3] = float("nan")
+    assert GradientError.of(outlier, truth).of_most == 0
+    assert GradientError.of(outlier, truth).whole > 0.9
+    assert GradientError.of(third, truth).of_most == pytest.approx(0.5)
+    assert GradientError.of(lost, truth).of_most == float("inf")
+    unseen = torch.cat([truth, torch.zeros(200, 8)])  # tokens without a gradient count nowhere
+    assert GradientError.of(torch.cat([third, torch.zeros(200, 8)]), unseen).of_most == pytest.approx(0.5)
 
 
 def test_a_faster_attention_without_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
