@@ -26,6 +26,7 @@ datasets = pytest.importorskip("datasets")
 STEPS = 10
 WARMUP_STEPS = 2
 BATCH_SIZE = 3
+ADAM_EPSILON = 1e-6  # at 1e-8 a gradient that is nothing but rounding moves a weight as far as any other
 LEARNING_RATE = 5e-3
 MAX_GRAD_NORM = 0.3
 BETA = 0.2
@@ -73,6 +74,7 @@ def run_trl(pairs: Sequence[TokenPair], folder: Path, *, accumulate: int, **opti
         per_device_train_batch_size=BATCH_SIZE,
         gradient_accumulation_steps=accumulate,
         learning_rate=LEARNING_RATE,
+        adam_epsilon=ADAM_EPSILON,
         lr_scheduler_type="linear",
         warmup_steps=WARMUP_STEPS,
         max_grad_norm=MAX_GRAD_NORM,
@@ -112,7 +114,7 @@ def run_ours(pairs: Sequence[TokenPair], loss: PreferenceLoss, *, accumulate: in
     module = DPOModule(
         tiny_model(),
         loss=loss,
-        optimizer=lambda params: AdamW(params, lr=LEARNING_RATE, weight_decay=0.0),
+        optimizer=lambda params: AdamW(params, lr=LEARNING_RATE, eps=ADAM_EPSILON, weight_decay=0.0),
         lr_scheduler=linear,
     )
     trainer(accumulate_grad_batches=accumulate, gradient_clip_val=MAX_GRAD_NORM, callbacks=[losses]).fit(
