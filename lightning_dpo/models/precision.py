@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
-__all__ = ["ComputeType", "autocast_dtype", "compute_type", "weights_dtype"]
+__all__ = ["ComputeType", "autocast_dtype", "compute_type", "has_slow_bfloat16", "weights_dtype"]
 
 ComputeType: TypeAlias = Literal["float64", "float32", "tf32", "bfloat16", "float16"]
 
@@ -37,6 +38,16 @@ def compute_type(model: nn.Module, *, device: torch.device) -> ComputeType:
     if dtype == torch.float32:
         return _float32_products(device)
     return _NAMES.get(dtype, "float16")
+
+
+def has_slow_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are slower there than in float32: on an x86 processor without AVX-512.
+
+    Args:
+        device: Where a model runs.
+    """
+    is_x86 = device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
+    return is_x86 and "AVX512" not in torch.backends.cpu.get_cpu_capability()
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from fast_precision import FAST_PRECISION
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_dpo.cli.main import main
@@ -33,6 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> tupl
         args=[
             "fit",
             f"--config={CONFIG_FOLDER / 'smollm2_dpo.yaml'}",
+            f"--trainer.precision={FAST_PRECISION}",
             f"--data.train={shared_data / 'hh-harmless' / 'train.jsonl.gz'}",
             "--data.train_limit=48",
             "--data.max_bad_fraction=0.2",

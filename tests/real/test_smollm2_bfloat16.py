@@ -21,7 +21,7 @@ pytestmark = [
     ),
 ]
 
-LAYERS = 6
+LAYERS = 3
 """Enough for the large states that the first two make of some tokens; more only take their time."""
 
 

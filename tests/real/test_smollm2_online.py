@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fast_precision import FAST_PRECISION
 
 from lightning_dpo.training.cli import DPOCLI
 
@@ -27,6 +28,7 @@ def test_it_ranks_its_own_completions(tmp_path: Path, shared_data: Path) -> None
         args=[
             "fit",
             f"--config={RECIPE}",
+            f"--trainer.precision={FAST_PRECISION}",
             "--model.judge=online_jobs.vowels",
             "--model.max_new_tokens=16",
             "--model.refresh_every=2",

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fast_precision import FAST_PRECISION
 
 from lightning_dpo.training.cli import DPOCLI
 
@@ -36,6 +37,7 @@ def test_some_steps(tmp_path: Path, shared_data: Path, monkeypatch: pytest.Monke
         args=[
             "fit",
             f"--config={RECIPE}",
+            f"--trainer.precision={FAST_PRECISION}",
             "--model.judge=ppo_judges.brevity",
             "--model.max_new_tokens=8",
             "--model.minibatches=1",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from fast_precision import FAST_PRECISION
 from transformers import AutoModelForCausalLM
 
 from lightning_dpo.cli.main import main
@@ -32,6 +33,7 @@ def test_from_a_recipe_to_the_family_and_a_member(
         [
             "fit",
             f"--config={RECIPE}",
+            f"--trainer.precision={FAST_PRECISION}",
             f"--data.train={pairs}",
             "--data.train_limit=24",
             "--data.max_length=128",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fast_precision import FAST_PRECISION
 from lightning.pytorch.cli import LightningCLI
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -43,6 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> tupl
         args=[
             "fit",
             f"--config={RECIPE}",
+            f"--trainer.precision={FAST_PRECISION}",
             f"--data.train={shared_data / 'hh-harmless' / 'train.jsonl.gz'}",
             f"--data.tokenizer={source}",
             "--data.train_limit=48",
