@@ -1,4 +1,4 @@
-"""The precision in which a real model trains fastest here: recipes ask for bfloat16, which not all CPUs have."""
+"""The precision in which a real model trains fastest here: recipes ask for bfloat16, which is slow on some."""
 
 from __future__ import annotations
 
