@@ -1,4 +1,4 @@
-"""The precision in which a real model trains fastest here: recipes ask for bfloat16, which is slow on some."""
+"""The precision in which a real model trains fastest here: not all CPUs are fast in the recipes' bfloat16."""
 
 from __future__ import annotations
 
