@@ -22,8 +22,8 @@ test: $(VENV)/.test  ## Every test but the heavy ones, in two processes
 test-fast: $(VENV)/.test  ## Tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not heavy"
 
-test-heavy: $(VENV)/.test  ## Tests of a minute or more: Ray clusters, real models, the demonstration as shipped
-	$(BIN)/python -m pytest -m heavy
+test-heavy: $(VENV)/.test  ## Tests of a minute or more: Ray clusters, real models, the demo as shipped; MINUTES=N bounds them
+	$(BIN)/python -m pytest -m heavy $(if $(MINUTES),--minutes $(MINUTES))
 
 test-lowest: $(LOWEST_VENV)/.ready  ## Training, scoring, the cache, exports and a sweep with the lowest versions
 	$(LOWEST_VENV)/bin/python -m pytest -m "not slow" -k "not compiled" $(LOWEST_TESTS)

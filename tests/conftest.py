@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,39 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+STARTED = time.monotonic()
+
 LEFT_BEHIND = (
     *("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK"),
     *("PL_GLOBAL_SEED", "PL_SEED_WORKERS"),
 )
 """What Lightning sets in its own process, and then finds there: who is who in a group, and the seed."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--minutes",
+        type=float,
+        help="begin no test after so many minutes: skip what is left; each commit begins with another file",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where time may run out, let it run out for other tests the next time."""
+    files = list(dict.fromkeys(item.path for item in items))
+    if config.getoption("--minutes") is not None and files:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "0"
+        first = int(commit, 16) % len(files)
+        place = {file: (number - first) % len(files) for number, file in enumerate(files)}
+        items.sort(key=lambda item: place[item.path])  # keeps the order within a file
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("--minutes")
+    if minutes is not None and time.monotonic() - STARTED > 60 * minutes:
+        pytest.skip(f"{minutes:g} minutes are over; `make test-heavy` runs it")
 
 
 @pytest.fixture(autouse=True)
