@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from lightning_dpo.models.modes import evaluating
-from lightning_dpo.models.precision import ComputeType, compute_type
+from lightning_dpo.models.precision import ComputeType, compute_type, has_slow_bfloat16
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.scoring.forward import ScoringPlan
 from lightning_dpo.scoring.lm_head import find_head
@@ -60,6 +60,11 @@ _EXACT_GRADIENT = 1e-3
 """The same where they run in float32."""
 
 
+_SLOW_BFLOAT16 = (
+    "this processor computes bfloat16 more slowly than float32: --trainer.precision=32-true is faster here"
+)
+
+
 class Selection(NamedTuple):
     """What was found out about a model.
 
@@ -74,6 +79,7 @@ class Selection(NamedTuple):
         gradient_error: Relative error of the gradient behind shared prompts: of the whole where products run
             in float32, else of most tokens. Or None.
         passed_over: Faster attention that was tried and is not used, with what is wrong with it.
+        advice: What would be faster on this processor, or an empty string.
     """
 
     plan: ScoringPlan
@@ -84,6 +90,7 @@ class Selection(NamedTuple):
     attention: str = ""
     gradient_error: float | None = None
     passed_over: str = ""
+    advice: str = ""
 
     def __str__(self) -> str:
         """One line for a log: what was chosen, and why."""
@@ -96,7 +103,8 @@ class Selection(NamedTuple):
         if self.plan.layout == "shared" and self.gradient_error is not None:
             found += f" and gradients by {self.gradient_error:.1g}"
         why = f": {self.reason}" if self.reason else ""
-        return f"scoring: prompts {prompts}, head {head}{attention}, {self.precision}{found}{why}"
+        advice = f"; {self.advice}" if self.advice else ""
+        return f"scoring: prompts {prompts}, head {head}{attention}, {self.precision}{found}{why}{advice}"
 
 
 def select_plan(
@@ -139,7 +147,8 @@ def select_plan(
         found = _Judge(model, place, precision, agree or _alone).select(
             layout, may_switch=may_switch_attention
         )
-    found = found._replace(attention=_attention_of(causal_lm(model)))
+    advice = _SLOW_BFLOAT16 if precision == "bfloat16" and has_slow_bfloat16(place) else ""
+    found = found._replace(attention=_attention_of(causal_lm(model)), advice=advice)
     if layout == "shared" and found.plan.layout != "shared":
         raise ValueError(
             f'`layout="shared"` is not exact for {type(causal_lm(model)).__name__}: {found.reason}'

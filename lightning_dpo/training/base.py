@@ -20,7 +20,6 @@ from torch.optim.lr_scheduler import LinearLR
 
 from lightning_dpo.models.build import PolicySettings
 from lightning_dpo.models.lora import LoraSettings
-from lightning_dpo.models.precision import has_slow_bfloat16
 from lightning_dpo.models.unwrap import is_sharded
 from lightning_dpo.parallel import (
     Sharding,
@@ -272,12 +271,6 @@ class PolicyModule(pl.LightningModule):
     def _say_plan(self) -> None:
         self.plan()
         rank_zero_info(str(self._selection))
-        assert self._selection is not None
-        if self._selection.precision == "bfloat16" and has_slow_bfloat16(self.device):
-            rank_zero_info(
-                "precision: this processor has no bfloat16 products and takes many times as long for them as "
-                "for float32; --trainer.precision=32-true (and --model.dtype=float32) is faster here"
-            )
 
     def logps(self, batch: CompletionBatch) -> CompletionLogps:
         """Log-probabilities of completions under the policy.
