@@ -84,25 +84,6 @@ class PausesAlways(FIFOScheduler):
 
 
 class Meddler(FIFOScheduler):
-    """Stops the first trial at its second report, and kills the process that drives the second one once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-        self.has_killed = False
-
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if trial.trial_id not in self.seen:
-            self.seen.append(trial.trial_id)
-        if len(self.seen) == 1 and result["step"] == 4:
-            return self.STOP
-        if len(self.seen) == 2 and not self.has_killed:
-            self.has_killed = True
-            os.kill(result["pid"], signal.SIGKILL)
-        return self.CONTINUE
-
-
-class PackMeddler(FIFOScheduler):
     """Stops the first trial at its second report, and kills the process of the second one once."""
 
     def __init__(self) -> None:

@@ -108,7 +108,7 @@ def test_one_of_the_packed_trials_is_stopped_and_the_process_of_another_at_tune_
         "packed_meddled",
         space={"model.loss.beta": [QUIET], "model.optimizer.lr": [1e-3, 2e-3, 3e-3]},
         packed_trials=3,
-        scheduler={"class_path": "sweep_faults.PackMeddler"},
+        scheduler={"class_path": "sweep_faults.Meddler"},
         export=False,
     )
     ends = sorted((str(trial.status), trial.step, trial.starts) for trial in result.trials)
