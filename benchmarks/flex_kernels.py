@@ -18,7 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from benchmarks.workload import _synthetic_pairs
+from benchmarks.workload import synthetic_pairs
 from lightning_dpo import PairBatch
 from lightning_dpo.scoring.layout import single_row
 from lightning_dpo.scoring.masks import FLEX_BLOCK, block_mask
@@ -58,7 +58,7 @@ def trace(*, heads: int, key_heads: int, head_dim: int) -> list[Graph]:
 
     flex_attention._validate_device = lambda *_: None  # it refuses gradients on a CPU, which has no kernel
     rows = single_row(
-        PairBatch.from_pairs(_synthetic_pairs(2, vocab=512, max_length=256)).completions(),
+        PairBatch.from_pairs(synthetic_pairs(2, vocab=512, max_length=256)).completions(),
         multiple=FLEX_BLOCK,
     )
     length = rows.input_ids.shape[1]

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,44 +26,18 @@ from benchmarks.device import measure_device
 from benchmarks.gpu_report import Found, Report, Work
 from benchmarks.process import ROOT
 from benchmarks.worker import FailedTurnError, Worker
-from benchmarks.workload import Workload, prepare, prepare_made
-from benchmarks.works import DEFAULT_MODEL
+from benchmarks.workload import prepare
+from benchmarks.works import DEFAULT_MODEL, LLAMA_1B, TINY
 from lightning_dpo.files import write_file
 from lightning_dpo.parallel.memory.shapes import load_config, model_shape
 
 ARMS = ("ours", "packed", "trl", "trl-liger", "trl-precomputed")
 NEEDS = {"trl": "trl", "trl-liger": "liger_kernel", "trl-precomputed": "trl"}
 
-LLAMA_1B: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": True,
-}
-"""The sizes of Llama 3.2 1B."""
-
-TINY: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-}
-
-MODELS: dict[str, Callable[..., Workload]] = {
-    "smollm2-135m": lambda folder, **options: prepare(folder, model=DEFAULT_MODEL, data=None, **options),
-    "llama-1b": lambda folder, **options: prepare_made(folder, config=LLAMA_1B, **options),
-    "tiny": lambda folder, **options: prepare_made(folder, config=TINY, **options),
+MODELS: dict[str, str | dict[str, Any]] = {
+    "smollm2-135m": DEFAULT_MODEL,
+    "llama-1b": LLAMA_1B,
+    "tiny": TINY,
 }
 
 DRY_RUN = {
@@ -167,7 +141,9 @@ class Run:
         with tempfile.TemporaryDirectory() as folder:
             count = (options.warmup + options.steps + options.watched) * options.batch_size
             try:
-                workload = MODELS[model](Path(folder), count=count, max_length=options.max_length)
+                workload = prepare(
+                    Path(folder), model=MODELS[model], count=count, max_length=options.max_length
+                )
             except Exception as error:
                 found.failures.update(dict.fromkeys(options.variants, f"no model: {error}"))
                 return

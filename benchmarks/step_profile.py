@@ -1,4 +1,4 @@
-"""Where the time and the memory of a training step go, and how near it comes to the cores' bf16 limit.
+"""Where the time and the memory of a training step go, and how near it comes to the cores' limit.
 
 ``python -m benchmarks.step_profile`` trains on the rows of `benchmarks.trl_throughput` and prints operators
 by kind with their share of a step, the rate of its products beside what products of these sizes reach alone,
@@ -78,6 +78,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=DATA, help="preference rows")
     parser.add_argument("--batch-size", type=int, default=4, help="pairs of a step")
     parser.add_argument("--steps", type=int, default=6, help="timed steps, after one that is not")
+    parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16", help="bf16 is autocast")
     parser.add_argument("--compile", action="store_true", help="compile the blocks")
     parser.add_argument("--reference-dtype", choices=("float32", "bfloat16"), help="of the frozen reference")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations")
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             max_length=512,
         )
         step = measure(str(workload.model), workload.pairs(), options)
-    limit = product_rate()
+    limit = product_rate(torch.bfloat16 if options.precision == "bf16" else torch.float32)
     print(report(step, limit))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     record = {"options": {k: str(v) for k, v in vars(options).items()}, "limit": limit, **step._asdict()}
@@ -170,7 +171,7 @@ def measure(model: str, pairs: list[Any], options: argparse.Namespace) -> Step:
         trainer = pl.Trainer(
             max_steps=options.steps + 3,
             accelerator="cpu",
-            precision="bf16-mixed",
+            precision="bf16-mixed" if options.precision == "bf16" else "32-true",
             callbacks=[measuring],
             default_root_dir=folder,
             logger=False,
@@ -220,9 +221,9 @@ def mib(tensors: Any) -> float:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors) / 2**20
 
 
-def product_rate(tokens: int = 1024, width: int = 576, inner: int = 1536) -> float:
-    """FLOP/s of bf16 products of SmolLM2's sizes alone, the best of several tries."""
-    left, right = torch.randn(tokens, width).bfloat16(), torch.randn(inner, width).bfloat16()
+def product_rate(dtype: torch.dtype, tokens: int = 1024, width: int = 576, inner: int = 1536) -> float:
+    """FLOP/s of products of SmolLM2's sizes alone, the best of several tries."""
+    left, right = torch.randn(tokens, width, dtype=dtype), torch.randn(inner, width, dtype=dtype)
     rates = []
     for _ in range(20):
         began = time.perf_counter()

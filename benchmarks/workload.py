@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
-from benchmarks.works import DEFAULT_MODEL, WIDE_VOCABULARY
 from lightning_dpo import PreferenceDataModule, TokenPair
+from lightning_dpo.demo.model import build_tokenizer
 from lightning_dpo.models.load import load_model, load_tokenizer
+from lightning_dpo.parallel.memory.shapes import load_config
 from lightning_dpo.scoring.layout import separate_rows, single_row
 from lightning_dpo.types import PairBatch
 
-__all__ = ["Tokens", "Workload", "prepare", "prepare_made", "tokens_per_pair"]
+__all__ = ["Tokens", "Workload", "prepare", "synthetic_pairs", "tokens_per_pair"]
 
 # Tokens of prompts, chosen and rejected completions of the default data at their 0, 10, 25, 50, 75, 90 and
 # 100 % quantiles, under the default model's chat template and a limit of 512 tokens.
@@ -65,25 +66,29 @@ class Tokens(NamedTuple):
 def prepare(
     folder: Path,
     *,
-    model: str,
-    data: Path | None,
+    model: str | dict[str, Any],
     count: int,
     max_length: int,
+    data: Path | None = None,
     lengths: tuple[int, int] | None = None,
 ) -> Workload:
     """Write the model and `count` pairs; random token ids of like lengths where there is no data.
 
     Args:
         folder: Where to.
-        model: What is loaded, or `WIDE_VOCABULARY`.
-        data: Rows.
+        model: What is loaded; or a configuration, of which a model with random weights is made. Such a model
+            has no data, for its tokenizer does nothing but tell TRL how to pad.
         count: Of pairs.
         max_length: Tokens of a prompt and one completion, at most.
-        lengths: See `Work`; in the place of `data`.
+        data: Rows.
+        lengths: See `benchmarks.works.Work`; in the place of `data`.
     """
-    made_up = model == WIDE_VOCABULARY
-    tokenizer = load_tokenizer(DEFAULT_MODEL if made_up else model)
-    loaded = _wide_vocabulary() if made_up else load_model(model)
+    if isinstance(model, dict):
+        torch.manual_seed(0)
+        loaded: Any = AutoModelForCausalLM.from_config(load_config(model), dtype=torch.bfloat16)
+        tokenizer, data = build_tokenizer(), None
+    else:
+        loaded, tokenizer = load_model(model), load_tokenizer(model)
     loaded.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     vocab = loaded.config.vocab_size
@@ -96,37 +101,12 @@ def prepare(
         order = np.random.default_rng(0).permutation(len(pairs))
         pairs = [pairs[i] for i in order[:count]]
     else:
-        pairs = _synthetic_pairs(count, vocab=vocab, max_length=max_length)
+        pairs = synthetic_pairs(count, vocab=vocab, max_length=max_length)
         description = f"{count} synthetic rows"
     if len(pairs) < count:
         raise SystemExit(f"`--data` must hold at least {count} usable rows, got {len(pairs)}")
     (folder / "pairs.json").write_text(json.dumps(pairs))
     return Workload(folder, description)
-
-
-def prepare_made(folder: Path, *, config: dict[str, Any], count: int, max_length: int) -> Workload:
-    """Write a model with random weights, in bfloat16, and `count` pairs of random token ids.
-
-    Args:
-        folder: Where to.
-        config: As `lightning_dpo.parallel.memory.shapes.load_config` takes it.
-        count: How many pairs.
-        max_length: Most tokens of a prompt with one completion.
-    """
-    from transformers import AutoModelForCausalLM
-
-    from lightning_dpo.demo.model import build_tokenizer
-    from lightning_dpo.parallel.memory.shapes import load_config
-
-    made = load_config(config)
-    torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16)
-    model.save_pretrained(folder / "model")
-    # No text is read; TRL asks it how to pad.
-    build_tokenizer().save_pretrained(folder / "model")
-    pairs = _synthetic_pairs(count, vocab=made.vocab_size, max_length=max_length)
-    (folder / "pairs.json").write_text(json.dumps(pairs))
-    return Workload(folder, f"{count} synthetic rows")
 
 
 def tokens_per_pair(pairs: Sequence[TokenPair], *, batch_size: int) -> Tokens:
@@ -152,21 +132,6 @@ def _real_pairs(data: Path, tokenizer: Any, *, cache_dir: Path, max_length: int)
     return [TokenPair(*([int(token) for token in part] for part in pair)) for pair in pairs]
 
 
-def _wide_vocabulary() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=151_936,
-            hidden_size=512,
-            intermediate_size=1408,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            tie_word_embeddings=True,
-        )
-    )
-
-
 def _pairs_of(count: int, lengths: tuple[int, int], *, vocab: int) -> list[TokenPair]:
     generator = np.random.default_rng(0)
 
@@ -176,7 +141,7 @@ def _pairs_of(count: int, lengths: tuple[int, int], *, vocab: int) -> list[Token
     return [TokenPair(ids(lengths[0]), ids(lengths[1]), ids(lengths[1])) for _ in range(count)]
 
 
-def _synthetic_pairs(count: int, *, vocab: int, max_length: int) -> list[TokenPair]:
+def synthetic_pairs(count: int, *, vocab: int, max_length: int) -> list[TokenPair]:
     generator = np.random.default_rng(0)
 
     def ids(quantiles: Sequence[int], most: int) -> list[int]:

