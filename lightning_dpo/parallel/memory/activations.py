@@ -52,15 +52,16 @@ def layer_bytes(shape: ModelShape, work: Workload) -> int:
     if work.stream != _FLOAT:  # the normalised input in the stream's type, which the gain multiplies
         norm = (_FLOAT + work.stream) * shape.hidden
     inputs = (5 if work.casts else 2) * work.compute * shape.hidden
-    attention = work.compute * (3 * shape.query + 2 * shape.key) + _FLOAT * shape.heads
+    within = _FLOAT if work.by_completion else work.compute  # the CPU's attention runs in float32
+    attention = within * 2 * (shape.query + shape.key) + work.compute * shape.query + _FLOAT * shape.heads
     feed_forward = 4 * work.compute * shape.intermediate
     total = work.tokens * (2 * norm + inputs + attention + feed_forward)
     if work.by_completion:
         rejected = work.completion_tokens // 2
         seen = work.tokens - rejected  # the prompts and one completion of every pair
         width = shape.key if shape.key == shape.query else shape.query  # grouped keys are repeated
-        total += 2 * work.compute * seen * width
-        total += work.compute * rejected * seen // work.pairs  # the mask, as numbers
+        total += 2 * within * seen * width
+        total += within * rejected * seen // work.pairs  # the mask, as numbers
     return total
 
 
