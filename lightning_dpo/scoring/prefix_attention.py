@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from lightning_dpo.models.graphs import outside_of_graphs
 from lightning_dpo.scoring.padded_pieces import PaddedPieces
 
 __all__ = ["PREFIX_ATTENTION", "prefix_attention"]
@@ -30,6 +31,7 @@ _SLOW = (torch.bfloat16, torch.float16)
 """Types in which the CPU's attention is slower than in float32: twice for SmolLM2, forwards and back."""
 
 
+@outside_of_graphs
 def prefix_attention(
     module: nn.Module,
     query: Tensor,

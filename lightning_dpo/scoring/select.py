@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -113,6 +113,7 @@ def select_plan(
     layout: LayoutChoice = "auto",
     device: torch.device | None = None,
     may_switch_attention: bool = False,
+    is_compiled: bool = False,
     agree: Agreement | None = None,
 ) -> Selection:
     """Choose how to score a model: by comparing log-probabilities and gradients, not by its name.
@@ -129,6 +130,8 @@ def select_plan(
             nobody sees: `lightning_dpo.scoring.varlen_attention` or FlexAttention on CUDA,
             `lightning_dpo.scoring.prefix_attention` on the CPU. It stays switched if shared prompts are exact
             with it.
+        is_compiled: Whether torch.compile runs the model's blocks, which leave graphs for attention that goes
+            piece by piece; FlexAttention, whose masks would be compiled into them, is not tried then.
         agree: Makes one decision of what all ranks find.
 
     Raises:
@@ -144,9 +147,10 @@ def select_plan(
             )
         return Selection(ScoringPlan(), None, None, "the model shows nothing but its logits", precision)
     with evaluating(model), torch.inference_mode(mode=False):
-        found = _Judge(model, place, precision, agree or _alone).select(
-            layout, may_switch=may_switch_attention
-        )
+        faster = _faster(causal_lm(model), place) if may_switch_attention else []
+        if is_compiled:
+            faster = [name for name in faster if name != "flex_attention"]
+        found = _Judge(model, place, precision, agree or _alone).select(layout, faster=faster)
     advice = _SLOW_BFLOAT16 if precision == "bfloat16" and has_slow_bfloat16(place) else ""
     found = found._replace(attention=_attention_of(causal_lm(model)), advice=advice)
     if layout == "shared" and found.plan.layout != "shared":
@@ -200,8 +204,8 @@ class _Judge:
             raise error or RuntimeError("the model raised in a forward pass on another rank; see its error")
         self._trial = made[0]
 
-    def select(self, layout: LayoutChoice, *, may_switch: bool) -> Selection:
-        """Take the cheapest plan that is exact."""
+    def select(self, layout: LayoutChoice, *, faster: Sequence[str]) -> Selection:
+        """Take the cheapest plan that is exact, with the first attention of these under which it is."""
         lm = causal_lm(self._model)
         plan = ScoringPlan(chunked_head=True)
         head = self._verdict(plan)
@@ -213,7 +217,7 @@ class _Judge:
             self._limit = min(self._limit, _OF_A_MISTAKE * self._trial.mistake().mean)
         shared = ScoringPlan("shared", chunked_head=True)
         wrong: list[str] = []
-        for attention in _faster(lm, self._device) if may_switch else ():
+        for attention in faster:
             verdict = self._verdict_under(attention, lm, shared)
             if not verdict.problem:
                 return self._selection(shared, head, verdict)._replace(passed_over=", ".join(wrong))

@@ -19,6 +19,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
 from lightning_dpo.models.build import PolicySettings
+from lightning_dpo.models.graphs import outside_of_graphs
 from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.models.unwrap import is_sharded
 from lightning_dpo.parallel import (
@@ -35,7 +36,7 @@ from lightning_dpo.scoring.forward import ScoringPlan, lay_out, score
 from lightning_dpo.scoring.select import LayoutChoice, Selection, select_plan
 from lightning_dpo.training.callbacks.exact_resume import ExactResume
 from lightning_dpo.training.callbacks.throughput import Throughput
-from lightning_dpo.training.compile import compile_blocks, outside_of_graphs
+from lightning_dpo.training.compile import compile_blocks
 from lightning_dpo.training.metrics.data_sets import DataSetMeans
 from lightning_dpo.training.metrics.weighted_means import WeightedMeans
 from lightning_dpo.training.saving.checkpoint_io import WholeCheckpoints
@@ -253,8 +254,8 @@ class PolicyModule(pl.LightningModule):
                     self.policy,
                     layout=self._layout,
                     device=self.device,
-                    # Compiled, a loop over prompts would be unrolled anew for every batch.
-                    may_switch_attention=self.settings.attn_implementation is None and not self.is_compiled,
+                    may_switch_attention=self.settings.attn_implementation is None,
+                    is_compiled=self.is_compiled,
                     agree=None if trainer is None else largest_of_ranks(trainer.strategy, device=self.device),
                 )
         return self._selection.plan

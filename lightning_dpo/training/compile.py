@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-import torch
 from torch import nn
 
 from lightning_dpo.parallel.sharding import blocks
 
-__all__ = ["compile_blocks", "outside_of_graphs"]
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def outside_of_graphs(function: _Function) -> _Function:
-    """Keep torch.compile out of a function; what is compiled within it stays compiled.
-
-    A step lays out rows, logs and counts on the host: traced, it would be compiled anew for every batch.
-    """
-    disabled: _Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-    return disabled
+__all__ = ["compile_blocks"]
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ from lightning_dpo.evaluation.calibration import Calibration, RewardCalibration
 from lightning_dpo.files import write_file
 from lightning_dpo.functional import bradley_terry_loss
 from lightning_dpo.models.classifier import has_classifier
+from lightning_dpo.models.graphs import outside_of_graphs
 from lightning_dpo.models.scalar_head import ScalarHead, freeze_head
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.parallel import Sharding, shard_head
@@ -22,7 +23,6 @@ from lightning_dpo.scoring.forward import ScoringPlan, completion_states, lay_ou
 from lightning_dpo.scoring.lm_head import require_head
 from lightning_dpo.scoring.select import require_states
 from lightning_dpo.training.base import PolicyModule
-from lightning_dpo.training.compile import outside_of_graphs
 from lightning_dpo.training.saving.model_record import ModelRecord
 from lightning_dpo.training.step_output import StepOutput
 from lightning_dpo.types import CompletionBatch, PairBatch

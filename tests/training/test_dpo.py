@@ -3,9 +3,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
-from tiny_models import CONFIGS, OwnNetwork, random_pairs, tiny_model
+from tiny_models import CONFIGS, OwnNetwork, random_batch, random_pairs, tiny_model
 from torch import nn
 from torch.utils.data import DataLoader
 from training import History, loader, sgd, trainer
@@ -17,6 +18,7 @@ from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.reference.base import NoReference
 from lightning_dpo.scoring.forward import ScoringPlan
+from lightning_dpo.scoring.prefix_attention import PREFIX_ATTENTION
 from lightning_dpo.training.metrics.trouble_signs import TROUBLE_SIGNS
 
 
@@ -252,6 +254,26 @@ def test_what_is_compiled_is_what_is_called(monkeypatch: pytest.MonkeyPatch, lor
     assert {id(part) for part in called} == {id(layer) for model in models for layer in model.model.layers}
 
 
+@pytest.mark.slow
+def test_what_is_compiled_is_compiled_for_all_batches() -> None:
+    """Attention is left out of graphs: its cuts, other ones for each batch, make none."""
+    graphs = []
+
+    class Counting(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            graphs.append(int(torch._dynamo.utils.counters["stats"]["unique_graphs"]))
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    module = DPOModule(tiny_model(), optimizer=sgd, compile_model=True)
+    batches = [random_batch(4, seed=seed, longest=10 + seed) for seed in range(6)]
+    trainer(max_epochs=1, callbacks=[Counting()]).fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    assert module.policy.config._attn_implementation == PREFIX_ATTENTION
+    assert len(graphs) == 6
+    assert graphs[0] > 0
+    assert graphs[-1] == graphs[1]
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("how", ["argument", "torch.compile"])
 def test_compiled_training_gives_the_same_weights(how: str) -> None:
@@ -263,6 +285,8 @@ def test_compiled_training_gives_the_same_weights(how: str) -> None:
         run = torch.compile(module) if compiled and how == "torch.compile" else module
         trainer(max_epochs=2).fit(run, loader(), loader())
         assert (torch._dynamo.utils.counters["stats"]["calls_captured"] > 0) == compiled
+        # Compiled or not, attention skips what nobody sees.
+        assert module.policy.config._attn_implementation == PREFIX_ATTENTION
         assert set(module.state_dict()) == {f"policy.{name}" for name in tiny_model().state_dict()}
         ends.append(weights(module.policy))
     for name, value in ends[0].items():
