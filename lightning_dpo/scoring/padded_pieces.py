@@ -52,7 +52,9 @@ class PaddedPieces:
     @classmethod
     def _cut(cls, table: Tensor, longest: int) -> PaddedPieces:
         begins = (table.flatten().cumsum(0) - table.flatten()).view_as(table)
-        prompts, numbers = table[:, 1:].nonzero(as_tuple=True)  # lengths of 0 fill up the table
+        is_piece = table[:, 1:] > 0  # lengths of 0 fill up the table
+        is_piece[:, 0] = True
+        prompts, numbers = is_piece.nonzero(as_tuple=True)
         prompt, size = table[prompts, 0, None], table[prompts, numbers + 1, None]
         place = torch.arange(longest)
         own = begins[prompts, numbers + 1, None] + (place - prompt).minimum(size - 1)

@@ -14,7 +14,7 @@ from lightning_dpo.scoring.padded_pieces import MOST_NUMBERS
 from lightning_dpo.scoring.prefix_attention import prefix_attention
 
 HEADS, SIZE = 4, 8
-SMALL = [[2, 1, 2, 4], [1, 1, 0, 0], [3, 5, 2, 0], [4, 1, 1, 1]]
+SMALL = [[2, 1, 2, 4], [1, 1, 0, 0], [2, 0, 0, 0], [3, 5, 2, 0], [4, 1, 1, 1]]
 """Lengths of prompts and of their completions, 0 where a prompt has fewer."""
 LARGE = [[300, 10, 20, 5], [2, 1, 0, 0], [5, 30, 3, 0]]
 
