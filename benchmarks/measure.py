@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_dpo.models.unwrap import causal_lm
+
 __all__ = ["Measurement", "Meter", "resident_mib"]
 
 SYNCHRONISES = "called a synchronizing CUDA operation"
@@ -100,7 +102,8 @@ class Meter:
             if self.warmup <= len(self._ends) < self.warmup + self.steps:
                 self._positions[role] += ids.numel()
 
-        model.base_model.register_forward_pre_hook(hook, with_kwargs=True)  # type: ignore[union-attr]
+        # What an adapter wraps: scoring goes around the wrapper.
+        causal_lm(model).base_model.register_forward_pre_hook(hook, with_kwargs=True)  # type: ignore[union-attr]
 
     def training_starts(self) -> None:
         """Everything is loaded: forget the peak of loading."""
