@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lightning_dpo.models.graphs import outside_of_graphs
+from lightning_dpo.scoring.graphs import outside_of_graphs
 from lightning_dpo.scoring.padded_pieces import PaddedPieces
 
 __all__ = ["PREFIX_ATTENTION", "prefix_attention"]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lightning_dpo.models.graphs import outside_of_graphs
 from lightning_dpo.models.precision import autocast_dtype
+from lightning_dpo.scoring.graphs import outside_of_graphs
 from lightning_dpo.scoring.prefix_attention import prefix_attention
 from lightning_dpo.types.devices import send
 

@@ -19,7 +19,6 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
 from lightning_dpo.models.build import PolicySettings
-from lightning_dpo.models.graphs import outside_of_graphs
 from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.models.unwrap import is_sharded
 from lightning_dpo.parallel import (
@@ -33,6 +32,7 @@ from lightning_dpo.parallel import (
     sharding_for,
 )
 from lightning_dpo.scoring.forward import ScoringPlan, lay_out, score
+from lightning_dpo.scoring.graphs import outside_of_graphs
 from lightning_dpo.scoring.select import LayoutChoice, Selection, select_plan
 from lightning_dpo.training.callbacks.exact_resume import ExactResume
 from lightning_dpo.training.callbacks.throughput import Throughput

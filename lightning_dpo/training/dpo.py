@@ -8,8 +8,8 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 
 from lightning_dpo.losses import DPOLoss, PreferenceLoss, UnpairedLoss
-from lightning_dpo.models.graphs import outside_of_graphs
 from lightning_dpo.scoring.forward import ScoringPlan
+from lightning_dpo.scoring.graphs import outside_of_graphs
 from lightning_dpo.training.callbacks.startup_check import StartupCheck
 from lightning_dpo.training.metrics import METRIC_NAMES, pair_statistics
 from lightning_dpo.training.metrics.trouble_signs import TROUBLE_SIGNS, TroubleSigns, logratio_signs

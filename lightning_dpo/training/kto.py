@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dpo.losses import KTOLoss, UnpairedLoss
-from lightning_dpo.models.graphs import outside_of_graphs
+from lightning_dpo.scoring.graphs import outside_of_graphs
 from lightning_dpo.training.callbacks.startup_check import StartupCheck
 from lightning_dpo.training.metrics.data_sets import DataSetMeans
 from lightning_dpo.training.metrics.feedback import (

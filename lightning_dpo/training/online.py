@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lightning_dpo.evaluation.judges import judge_samples
 from lightning_dpo.evaluation.sampling import Sample, end_tokens, sample_completions
 from lightning_dpo.functional import preferred_pairs
-from lightning_dpo.models.graphs import outside_of_graphs
 from lightning_dpo.parallel import Sharding, WeightSnapshot
+from lightning_dpo.scoring.graphs import outside_of_graphs
 from lightning_dpo.training.dpo import DPOModule
 from lightning_dpo.types import PairBatch, TokenPair
 from lightning_dpo.types.checks import check_bounds

@@ -21,11 +21,11 @@ from lightning_dpo.functional import (
     token_advantages,
     whiten,
 )
-from lightning_dpo.models.graphs import outside_of_graphs
 from lightning_dpo.models.modes import evaluating
 from lightning_dpo.models.scalar_head import ScalarHead
 from lightning_dpo.parallel import Sharding, shard_head, sum_over_ranks, weighted_moments
 from lightning_dpo.scoring.forward import ScoringPlan, lay_out, token_states
+from lightning_dpo.scoring.graphs import outside_of_graphs
 from lightning_dpo.scoring.lm_head import require_head
 from lightning_dpo.scoring.select import require_states
 from lightning_dpo.training.referenced import ReferencedModule

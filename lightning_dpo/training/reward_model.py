@@ -15,11 +15,11 @@ from lightning_dpo.evaluation.calibration import Calibration, RewardCalibration
 from lightning_dpo.files import write_file
 from lightning_dpo.functional import bradley_terry_loss
 from lightning_dpo.models.classifier import has_classifier
-from lightning_dpo.models.graphs import outside_of_graphs
 from lightning_dpo.models.scalar_head import ScalarHead, freeze_head
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.parallel import Sharding, shard_head
 from lightning_dpo.scoring.forward import ScoringPlan, completion_states, lay_out
+from lightning_dpo.scoring.graphs import outside_of_graphs
 from lightning_dpo.scoring.lm_head import require_head
 from lightning_dpo.scoring.select import require_states
 from lightning_dpo.training.base import PolicyModule

@@ -75,7 +75,8 @@ def rank_and_count() -> tuple[int, int]:
 
 
 def adamw(params: Any) -> AdamW:
-    return AdamW(params, lr=1e-2)
+    # Of gradients near 0, Adam's first steps are all rounding below this eps.
+    return AdamW(params, lr=1e-2, eps=1e-6)
 
 
 def fit(
