@@ -87,7 +87,7 @@ def make_work(folder: Path, *, small: bool, pairs: int) -> None:
     for number in range(pairs):
         words = [f"word{(number * 7 + i) % 97}" for i in range(24)]
         prompt = f"Put these in order: {' '.join(words)}"
-        rows.append({"prompt": prompt, "chosen": " ".join(sorted(words)), "rejected": " ".join(words)})
+        rows.append({"prompt": prompt, "chosen": " ".join(sorted(words)), "rejected": " ".join(words[::-1])})
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
