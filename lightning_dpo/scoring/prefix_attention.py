@@ -64,7 +64,7 @@ def prefix_attention(
     dtype = value.dtype
     pieces = PaddedPieces.of(attention_mask, width=query.shape[1] * query.shape[3])
     with torch.autocast("cpu", enabled=False):
-        if dtype in _SLOW:
+        if any(states.dtype in _SLOW for states in (query, key, value)):
             query, key, value = query.float(), key.float(), value.float()
         if pieces is None:
             output = _piece_by_piece(attend, query, key, value, attention_mask[0, 0].tolist())

@@ -148,11 +148,15 @@ def select_plan(
         return Selection(ScoringPlan(), None, None, "the model shows nothing but its logits", precision)
     with evaluating(model), torch.inference_mode(mode=False):
         faster = _faster(causal_lm(model), place) if may_switch_attention else []
-        if is_compiled:
-            faster = [name for name in faster if name != "flex_attention"]
+        left_out = [name for name in faster if is_compiled and name == "flex_attention"]
+        faster = [name for name in faster if name not in left_out]
         found = _Judge(model, place, precision, agree or _alone).select(layout, faster=faster)
     advice = _SLOW_BFLOAT16 if precision == "bfloat16" and has_slow_bfloat16(place) else ""
-    found = found._replace(attention=_attention_of(causal_lm(model)), advice=advice)
+    attention = _attention_of(causal_lm(model))
+    if left_out and attention not in faster:
+        reasons = [found.passed_over, *(f"{name}: the blocks are compiled" for name in left_out)]
+        found = found._replace(passed_over=", ".join(filter(None, reasons)))
+    found = found._replace(attention=attention, advice=advice)
     if layout == "shared" and found.plan.layout != "shared":
         raise ValueError(
             f'`layout="shared"` is not exact for {type(causal_lm(model)).__name__}: {found.reason}'

@@ -228,6 +228,10 @@ def test_flex_attention_that_does_not_run_is_given_up(monkeypatch: pytest.Monkey
     tried.clear()
     assert select_plan(model).plan == SHARED_PLAN
     assert not tried
+    found = select_plan(model, may_switch_attention=True, is_compiled=True)
+    assert found.plan == SHARED_PLAN
+    assert "attention sdpa (not flex_attention: the blocks are compiled)" in str(found)
+    assert not tried
 
 
 @pytest.mark.gpu

@@ -79,18 +79,20 @@ def test_it_is_attention_under_the_mask_of_what_is_seen(spans: list[list[int]], 
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("mixed", ["", "value", "query"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("spans", "calls"), [(SMALL, 1), (LARGE, 6)])
 def test_small_pieces_go_in_one_call_and_all_in_float32(
-    spans: list[list[int]], calls: int, dtype: torch.dtype, mixed: bool
+    spans: list[list[int]], calls: int, dtype: torch.dtype, mixed: str
 ) -> None:
     longest = max(prompt + max(completions) for prompt, *completions in spans)
     assert (longest * HEADS * SIZE <= MOST_NUMBERS) is (calls == 1)
     query, key, value = states(spans, dtype=dtype)
-    if mixed:  # rotary embeddings leave queries and keys in float32
+    if mixed == "value":  # rotary embeddings leave queries and keys in float32
         query, key, value = query.float(), key.float(), value.bfloat16()
-    with Calls() as seen, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+    elif mixed == "query":
+        query, key, value = query.bfloat16(), key.float(), value.float()
+    with Calls() as seen, torch.autocast("cpu", torch.bfloat16, enabled=bool(mixed)):
         output, _ = prefix_attention(layer(), query, key, value, torch.tensor(spans)[None, None])
     assert seen.types == [torch.float32] * calls
     assert output.dtype == value.dtype
