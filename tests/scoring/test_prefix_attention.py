@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_dpo.scoring.padded_pieces import MOST_NUMBERS
 from lightning_dpo.scoring.prefix_attention import prefix_attention
@@ -19,15 +19,15 @@ SMALL = [[2, 1, 2, 4], [1, 1, 0, 0], [2, 0, 0, 0], [3, 5, 2, 0], [4, 1, 1, 1]]
 LARGE = [[300, 10, 20, 5], [2, 1, 0, 0], [5, 30, 3, 0]]
 
 
-class Calls(TorchFunctionMode):
-    """Counts calls of SDPA, and says in which types they ran."""
+class Calls(TorchDispatchMode):
+    """Counts calls of SDPA, and says in which types they ran; it is below autocast and its casts."""
 
     def __init__(self) -> None:
         super().__init__()
         self.types: list[torch.dtype] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is scaled_dot_product_attention:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "scaled_dot_product" in func.name():
             assert {states.dtype for states in args[:3]} == {args[0].dtype}
             self.types.append(args[0].dtype)
         return func(*args, **(kwargs or {}))

@@ -17,6 +17,7 @@ from lightning_dpo.losses import DPOLoss, IPOLoss, SFTLoss, SimPOLoss
 from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.reference.base import NoReference
+from lightning_dpo.scoring import padded_pieces
 from lightning_dpo.scoring.forward import ScoringPlan
 from lightning_dpo.scoring.prefix_attention import PREFIX_ATTENTION
 from lightning_dpo.training.metrics.trouble_signs import TROUBLE_SIGNS
@@ -255,8 +256,9 @@ def test_what_is_compiled_is_what_is_called(monkeypatch: pytest.MonkeyPatch, lor
 
 
 @pytest.mark.slow
-def test_what_is_compiled_is_compiled_for_all_batches() -> None:
+def test_what_is_compiled_is_compiled_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention is left out of graphs: its cuts, other ones for each batch, make none."""
+    monkeypatch.setattr(padded_pieces, "MOST_NUMBERS", 0)  # a call for each piece, as for longer prompts
     graphs = []
 
     class Counting(pl.Callback):
@@ -270,7 +272,9 @@ def test_what_is_compiled_is_compiled_for_all_batches() -> None:
     trainer(max_epochs=1, callbacks=[Counting()]).fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     assert module.policy.config._attn_implementation == PREFIX_ATTENTION
     assert len(graphs) == 6
-    assert graphs[0] > 0
+    # What stands around attention, for the plan's trial, the policy and the reference. With attention in them
+    # there are some 40 before the first step, at Dynamo's limit, and then nothing is compiled any more.
+    assert 0 < graphs[0] <= 20
     assert graphs[-1] == graphs[1]
 
 
