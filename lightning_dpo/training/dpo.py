@@ -120,6 +120,8 @@ class DPOModule(ReferencedModule):
         loss: Tensor = super().training_step(batch, batch_idx)
         assert self.latest is not None
         policy, reference, weights = self.latest.policy, self.latest.reference, self.latest.weights
+        if not self.is_logging_due:
+            return loss
         if isinstance(policy, PairLogps) and isinstance(reference, PairLogps) and len(weights):
             for name, values in logratio_signs(policy, reference).items():
                 mean = (values * weights).sum() / weights.sum()

@@ -256,7 +256,7 @@ class OnlineDPOModule(DPOModule):
         return self.sampling_weights
 
     def _log_judged(self, judged: JudgedPairs, weights: Tensor) -> None:
-        if not float(weights.sum()):
+        if not (self.is_logging_due and float(weights.sum())):
             return
         values = {
             "score": judged.scores.mean(1),
