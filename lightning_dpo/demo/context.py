@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from transformers.utils import logging as hub_logging
+
+from lightning_dpo.training.callbacks.quiet import quiet
 
 __all__ = ["quiet", "quiet_trainer", "single_thread"]
-
-_LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence Lightning's remarks on hardware, data-loader workers and logging, and bars for small files."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    had_bars = hub_logging.is_progress_bar_enabled()
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        hub_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if had_bars:
-            hub_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def quiet_trainer(

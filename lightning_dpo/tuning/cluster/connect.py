@@ -13,7 +13,7 @@ import ray
 
 from lightning_dpo.tuning.cluster.resources import Resources
 
-__all__ = ["connected", "node_resources", "trials_at_once"]
+__all__ = ["connected", "is_this_machine_alone", "node_resources", "trials_at_once"]
 
 _VARIABLES = {
     "s3": ("AWS_", "FSSPEC_S3_"),
@@ -64,6 +64,13 @@ def node_resources() -> list[dict[str, float]]:
     """CPUs and GPUs of each living machine."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [dict(node["Resources"]) for node in nodes if node["Alive"]]
+
+
+def is_this_machine_alone() -> bool:
+    """Whether the cluster is the machine of this process, and no other."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    living = [node["NodeID"] for node in nodes if node["Alive"]]
+    return living == [ray.get_runtime_context().get_node_id()]
 
 
 def trials_at_once(nodes: Sequence[dict[str, float]], resources: Resources) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_dpo.files import scratch_folder
 from lightning_dpo.models.load import load_model, load_tokenizer
-from lightning_dpo.tuning.cluster.task import run_as_task
+from lightning_dpo.tuning.cluster.task import run_preparation
 from lightning_dpo.tuning.recipe.command_line import ParsedRecipe
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
@@ -38,7 +38,7 @@ def convert_policy(spec: TrialSpec, recipe: ParsedRecipe) -> Mapping[str, Any]:
         return {}
     target = storage / "policy"
     # Where trials run, for the file is there.
-    run_as_task(spec, _convert, source, Path(target.location))
+    run_preparation(spec, _convert, source, Path(target.location))
     return {"model.policy": target.location}
 
 

@@ -14,7 +14,7 @@ from lightning_dpo.reference.spec import ReferenceSpec
 from lightning_dpo.tuning.cluster.connect import node_resources
 from lightning_dpo.tuning.cluster.convert_policy import convert_policy
 from lightning_dpo.tuning.cluster.resources import Resources
-from lightning_dpo.tuning.cluster.task import run_as_task
+from lightning_dpo.tuning.cluster.task import run_as_task, run_preparation
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.objective import check_goals
 from lightning_dpo.tuning.recipe.command_line import ParsedRecipe
@@ -69,7 +69,7 @@ def prepare(spec: TrialSpec, config: SweepConfig) -> Preparation:
     spec = replace(spec, prepared={**overrides, **data, **reference})
     if data:
         # In one process: with several, each machine's first one would do it.
-        run_as_task(spec, tokenise)
+        run_preparation(spec, tokenise)
     if reference:
         _fill_reference_cache(spec)
     return Preparation(spec.prepared, reference_passes=int(bool(reference)))
@@ -101,7 +101,7 @@ def _fill_reference_cache(spec: TrialSpec) -> None:
     if group is not None and group.workers > own.workers and not _has_room(group):
         group = own if own.workers > 1 else None
     if group is None:
-        run_as_task(spec, fit_recipe, _NO_TRAINING)
+        run_preparation(spec, fit_recipe, _NO_TRAINING)
     else:
         run_on_workers(replace(spec, resources=group), _NO_TRAINING)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lightning_dpo.tuning.cluster.connect import connected
-from lightning_dpo.tuning.cluster.task import run_as_task
+from lightning_dpo.tuning.cluster.task import run_preparation
 from lightning_dpo.tuning.config_paths import import_object
 from lightning_dpo.tuning.frontier.config import FrontierConfig
 from lightning_dpo.tuning.frontier.measure import Measuring, make_judge
@@ -111,7 +111,7 @@ def _sampler(config: FrontierConfig, say: Callable[[str], None]) -> Sampler:
         resources=dataclasses.replace(config.resources(), workers=1),
     )
     say("sampling the reference ...")
-    prompts, tokenizer = run_as_task(spec, validation_prompts, config.prompts)
+    prompts, tokenizer = run_preparation(spec, validation_prompts, config.prompts)
     measuring = Measuring(
         reference=str(spec.recipe.parse().get("model.policy")),
         tokenizer=tokenizer,

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
+import torch
 from sweep_project import settings
 
 from lightning_dpo.tuning import SweepConfig
-from lightning_dpo.tuning.cluster import prepare
+from lightning_dpo.tuning.cluster import prepare, task
 from lightning_dpo.tuning.cluster.prepare import reference_pass_resources
 from lightning_dpo.tuning.cluster.resources import Resources
 from lightning_dpo.tuning.run import _checked_spec
+from lightning_dpo.tuning.trial.spec import TrialSpec
 
 
 def machines(count: int, **resources: float) -> list[dict[str, float]]:
@@ -50,3 +55,32 @@ def test_machines_share_tokens_through_the_storage_url(
     spec = _checked_spec(config, module=None, data=None)
     expected = {} if shared is None else {"data.cache_dir": shared}
     assert prepare._shared_data(spec, spec.recipe.parse()) == expected
+
+
+def _where(spec: TrialSpec, wrong: bool = False) -> tuple[int, float]:
+    """The process that this runs in, once its random state and its seed are others."""
+    pl.seed_everything(3, verbose=False)
+    if wrong:
+        raise ValueError("nothing to prepare")
+    return os.getpid(), float(torch.rand(()))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "is_alone", "is_here"), [(0, True, True), (1, True, False), (0, False, False)]
+)
+def test_preparation_runs_here_where_trials_do(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, is_alone: bool, is_here: bool
+) -> None:
+    handed_over: list[Any] = []
+    monkeypatch.setattr(task, "is_this_machine_alone", lambda: is_alone)
+    monkeypatch.setattr(task, "run_as_task", lambda spec, function, *_: handed_over.append(function))
+    spec: Any = SimpleNamespace(resources=Resources(gpus=gpus))
+    before = torch.get_rng_state()
+    found = task.run_preparation(spec, _where)
+    assert (found is not None and found[0] == os.getpid()) == is_here
+    assert handed_over == ([] if is_here else [_where])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert "PL_GLOBAL_SEED" not in os.environ
+    if is_here:
+        with pytest.raises(ValueError, match="the recipe does not run: nothing to prepare"):
+            task.run_preparation(spec, _where, True)
