@@ -13,6 +13,7 @@ from lightning_dpo.evaluation import (
     Sample,
     best_of_n,
     best_of_n_policy,
+    fit_optimum,
     mixture_log_weights,
     reweighted_frontier,
     sample_completions,
@@ -29,9 +30,9 @@ def table(model: nn.Module) -> Tensor:
     return torch.tensor([logp(model, each) for each in EVERY], dtype=torch.float64)
 
 
-def said_by(model: nn.Module, count: int = 4000) -> list[Sample]:
+def said_by(model: nn.Module, count: int = 4000, seed: int = 0) -> list[Sample]:
     return sample_completions(
-        model, prompts=[PROMPT] * count, eos_token_id=EOS, max_new_tokens=MAX_NEW, batch_size=1000
+        model, prompts=[PROMPT] * count, eos_token_id=EOS, max_new_tokens=MAX_NEW, seed=seed, batch_size=1000
     )
 
 
@@ -97,6 +98,30 @@ def test_the_limit_is_found_from_a_mixture_that_each_model_has_scored(beta: floa
     assert point.is_reliable
     assert point.reward == pytest.approx(reward, abs=4 * spread)
     assert point.kl == pytest.approx(kl, abs=4 * spread)
+
+
+@pytest.mark.parametrize("kl", [0.8, 1.5])
+def test_a_policy_is_fitted_to_the_optimum_step_by_step(kl: float) -> None:
+    reference, policy = tiny_llama(0), tiny_llama(0)
+    rounds = fit_optimum(
+        policy,
+        reference=reference,
+        draw=lambda model, seed: said_by(model, 400, seed=seed),
+        judge=lambda samples: REWARDS[numbers_of(list(samples))],
+        prompts=1,
+        kl=kl,
+        rounds=4,
+        lr=1e-2,
+        epochs=8,
+        effective_share=0.3,
+    )
+    assert all(found.effective_sample_size >= 0.29 * 800 for found in rounds)
+    logs = table(reference)
+    log_optimum = (logs + REWARDS / rounds[-1].beta).log_softmax(0)
+    best, fitted = log_optimum.exp(), table(policy).log_softmax(0)
+    assert float((best * (log_optimum - logs)).sum()) == pytest.approx(kl, rel=0.15)
+    assert float((best * (log_optimum - fitted)).sum()) < 0.2 * kl  # from the reference it is KL itself
+    assert not policy.training
 
 
 @pytest.mark.parametrize("n", [2, 8])

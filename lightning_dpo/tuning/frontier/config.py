@@ -56,6 +56,10 @@ class FrontierConfig:
             `samples_per_prompt`. The more there are, the larger the KL to which the limit is known.
         limit_rounds: How often so many are drawn at most; not again once 100 effective samples of every
             prompt tell the limit at the largest of `kls`.
+        limit_fits: Rounds in which a copy of the reference is fitted to the best policy itself at the largest
+            of `kls`, and sampled twice as much as each other one; not where the limit is known there without.
+            0 fits none. See `fit_optimum`.
+        limit_fit_lr: Of Adam, in these rounds.
         kls: Where methods are compared, nats.
         sweep: Further fields of each method's `SweepConfig`, such as ``{gpus: 1}``.
         storage: Folder or fsspec URL; on a cluster all machines must see it.
@@ -76,6 +80,8 @@ class FrontierConfig:
     limit_policies: int = 4
     limit_samples_per_prompt: int | None = None
     limit_rounds: int = 1
+    limit_fits: int = 0
+    limit_fit_lr: float = 1e-5
     kls: list[float] = field(default_factory=lambda: [1.0, 2.0, 5.0, 8.0])
     sweep: dict[str, Any] = field(default_factory=dict)
     storage: str = "outputs"
@@ -90,8 +96,13 @@ class FrontierConfig:
         for name in ("prompts", "samples_per_prompt", "max_new_tokens", "batch_size", "limit_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        if self.limit_policies < 0:
-            raise ValueError(f"`limit_policies` must not be negative, got {self.limit_policies}")
+        for name in ("limit_policies", "limit_fits"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
+        if not self.limit_fit_lr > 0:
+            raise ValueError(f"`limit_fit_lr` must be above 0, got {self.limit_fit_lr}")
+        if self.limit_fits and not self.kls:
+            raise ValueError("`kls` must name at least one KL for `limit_fits` to reach, got none")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds` must be different numbers, at least one, got {self.seeds}")
         if not all(kl > 0 for kl in self.kls):

@@ -33,13 +33,15 @@ class Limit:
         rewards: Of samples of the reference and of some policies, (prompts, samples).
         log_weights: log reference - log of what they were drawn from, (prompts, samples).
         reference: Mean reward of the reference.
-        policies: How many policies were sampled besides the reference.
+        policies: How many trained policies were sampled besides the reference.
+        fits: Rounds in which a policy was fitted to the best one, and sampled too; 0 where none was.
     """
 
     rewards: Tensor
     log_weights: Tensor
     reference: float
     policies: int = 0
+    fits: int = 0
 
     @classmethod
     def of(cls, rewards: Sequence[Tensor], logratios: Sequence[Tensor], *, prompts: int) -> Limit:

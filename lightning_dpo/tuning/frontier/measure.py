@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from lightning_dpo.evaluation import (
     Estimate,
     Sample,
     completion_kl,
+    fit_optimum,
     judge_samples,
     load_judge,
     sample_completions,
@@ -29,7 +32,12 @@ from lightning_dpo.tuning.results.export import export_trial
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
-__all__ = ["Measured", "Measuring", "make_judge", "measure", "policy_logps"]
+__all__ = ["FITTED_POLICY", "Measured", "Measuring", "fit_policy", "make_judge", "measure", "policy_logps"]
+
+FITTED_POLICY = "fitted"
+"""The name of the folder of a policy that no method trained begins so."""
+
+_FIT_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -215,9 +223,47 @@ def policy_logps(
         return sample_logps(policy, samples=samples, batch_size=measuring.batch_size)
 
 
+def fit_policy(
+    spec: TrialSpec, measuring: Measuring, target: Storage, name: str, kl: float, rounds: int, lr: float
+) -> None:
+    """Fit a copy of the reference to the best policy at a KL; runs on a machine of the cluster.
+
+    Args:
+        spec: Gives the environment.
+        measuring: How policies are sampled and judged.
+        target: Where the policy goes, and beside it what its rounds began from, once all is there.
+        name: Of the policy's folder, and of that file without its ending.
+        kl: Nats.
+        rounds: See `fit_optimum`.
+        lr: Of Adam.
+    """
+    with spec.user_environment(), tempfile.TemporaryDirectory() as scratch:
+        reference, policy = (_on_device(load_model(measuring.reference), spec) for _ in range(2))
+        found = fit_optimum(
+            policy,
+            reference=reference,
+            draw=lambda model, seed: measuring.sample(model, seed=seed, samples_per_prompt=_FIT_SAMPLES),
+            judge=measuring.rewards,
+            prompts=len(measuring.prompts),
+            kl=kl,
+            rounds=rounds,
+            lr=lr,
+        )
+        folder = Path(scratch) / "model"
+        policy.save_pretrained(folder)  # type: ignore[operator]
+        target.put(folder, name)
+    target.write(f"{name}.json", json.dumps([dataclasses.asdict(each) for each in found], indent=1))
+
+
 def _trained(spec: TrialSpec, checkpoint: str) -> nn.Module:
+    storage = Storage(spec.location)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = export_trial(Storage(spec.location), checkpoint, Path(scratch) / "model")
+        folder: Path | None = Path(scratch) / "model"
+        assert folder is not None
+        if checkpoint.rpartition("/")[2].startswith(FITTED_POLICY):
+            storage.fetch(checkpoint, folder)
+        else:
+            folder = export_trial(storage, checkpoint, folder)
         if folder is None:
             raise ValueError(
                 "`module` must save checkpoints of one file that become Hugging Face folders, as a "

@@ -77,10 +77,18 @@ def _lead(result: FrontierResult) -> str:
     if known:
         text += (
             f"The best reachable reward at each KL is the reference reweighted by its reward, estimated from "
-            f"samples of the reference and of {result.limit.policies} trained policies; they tell it up to "
+            f"samples of the reference{_others_sampled(result)}; they tell it up to "
             f"KL {max(point.kl for point in known):.1f}."
         )
     return text
+
+
+def _others_sampled(result: FrontierResult) -> str:
+    """What else was sampled for the limit."""
+    limit = result.limit
+    trained = [f"of {limit.policies} trained policies"] if limit.policies or not limit.fits else []
+    fitted = [f"of a policy fitted to the best one at KL {max(result.kls):g}"] if limit.fits else []
+    return "".join(f" and {part}" for part in (*trained, *fitted))
 
 
 def _facts(result: FrontierResult) -> dict[str, str]:

@@ -75,6 +75,8 @@ def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool 
             policies=config.limit_policies,
             samples_per_prompt=config.limit_samples_per_prompt or config.samples_per_prompt,
             rounds=config.limit_rounds,
+            fits=config.limit_fits,
+            fit_lr=config.limit_fit_lr,
         )
     points = [
         dataclasses.replace(point, share_of_limit=limit.share(point.reward, kl=point.kl))

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from lightning_dpo.evaluation import best_of_n
-from lightning_dpo.tuning.cluster.task import run_as_tasks
+from lightning_dpo.tuning.cluster.task import run_as_tasks, run_preparation
 from lightning_dpo.tuning.frontier.limit import Limit, pick_policies
-from lightning_dpo.tuning.frontier.measure import Measured, Measuring, measure, policy_logps
+from lightning_dpo.tuning.frontier.measure import (
+    FITTED_POLICY,
+    Measured,
+    Measuring,
+    fit_policy,
+    measure,
+    policy_logps,
+)
 from lightning_dpo.tuning.frontier.methods import BestOfMethod, RealignedMethod, folder_name
 from lightning_dpo.tuning.frontier.result import PolicyPoint
 from lightning_dpo.tuning.storage import Storage
@@ -110,6 +117,8 @@ class Sampler:
         policies: int,
         samples_per_prompt: int,
         rounds: int = 1,
+        fits: int = 0,
+        fit_lr: float = 1e-5,
     ) -> Limit:
         """The best reward at each KL.
 
@@ -120,6 +129,8 @@ class Sampler:
             policies: How many of them to sample again, beside the reference.
             samples_per_prompt: Completions of each prompt from each, in one round.
             rounds: How many to draw at most, until the limit is known up to there.
+            fits: Rounds in which a policy is fitted to the best one there, where all these do not tell it.
+            fit_lr: Of Adam, in these.
         """
         picked = [runs[i] for i in pick_policies([(p.kl, p.reward) for p in points], count=policies)]
         found = self._limit(picked, samples_per_prompt, round=0)
@@ -127,7 +138,22 @@ class Sampler:
             if found.is_known(up_to=kl):
                 break
             found = found.joined(self._limit(picked, samples_per_prompt, round=number))
-        return found
+        if not fits or found.is_known(up_to=kl):
+            return found
+        fitted = self._fitted(kl=kl, rounds=fits, lr=fit_lr)
+        return replace(
+            self._limit([*picked, *fitted], samples_per_prompt, round=0), policies=len(picked), fits=fits
+        )
+
+    def _fitted(self, *, kl: float, rounds: int, lr: float) -> list[Run]:
+        """A policy fitted to the best one at a KL, as two runs: it is drawn from twice."""
+        name = f"{FITTED_POLICY}-kl-{kl:g}-rounds-{rounds}-lr-{lr:g}"
+        if self.folder.read(f"limit/{name}.json") is None:
+            run_preparation(
+                self.spec, fit_policy, self.measuring, self.folder / "limit", name, kl, rounds, lr
+            )
+        checkpoint = f"{self.folder.path}/limit/{name}"
+        return [Run(FITTED_POLICY, kl, k, f"of-{name}/{k}.parquet", checkpoint) for k in range(2)]
 
     def _limit(self, picked: Sequence[Run], samples_per_prompt: int, *, round: int) -> Limit:
         """The limit from one round of samples of the reference and of each policy."""

@@ -18,6 +18,8 @@ _MAY_CHANGE = (
     "limit_policies",
     "limit_samples_per_prompt",
     "limit_rounds",
+    "limit_fits",
+    "limit_fit_lr",
     "sweep",
     "storage",
     "name",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ from lightning_dpo.tuning.trial.spec import TrialSpec
 
 SHIPPED = Path(__file__).parents[3] / "tuning" / "frontier.yaml"
 TINY = tiny_task_config(train_pairs=64, validation_pairs=16)
-FEW = {"samples_per_prompt": 8, "limit_samples_per_prompt": 16, "prompts": 4, "seeds": [0]}
+FEW = {
+    "samples_per_prompt": 8,
+    "limit_samples_per_prompt": 16,
+    "limit_fits": 1,
+    "prompts": 4,
+    "seeds": [0],
+}
 
 
 def fewer(entry: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +42,7 @@ def fewer(entry: dict[str, Any]) -> dict[str, Any]:
         return {**entry, "strength": {path: ends(values) for path, values in entry["strength"].items()}}
     if "best_of" in entry:
         return {"best_of": [2, 4], "samples_per_prompt": 8}
-    return {**entry, "at": 0.1, "scales": ends(entry["scales"])}
+    return {**entry, "at": 0.09, "scales": ends(entry["scales"])}
 
 
 @pytest.fixture
@@ -59,6 +66,10 @@ def test_the_recipe_as_shipped(cluster: None, config: FrontierConfig) -> None:
     assert all(point.kl >= 0 and point.kl_error >= 0 for point in result.points)
     drawn = [point for point in result.points if point.method == "best-of-N"]
     assert all(0 < point.kl <= best_of_n_kl_bound(int(point.strength)) for point in drawn)
+    assert (result.limit.policies, result.limit.fits) == (0, 1)
+    assert result.limit.rewards.shape == (4, 3 * 16)  # of the reference, and twice of the fitted policy
+    (fitted,) = Path(result.location, "measured", "limit").glob("fitted-*.json")
+    assert json.loads(fitted.read_text())[0]["kl"] > 0
     near, far = (point.kl for point in result.points if point.method == "DPO realigned")
     assert near < far
 
@@ -80,6 +91,7 @@ def test_what_was_done_is_not_done_again(
     assert more.methods == config.only
     assert [point for point in more.points if point.method == "DPO"] == list(first.points)
     assert {path: path.stat().st_mtime_ns for path in known} == known
+    assert any("fitted" in path.name for path in known)
     config.samples_per_prompt = 9
     with pytest.raises(ValueError, match="`samples_per_prompt` must be that of the comparison"):
         run_frontier(config, resume=True)
@@ -168,6 +180,9 @@ def test_null_leaves_a_shared_value_out() -> None:
         ({"kls": [0.0]}, "`kls`"),
         ({"prompts": 0}, "`prompts`"),
         ({"limit_policies": -1}, "`limit_policies`"),
+        ({"limit_fits": -1}, "`limit_fits`"),
+        ({"limit_fit_lr": 0.0}, "`limit_fit_lr`"),
+        ({"kls": []}, "`kls` must name at least one KL"),
         ({"only": ["DPPO"]}, "did you mean 'DPO'"),
         ({"only": "DPPO"}, "did you mean 'DPO'"),
         ({"sweep": {"space": {}}}, "`sweep`"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -42,6 +43,21 @@ def test_the_page() -> None:
     assert figures
     assert len(json.loads(figures[1])) == 1
     assert "http" not in re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("sampled", "told"),
+    [
+        ({}, "samples of the reference and of 1 trained policies; they"),
+        ({"fits": 3}, "and of 1 trained policies and of a policy fitted to the best one at KL 8; they"),
+        (
+            {"policies": 0, "fits": 3},
+            "samples of the reference and of a policy fitted to the best one at KL 8;",
+        ),
+    ],
+)
+def test_the_page_says_what_the_limit_comes_from(sampled: dict[str, int], told: str) -> None:
+    assert told in render(made_up(limit=dataclasses.replace(limit(), **sampled)))
 
 
 def test_a_page_without_a_limit() -> None:
