@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
+import ray
 import torch
 
 from lightning_dpo.data.datamodule import PreferenceDataModule
@@ -16,6 +17,7 @@ from lightning_dpo.demo.task import Task, TaskConfig, prepare_task
 from lightning_dpo.files import write_file
 from lightning_dpo.models.load import load_model, load_tokenizer
 from lightning_dpo.training.reward_model import RewardModule
+from lightning_dpo.tuning.cluster.connect import is_this_machine_alone
 
 __all__ = ["prepare_frontier"]
 
@@ -23,9 +25,10 @@ _REWARD_EPOCHS = 3
 
 
 @quiet()
-@single_thread()
 def prepare_frontier(folder: str | Path, seeds: Sequence[int], *, task: TaskConfig | None = None) -> None:
-    """Make what tuning/frontier.yaml names, a minute or two on one core; what is there already is kept.
+    """Make what tuning/frontier.yaml names, two minutes on two cores; what is there already is kept.
+
+    Where this process is connected to Ray on this machine alone, the seeds share its CPUs.
 
     Args:
         folder: Gets `task/`, see `prepare_task`, and for each seed `pairs/SEED.jsonl`, sampled from the
@@ -34,13 +37,29 @@ def prepare_frontier(folder: str | Path, seeds: Sequence[int], *, task: TaskConf
         task: Parameters of the task.
     """
     root = Path(folder)
-    made = prepare_task(root / "task", config=task, progress=False)
-    for seed in seeds:
-        pairs, reward = root / "pairs" / f"{seed}.jsonl", root / "reward" / str(seed)
-        if not pairs.is_file():
-            write_file(pairs, _pairs(made, seed))
-        if not (reward / "config.json").is_file():
-            _train_reward_model(made, pairs, reward, seed=seed)
+    with single_thread():
+        made = prepare_task(root / "task", config=task, progress=False)
+    missing = [seed for seed in seeds if not _reward_model(root, seed).is_file()]
+    if len(missing) > 1 and ray.is_initialized() and is_this_machine_alone():
+        one = ray.remote(num_cpus=1)(_prepare_seed)
+        ray.get([one.remote(made, root, seed) for seed in missing])
+    else:
+        for seed in missing:
+            _prepare_seed(made, root, seed)
+
+
+@quiet()
+@single_thread()
+def _prepare_seed(task: Task, root: Path, seed: int) -> None:
+    pairs = root / "pairs" / f"{seed}.jsonl"
+    if not pairs.is_file():
+        write_file(pairs, _pairs(task, seed))
+    _train_reward_model(task, pairs, _reward_model(root, seed).parent, seed=seed)
+
+
+def _reward_model(root: Path, seed: int) -> Path:
+    """What is written last of a seed."""
+    return root / "reward" / str(seed) / "config.json"
 
 
 def _pairs(task: Task, seed: int) -> str:

@@ -65,6 +65,7 @@ class PolicyModule(pl.LightningModule):
     Attributes:
         policy: The model that is trained, after `configure_model`.
         latest: What the last step left, without gradient, for callbacks.
+        logs_every: Steps between logged ones; None is each on the CPU, else every `log_every_n_steps`.
         metric_names: Names of the numbers that `step` gives for each example; logged under train/ and val/.
         in_progress_bar: Those of them that the progress bar shows in training.
         shown_after_validation: Those of them that it shows of a validation.
@@ -75,6 +76,7 @@ class PolicyModule(pl.LightningModule):
     """
 
     policy: nn.Module
+    logs_every: int | None = None
     metric_names: ClassVar[tuple[str, ...]] = ("loss",)
     in_progress_bar: ClassVar[tuple[str, ...]] = ("loss",)
     shown_after_validation: ClassVar[tuple[str, ...]] = ("loss",)
@@ -307,13 +309,10 @@ class PolicyModule(pl.LightningModule):
 
     @property
     def is_logging_due(self) -> bool:
-        """Whether this step's numbers are read: each time on the CPU, else every `log_every_n_steps`.
-
-        To read a number back from a GPU the host waits for all that the GPU has been given to do.
-        """
-        if self._trainer is None or self.device.type == "cpu":
+        """Whether this step's numbers are logged: a GPU waits for it, a CPU takes a millisecond a name."""
+        if self._trainer is None or (self.logs_every is None and self.device.type == "cpu"):
             return True
-        every = max(1, getattr(self.trainer, "log_every_n_steps", 1))
+        every = self.logs_every or max(1, getattr(self.trainer, "log_every_n_steps", 1))
         return self.trainer.global_step == 0 or (self.trainer.global_step + 1) % every == 0
 
     @outside_of_graphs

@@ -44,7 +44,7 @@ class FrontierConfig:
             there leaves one out. ``{folder}`` in a text is the frontier's own folder, ``{seed}`` the seed of
             a run.
         setup: Import path of a function of (folder, seeds) that makes what the recipe names, before anything
-            starts; None where all is there.
+            is trained, on a machine that is connected to Ray; None where all is there.
         seeds: Every strength is trained with each.
         only: A method to take, or several; None takes all.
         prompts: How many different validation prompts are completed.

@@ -43,9 +43,7 @@ def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool 
     say = _say if verbose else _nothing
     make_judge(config.judge)
     check_settings(config, resume=resume)
-    if config.setup is not None:
-        say("making what the recipes name, unless that was done before ...")
-        import_object(config.setup)(config.folder.location, list(config.seeds))
+    setup = None if config.setup is None else import_object(config.setup)
     methods = config.picked_methods()
     trained_methods = [method for method in methods.values() if isinstance(method, TrainedMethod)]
     sweeps = [config.method_sweep(method) for method in trained_methods]
@@ -53,6 +51,9 @@ def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool 
         sweep.to_recipe().check(sweep.search_space().examples())
     save_settings(config)
     with connected(config.sweep.get("ray_address"), urls=(config.storage,)):
+        if setup is not None:
+            say("making what the recipes name, unless that was done before ...")
+            setup(config.folder.location, list(config.seeds))
         sampler = _sampler(config, say)
         runs: list[Run] = []
         failures: list[Failure] = []

@@ -17,9 +17,10 @@ from lightning_dpo.tuning.trial.best_step import BestStep, KeptStep, ranking_hal
 from lightning_dpo.tuning.trial.checkpoints import SavedFolder, TrialCheckpoints
 from lightning_dpo.tuning.trial.outcomes import OutcomeRecorder
 
-__all__ = ["DivergedError", "Saved", "TrialReport", "reference_passes"]
+__all__ = ["DivergedError", "Saved", "TrialReport", "reference_passes", "steps_between_validations"]
 
 _CHECK_EVERY = 10
+_PACKAGE = f"{__name__.partition('.')[0]}."
 
 
 class DivergedError(RuntimeError):
@@ -80,6 +81,12 @@ class TrialReport(pl.Callback):
         self._is_finite: torch.Tensor | None = None
         self.reports = 0
         self.first_step_at: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let training log only what a report takes, where nobody else reads it."""
+        own = all(type(each).__module__.startswith(_PACKAGE) for each in trainer.callbacks)  # type: ignore[attr-defined]
+        if own and not trainer.loggers:
+            pl_module.logs_every = steps_between_validations(trainer)  # type: ignore[assignment]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -223,6 +230,25 @@ class TrialReport(pl.Callback):
     def _check_loss(self, trainer: pl.Trainer) -> None:
         if self._is_finite is not None and not bool(self._is_finite):
             raise DivergedError(f"the training loss is not finite at step {trainer.global_step}")
+
+
+def steps_between_validations(trainer: pl.Trainer) -> int:
+    """A number of steps such that each validation comes after a multiple of it; 1 where there is no larger one.
+
+    Args:
+        trainer: Of a run that has begun.
+    """
+    epoch, between, accumulated = (
+        trainer.num_training_batches,
+        trainer.val_check_batch,
+        trainer.accumulate_grad_batches,
+    )
+    if not (math.isfinite(epoch) and epoch and between and math.isfinite(between)):
+        return 1
+    if between == epoch:
+        return math.ceil(epoch / accumulated)
+    is_even = epoch % between == 0 and between % accumulated == 0
+    return int(between) // accumulated if is_even else 1
 
 
 def reference_passes(module: Any) -> int:
