@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import lightning.pytorch as pl
 import pytest
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.loggers import Logger
 from sweep_project import settings
 
 from lightning_dpo.tuning import SweepConfig
 from lightning_dpo.tuning.recipe.trial_loggers import TrialRun, end_runs, name_runs
+from lightning_dpo.tuning.trial.status import StoppedError
 
 BETAS = {"t1": 0.1, "t2": 0.4}
 QUIET = {
@@ -37,11 +40,41 @@ def train_two(project: Path, logger: Any) -> None:
     recipe = config.to_recipe()
     for trial, beta in BETAS.items():
         values = {"model.loss.beta": beta}
-        cli = recipe.instantiate(values, trainer_options=QUIET, run=TrialRun(trial, "sweep7", values))
+        cli = recipe.instantiate(
+            values, trainer_options=QUIET, run=TrialRun(trial, "sweep7", values, 0, ("val/rewards/accuracy",))
+        )
         try:
             cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         finally:
             end_runs(cli.trainer)
+
+
+class EndOf(Logger):
+    """A logger that remembers how its runs ended."""
+
+    ends: ClassVar[list[str]] = []
+    name = version = "a"
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Keep nothing."""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep nothing."""
+
+    def finalize(self, status: str) -> None:
+        """Remember the end."""
+        self.ends.append(status)
+
+
+class Raises(pl.Callback):
+    """Ends training at its first step."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Raise."""
+        raise self._error
 
 
 def named(kind: str, **arguments: Any) -> dict[str, Any]:
@@ -75,10 +108,46 @@ def test_tensorboard_has_a_run_for_each_trial(project: Path, tmp_path: Path) -> 
         events = [event for file in (tmp_path / "sweep7" / trial).glob("events*") for event in _events(file)]
         tags = {value.tag for event in events for value in event.summary.value}
         assert {"val/rewards/accuracy", "train/loss"} <= tags
+        # The first value of a metric is the first one measured; Lightning's own hp_metric would be -1.
+        assert "hp_metric" not in tags
+        described = [
+            value.metadata.plugin_data.content
+            for event in events
+            for value in event.summary.value
+            if value.metadata.plugin_data.plugin_name == "hparams"
+        ]
+        # TensorBoard's table has these parameters and metrics as columns.
+        assert any(b"val/rewards/accuracy" in content for content in described)
+        assert sum(b"model.loss.beta" in content for content in described) == 2
         assert (
             yaml.safe_load((tmp_path / "sweep7" / trial / "hparams.yaml").read_text())["model.loss.beta"]
             == beta
         )
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (StoppedError(), "success"),
+        (SystemExit(0), "success"),  # as Ray ends a trial that its scheduler has stopped
+        (SystemExit(1), "failed"),
+        (ValueError("no"), "failed"),
+    ],
+)
+def test_a_trial_that_is_stopped_early_has_not_failed(
+    project: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, told: str
+) -> None:
+    monkeypatch.setattr(EndOf, "ends", [])
+    config = SweepConfig(
+        space={"model.loss.beta": 1},
+        **settings(project, overrides={"trainer.logger": {"class_path": f"{__name__}.EndOf"}}),
+    )
+    cli = config.to_recipe().instantiate(
+        {}, callbacks=[Raises(error)], trainer_options=QUIET, run=TrialRun("t", "s", {})
+    )
+    with pytest.raises(type(error)):
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    assert EndOf.ends == [told]
 
 
 def test_mlflow_has_a_run_for_each_trial(
