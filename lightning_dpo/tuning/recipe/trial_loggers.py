@@ -32,6 +32,8 @@ class TrialRun:
         parameters: The trial's values by config path.
         begins_at: Optimizer steps of the checkpoint that a trial goes on from; 0 for a new one.
         metrics: The metrics that the sweep looks at, by their logged names.
+        rerun_of: The trial whose values it runs with another seed; empty for a trial of the search.
+        purpose: "repeat" or "confirm" then.
     """
 
     trial: str
@@ -39,11 +41,24 @@ class TrialRun:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     begins_at: int = 0
     metrics: tuple[str, ...] = ()
+    rerun_of: str = ""
+    purpose: str = ""
+
+    @property
+    def name(self) -> str:
+        """The trial's name, which for a rerun says what it runs again: Ray's own name for it does not."""
+        return f"{self.trial}-{self.purpose}-of-{self.rerun_of}" if self.rerun_of else self.trial
+
+    @property
+    def logged(self) -> dict[str, Any]:
+        """The trial's values, and for a rerun the trial that it runs again, to group runs by."""
+        rerun = {"rerun_of": self.rerun_of, "purpose": self.purpose} if self.rerun_of else {}
+        return {**self.parameters, **rerun}
 
     @property
     def version(self) -> str:
         """Name of the trial's folder: of its own where it goes on, since loggers write over what is there."""
-        return f"{self.trial}-from-{self.begins_at}" if self.begins_at else self.trial
+        return f"{self.name}-from-{self.begins_at}" if self.begins_at else self.name
 
 
 def name_runs(loggers: Any, run: TrialRun) -> None:
@@ -67,15 +82,15 @@ def name_runs(loggers: Any, run: TrialRun) -> None:
         kind = path.rpartition(".")[2]
         if kind == "WandbLogger":
             # The id names the run for good, so that a trial that starts again goes on with it.
-            names: dict[str, Any] = {"name": run.trial, "id": f"{run.group}-{run.trial}"}
+            names: dict[str, Any] = {"name": run.name, "id": f"{run.group}-{run.trial}"}
             entry.dict_kwargs = {**(getattr(entry, "dict_kwargs", None) or {}), "group": run.group}
         elif kind == "MLFlowLogger":
             tags = {**(arguments.get("tags") or {}), "sweep": run.group, "trial": run.trial}
-            names = {"run_name": run.trial, "tags": tags}
+            names = {"run_name": run.name, "tags": tags}
             if arguments.get("experiment_name") in (None, _FOLDER_NAME):
                 names["experiment_name"] = run.group
         else:
-            names = {"version": run.version, "run_name": run.trial, "group": run.group}
+            names = {"version": run.version, "run_name": run.name, "group": run.group}
             if arguments.get("name") in (None, _FOLDER_NAME):
                 names["name"] = run.group
         if kind == "TensorBoardLogger":
@@ -107,7 +122,7 @@ class LogParameters(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Log the values, once it is known which rank this is: only the first one logs."""
         for logger in trainer.loggers:
-            logger.log_hyperparams(dict(self._run.parameters))
+            logger.log_hyperparams(self._run.logged)
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 _describe_run(logger, self._run)
 
@@ -135,7 +150,7 @@ def _describe_run(logger: TensorBoardLogger, run: TrialRun) -> None:
     summary = import_module(f"{type(writer).__module__.rpartition('.')[0]}.summary")
     values = {
         path: value if isinstance(value, bool | int | float | str) else str(value)
-        for path, value in run.parameters.items()
+        for path, value in run.logged.items()
     }
     for part in summary.hparams(values, dict.fromkeys(run.metrics, 0.0)):
         writer._get_file_writer().add_summary(part)

@@ -142,12 +142,15 @@ def _outcome(
         outcomes=outcomes,
     )
     begins_at = 0 if checkpoint is None else int(saved_report(checkpoint)["step"])
+    record = TrialRecord.load(spec.records, trial)
     run = TrialRun(
         trial,
         spec.location.rstrip("/").rpartition("/")[2],
-        {**overrides, **_rerun(spec, trial)},
+        overrides,
         begins_at,
         spec.shown_metrics,
+        rerun_of=record.rerun_of if record else "",
+        purpose=record.purpose if record else "",
     )
     try:
         with (
@@ -168,12 +171,6 @@ def _outcome(
         status = TrialStatus.OUT_OF_MEMORY if _is_out_of_memory(error) else TrialStatus.FAILED
         return Outcome(status, f"{type(error).__name__}: {error}", traceback.format_exc())
     return Outcome(TrialStatus.FINISHED)
-
-
-def _rerun(spec: TrialSpec, trial: str) -> dict[str, str]:
-    """Of which trial a rerun has the values, as loggers are told; its own name says nothing of it."""
-    record = TrialRecord.load(spec.records, trial)
-    return {"rerun_of": record.rerun_of, "purpose": record.purpose} if record and record.rerun_of else {}
 
 
 def _fit(

@@ -97,6 +97,14 @@ def test_a_trial_that_goes_on_keeps_what_it_logged_before() -> None:
     assert entry.init_args == {"save_dir": "x", "name": "sweep7", "version": "t1-from-40"}
 
 
+def test_a_rerun_says_which_trial_it_runs_again() -> None:
+    entry = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args={"save_dir": "x"})
+    run = TrialRun("t9", "sweep7", {"beta": 1}, rerun_of="t1", purpose="repeat")
+    name_runs(entry, run)
+    assert entry.init_args["version"] == "t9-repeat-of-t1"
+    assert run.logged == {"beta": 1, "rerun_of": "t1", "purpose": "repeat"}
+
+
 def test_a_name_that_the_user_gave_stays(project: Path, tmp_path: Path) -> None:
     train_two(project, named("CSVLogger", save_dir=str(tmp_path), name="mine"))
     assert (tmp_path / "mine" / "t1" / "metrics.csv").is_file()
