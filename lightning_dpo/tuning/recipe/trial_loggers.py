@@ -47,7 +47,7 @@ class TrialRun:
     @property
     def name(self) -> str:
         """The trial's name, which for a rerun says what it runs again: Ray's own name for it does not."""
-        return f"{self.trial}-{self.purpose}-of-{self.rerun_of}" if self.rerun_of else self.trial
+        return f"{self.trial}-{self.purpose}-of-{self.rerun_of}" if self.rerun_of else _as_text(self.trial)
 
     @property
     def logged(self) -> dict[str, Any]:
@@ -59,6 +59,15 @@ class TrialRun:
     def version(self) -> str:
         """Name of the trial's folder: of its own where it goes on, since loggers write over what is there."""
         return f"{self.name}-from-{self.begins_at}" if self.begins_at else self.name
+
+
+def _as_text(trial: str) -> str:
+    """A trial's name that no parser takes for a number, as it would take 31479_00000, one of Ray's."""
+    try:
+        float(trial)
+    except ValueError:
+        return trial
+    return f"trial-{trial}"
 
 
 def name_runs(loggers: Any, run: TrialRun) -> None:
@@ -85,7 +94,7 @@ def name_runs(loggers: Any, run: TrialRun) -> None:
             names: dict[str, Any] = {"name": run.name, "id": f"{run.group}-{run.trial}"}
             entry.dict_kwargs = {**(getattr(entry, "dict_kwargs", None) or {}), "group": run.group}
         elif kind == "MLFlowLogger":
-            tags = {**(arguments.get("tags") or {}), "sweep": run.group, "trial": run.trial}
+            tags = {**(arguments.get("tags") or {}), "sweep": run.group, "trial": _as_text(run.trial)}
             names = {"run_name": run.name, "tags": tags}
             if arguments.get("experiment_name") in (None, _FOLDER_NAME):
                 names["experiment_name"] = run.group

@@ -167,7 +167,7 @@ def _recipe(spec: TrialSpec, result: SweepResult, trial: TrialRecord, kind: str,
     found = result.mean(trial)
     seeds = ""
     if found is not None and found.runs > 1:
-        seeds = f"The mean of {found.runs} runs with other seeds is {found.mean:.4f}, and ranks it."
+        seeds = f"Its mean over {found.runs} seeds, {found.mean:.4f}, is what ranks it."
     notes = [
         seeds,
         result.recommendation.reason if kind == "recommended" else "",

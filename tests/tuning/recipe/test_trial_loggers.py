@@ -97,6 +97,18 @@ def test_a_trial_that_goes_on_keeps_what_it_logged_before() -> None:
     assert entry.init_args == {"save_dir": "x", "name": "sweep7", "version": "t1-from-40"}
 
 
+@pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])
+def test_a_name_of_digits_stays_a_name(project: Path, tmp_path: Path, kind: str) -> None:
+    logger = named(kind, save_dir=str(tmp_path))
+    config = SweepConfig(
+        space={"model.loss.beta": 1}, **settings(project, overrides={"trainer.logger": logger})
+    )
+    run = TrialRun("31479_00000", "sweep7")
+    cli = config.to_recipe().instantiate({}, trainer_options=QUIET, run=run)
+    # As an int it would be the folder version_3147900000.
+    assert Path(cli.trainer.logger.log_dir).name == "trial-31479_00000"
+
+
 def test_a_rerun_says_which_trial_it_runs_again() -> None:
     entry = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args={"save_dir": "x"})
     run = TrialRun("t9", "sweep7", {"beta": 1}, rerun_of="t1", purpose="repeat")
