@@ -60,7 +60,7 @@ def comparison_table(result: SweepResult) -> Table | None:
             format_interval(one.interval),
             "" if trial is result.best else format_difference(one.difference),
             "" if trial is result.best else format_p_value(one.p_value),
-            format_number(trial.metrics[KL]) if KL in trial.metrics else "",
+            "" if (kl := result.value(trial, KL)) is None else format_number(kl),
             style="bold" if trial is result.recommended else "",
         )
     left_out = len(level) - len(shown)

@@ -33,7 +33,9 @@ def headline(result: SweepResult) -> Markup:
         for metric in shown_metrics(result)
         if metric in best.metrics
     ]
-    return Markup("{} reached {}").format(values, " at ".join(measured[:2]))
+    found = result.mean(best)
+    seeds = f" (mean of {found.runs}\u00a0seeds)" if found is not None and found.runs > 1 else ""
+    return Markup("{} reached {}{}").format(values, " at ".join(measured[:2]), seeds)
 
 
 def lead(result: SweepResult) -> str:
@@ -54,9 +56,20 @@ def lead(result: SweepResult) -> str:
     starts = [t.startup_seconds for t in result.trials if t.startup_seconds is not None]
     if starts:
         low, high = f"{min(starts):.1f}", f"{max(starts):.1f}"
-        text += f" Start-up of a trial: {low if low == high else f'{low} to {high}'} s."
-    notes = [runs_again_note((*result.trials, *result.reruns)), _kept_steps(result)]
+        text += f" Start-up of a trial: {low if low == high else f'{low} to {high}'}\u00a0s."
+    notes = [_reruns(result), runs_again_note((*result.trials, *result.reruns)), _kept_steps(result)]
     return " ".join([text, *filter(None, notes)])
+
+
+def _reruns(result: SweepResult) -> str:
+    """How often trials were run again, and what counts for them then; empty where none was."""
+    if not result.reruns:
+        return ""
+    confirming = sum(run.purpose == "confirm" for run in result.reruns)
+    kinds = {"to repeat trials": len(result.reruns) - confirming, "to confirm the best": confirming}
+    told = ", ".join(f"{count} {what}" for what, count in kinds.items() if count)
+    text = f"Beside these, runs with other seeds: {told}. Trials that were run again are shown by their means"
+    return text + ("; of those that were confirmed only the confirming runs count." if confirming else ".")
 
 
 def _kept_steps(result: SweepResult) -> str:
@@ -128,7 +141,7 @@ def trials(result: SweepResult) -> tuple[list[tuple[str, str, str]], list[list[s
         found = result.mean(trial)
         if found is None or found.error is None:
             return ""
-        return f"{format_number(found.mean, 4)} ± {format_number(found.error, 2)} ({found.runs})"
+        return f"± {format_number(found.error, 2)} ({found.runs})"
 
     def comparison_cells(trial: str) -> list[str]:
         one = compared.get(trial)
@@ -141,14 +154,14 @@ def trials(result: SweepResult) -> tuple[list[tuple[str, str, str]], list[list[s
         return [told, format_difference(one.difference), interval, format_p_value(one.p_value)]
 
     def cells(place: int, trial: TrialRecord) -> list[str]:
-        measured = [trial.metrics.get(metric) for metric in metrics]
+        measured = [result.value(trial, metric) for metric in metrics]
         return [
             str(place) if trial.is_ranked else "–",
             trial.id + marks(trial),
+            *(format_value(trial.overrides[path]) if path in trial.overrides else "" for path in labels),
             *("" if value is None else format_number(value, 4, pad=True) for value in measured),
             *([seeds(trial)] if result.reruns else ()),
             *(comparison_cells(trial.id) if compared else ()),
-            *(format_value(trial.overrides[path]) if path in trial.overrides else "" for path in labels),
             f"{trial.step:,} of {trial.total_steps:,}" if trial.total_steps else "0",
             *([f"{trial.model_step:,}"] if keeps else ()),
             trial.status
@@ -158,10 +171,14 @@ def trials(result: SweepResult) -> tuple[list[tuple[str, str, str]], list[list[s
 
     columns = [
         *(("rank", "", ""), ("trial", "", "")),
-        *((metric_label(metric), metric, "right") for metric in metrics),
-        *([("mean over seeds", "± its standard error (runs)", "right")] if result.reruns else ()),
-        *(_comparison_columns(result) if compared else ()),
         *((label, path, "") for path, label in labels.items()),
+        *((metric_label(metric), metric, "right") for metric in metrics),
+        *(
+            [("over seeds", "Standard error of the mean, and how many runs it is of", "right")]
+            if result.reruns
+            else ()
+        ),
+        *(_comparison_columns(result) if compared else ()),
         ("steps", "", ""),
         *([("kept step", "Of the model; the metrics are those of this step", "right")] if keeps else ()),
         ("status", "", ""),
@@ -174,7 +191,7 @@ def _comparison_columns(result: SweepResult) -> list[tuple[str, str, str]]:
     sure = f"{result.confidence:.0%} interval of the"
     return [
         ("interval", f"{sure} metric", "right"),
-        ("less the best", "Paired difference from the best trial, on the same pairs", "right"),
+        ("difference", "Paired difference from the best trial, on the same pairs", "right"),
         ("its interval", f"{sure} difference", "right"),
         ("p", "McNemar's test, or its like where pairs are not right or wrong", "right"),
     ]
@@ -189,6 +206,10 @@ def _value(result: SweepResult, trial: TrialRecord, metric: str) -> str:
 def trials_note(result: SweepResult) -> str:
     """What the marks in the table of trials mean."""
     text = "Best first."
+    if result.reruns:
+        text += " Metrics are means over the runs that count, with their standard error over seeds (runs)."
+    if result.comparisons:
+        text += " Difference: from the best one, on the same pairs."
     if len(result.frontier_goals) > 1:
         text += " ◆ belongs to the Pareto set."
     if len(result.comparisons) > 1:

@@ -164,7 +164,16 @@ def _recipe(spec: TrialSpec, result: SweepResult, trial: TrialRecord, kind: str,
         f"# The {kind} trial ({trial.id}) of {result.location}: {metric} {trial.metrics[metric]:.4f} "
         f"at step {trial.model_step}.\n#\n#   lightning-dpo fit --config config.yaml\n"
     )
-    notes = [result.recommendation.reason if kind == "recommended" else "", kept_step_note(trial), note]
+    found = result.mean(trial)
+    seeds = ""
+    if found is not None and found.runs > 1:
+        seeds = f"Its mean over {found.runs} seeds, {found.mean:.4f}, is what ranks it."
+    notes = [
+        seeds,
+        result.recommendation.reason if kind == "recommended" else "",
+        kept_step_note(trial),
+        note,
+    ]
     for text in filter(None, notes):
         header += "#\n" + "".join(f"# {line}\n" for line in textwrap.wrap(text, 100))
     return header + spec.recipe.parse(trial.overrides).to_yaml()

@@ -23,7 +23,11 @@ class Recommendation(NamedTuple):
 
 
 def recommend(
-    trials: Sequence[TrialRecord], comparisons: Mapping[str, Comparison], *, confidence: float
+    trials: Sequence[TrialRecord],
+    comparisons: Mapping[str, Comparison],
+    *,
+    confidence: float,
+    kl: Mapping[str, float] | None = None,
 ) -> Recommendation:
     """The trial with the lowest KL among those that cannot be told from the best one.
 
@@ -33,7 +37,10 @@ def recommend(
         trials: Best first, at least one.
         comparisons: Of trials, by name.
         confidence: With which they were compared.
+        kl: The KL of trials by name, where it was measured; None takes what each trial itself reported.
     """
+    if kl is None:
+        kl = {trial.id: float(trial.metrics[KL]) for trial in trials if KL in trial.metrics}
     best = trials[0]
     if len(comparisons) < 2 or best.id not in comparisons:
         return Recommendation(best, f"The best by its {_by(best)}; there is nothing to compare it with.")
@@ -44,11 +51,11 @@ def recommend(
         return Recommendation(best, f"Every other trial can be told from the best one {told}.")
     count = f"{len(level)} other trial{'s' if len(level) > 1 else ''} cannot be told from the best one {told}"
     complete = [t for t in level if t.status in (TrialStatus.FINISHED, best.status)]
-    if KL not in best.metrics or not any(KL in t.metrics for t in complete):
-        missing = "the KL was not measured" if KL not in best.metrics else "none of them ran to its end"
+    if best.id not in kl or not any(t.id in kl for t in complete):
+        missing = "the KL was not measured" if best.id not in kl else "none of them ran to its end"
         return Recommendation(best, f"{count}, but {missing}: the best by its {_by(best)} is taken.")
-    chosen = min([best, *(t for t in complete if KL in t.metrics)], key=lambda t: float(t.metrics[KL]))
-    low, high = float(chosen.metrics[KL]), float(best.metrics[KL])
+    chosen = min([best, *(t for t in complete if t.id in kl)], key=lambda t: kl[t.id])
+    low, high = kl[chosen.id], kl[best.id]
     if chosen is best:
         return Recommendation(best, f"{count}; the best one has the lowest KL of them, {low:.3g}.")
     one = comparisons[chosen.id]

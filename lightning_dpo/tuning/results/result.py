@@ -62,6 +62,19 @@ class SweepResult:
         """
         return run_mean(trial, self.runs_again(trial), metric or self.objective.primary.metric)
 
+    def value(self, trial: TrialRecord, metric: str) -> float | None:
+        """What a trial is shown with: its own value, or the mean over its runs where it was run again.
+
+        Args:
+            trial: One of `trials`.
+            metric: Logged name.
+
+        Returns:
+            The value; None where it was not measured.
+        """
+        found = self.mean(trial, metric)
+        return None if found is None else found.mean
+
     def runs_again(self, trial: TrialRecord) -> Sequence[TrialRecord]:
         """The runs of a trial's values with other seeds.
 
@@ -78,7 +91,9 @@ class SweepResult:
     @property
     def recommendation(self) -> Recommendation:
         """Which trial to take, and why."""
-        return recommend(self.trials, self.comparisons, confidence=self.confidence)
+        found = {trial.id: self.value(trial, KL) for trial in self.trials if trial.id in self.comparisons}
+        kl = {trial: value for trial, value in found.items() if value is not None}
+        return recommend(self.trials, self.comparisons, confidence=self.confidence, kl=kl)
 
     @property
     def recommended(self) -> TrialRecord:
@@ -114,11 +129,22 @@ class SweepResult:
 
     @cached_property
     def frontier(self) -> tuple[TrialRecord, ...]:
-        """The trials that no other one beats in all goals at once, for example in accuracy and KL."""
+        """The trials that no other one beats in all goals at once, for example in accuracy and KL.
+
+        Where a trial was run again its means count.
+        """
         goals = self.frontier_goals
-        ranked = [t for t in self.trials if t.is_ranked and all(g.metric in t.metrics for g in goals)]
-        points = [[g.score(t.metrics[g.metric]) for g in goals] for t in ranked]
-        return tuple(ranked[index] for index in pareto_front(points))
+        found = [(t, [self.value(t, g.metric) for g in goals]) for t in self.trials if t.is_ranked]
+        measured = [
+            (
+                trial,
+                [goal.score(value) for goal, value in zip(goals, values, strict=True) if value is not None],
+            )
+            for trial, values in found
+            if None not in values
+        ]
+        front = pareto_front([scores for _, scores in measured])
+        return tuple(measured[index][0] for index in front)
 
     @property
     def report_path(self) -> str:

@@ -12,11 +12,7 @@ from lightning_dpo.tuning.trial.record import TrialRecord
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
 
-__all__ = ["Outcome", "Session", "StoppedError", "end_trial", "outcome_of_dead_process", "report_again"]
-
-
-class StoppedError(BaseException):
-    """A scheduler has stopped the trial; no `except Exception` on the way takes it for a failure."""
+__all__ = ["Outcome", "Session", "end_trial", "outcome_of_dead_process", "report_again"]
 
 
 class Session(Protocol):

@@ -21,6 +21,7 @@ from lightning_dpo.tuning.trial.checkpoints import CHECKPOINT, TrialCheckpoints,
 from lightning_dpo.tuning.trial.ending import Outcome
 from lightning_dpo.tuning.trial.kl import KLMonitor
 from lightning_dpo.tuning.trial.outcomes import OutcomeRecorder
+from lightning_dpo.tuning.trial.record import TrialRecord
 from lightning_dpo.tuning.trial.report_callback import DivergedError, Saved, TrialReport
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
@@ -141,7 +142,16 @@ def _outcome(
         outcomes=outcomes,
     )
     begins_at = 0 if checkpoint is None else int(saved_report(checkpoint)["step"])
-    run = TrialRun(trial, spec.location.rstrip("/").rpartition("/")[2], overrides, begins_at)
+    record = TrialRecord.load(spec.records, trial)
+    run = TrialRun(
+        trial,
+        spec.location.rstrip("/").rpartition("/")[2],
+        overrides,
+        begins_at,
+        spec.shown_metrics,
+        rerun_of=record.rerun_of if record else "",
+        purpose=record.purpose if record else "",
+    )
     try:
         with (
             spec.user_environment(),
@@ -171,7 +181,7 @@ def _fit(
     trainer_options: dict[str, Any],
     run: TrialRun,
 ) -> None:
-    if spec.kl_prompts and spec.recipe.traits.samples_completions:
+    if spec.measures_kl:
         callbacks.insert(0, KLMonitor(spec.kl_prompts, max_new_tokens=spec.kl_tokens))
     if checkpoint is not None:
         callbacks.append(_UseOwnLearningRate())

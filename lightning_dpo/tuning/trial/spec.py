@@ -58,6 +58,17 @@ class TrialSpec:
     prepared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def measures_kl(self) -> bool:
+        """Whether trials sample completions and log their KL."""
+        return bool(self.kl_prompts) and self.recipe.traits.samples_completions
+
+    @property
+    def shown_metrics(self) -> tuple[str, ...]:
+        """The metrics of the goals, and the KL where it is measured."""
+        measured = ("val/kl",) if self.measures_kl else ()
+        return tuple(dict.fromkeys((*(goal.metric for goal in self.objective.goals), *measured)))
+
+    @property
     def records(self) -> Storage:
         """Folder of what trials write about themselves."""
         return Storage(f"{self.location}/trials")

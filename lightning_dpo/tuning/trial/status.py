@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["TrialStatus"]
+__all__ = ["StoppedError", "TrialStatus"]
+
+
+class StoppedError(BaseException):
+    """A scheduler has stopped the trial; no `except Exception` on the way takes it for a failure."""
 
 
 class TrialStatus(StrEnum):

@@ -13,13 +13,12 @@ from ray import train
 
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.checkpoints import SavedFolder
-from lightning_dpo.tuning.trial.ending import StoppedError
 from lightning_dpo.tuning.trial.fit import fit_trial
 from lightning_dpo.tuning.trial.record import TrialRecord
 from lightning_dpo.tuning.trial.report_callback import Saved
 from lightning_dpo.tuning.trial.resume import Beginning, after_report, begin_from, begun
 from lightning_dpo.tuning.trial.spec import TrialSpec
-from lightning_dpo.tuning.trial.status import TrialStatus
+from lightning_dpo.tuning.trial.status import StoppedError, TrialStatus
 from lightning_dpo.tuning.workers.mailbox import Job
 from lightning_dpo.tuning.workers.strategies import worker_trainer_options
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +141,34 @@ def test_the_button_copies_the_recipe(browser: Browser, plain: SweepResult) -> N
     opened = browser.open(plain, **DESKTOP)
     page = opened.page
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.click("#copy")
-    page.wait_for_function("document.getElementById('copy').textContent === 'Copied'")
+    page.locator("button.copy").click()
+    page.wait_for_function("document.querySelector('button.copy').textContent === 'Copied'")
     assert page.evaluate("navigator.clipboard.readText()") == RECIPE
-    page.wait_for_function("document.getElementById('copy').textContent === 'Copy the recipe'")
+    page.wait_for_function("document.querySelector('button.copy').textContent === 'Copy the recipe'")
+
+
+@pytest.mark.slow
+def test_each_recipe_has_a_button_that_copies_it(
+    browser: Browser, plain: SweepResult, tmp_path: Path
+) -> None:
+    both = replace(plain, location=str(tmp_path), recommended_recipe="model: recommended\n")
+    write_report(both)
+    page = browser.open(both, **DESKTOP).page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#recommended button").click()
+    page.wait_for_function("document.querySelector('#recommended button').textContent === 'Copied'")
+    assert page.evaluate("navigator.clipboard.readText()") == both.recommended_recipe
+    assert page.locator("#winner button").inner_text() == "Copy the recipe"
+
+
+@pytest.mark.slow
+def test_an_axis_stands_out_in_the_dark(browser: Browser, wide: SweepResult) -> None:
+    page = browser.open(wide, **DESKTOP, color_scheme="dark").page
+    page.wait_for_selector(".parcoords .axis .domain", state="attached")
+    strokes = page.locator(".parcoords .axis .domain").evaluate_all(
+        "all => [...new Set(all.map(one => getComputedStyle(one).stroke))]"
+    )
+    assert strokes == ["rgb(163, 173, 186)"]  # --muted
 
 
 @pytest.mark.slow
@@ -154,8 +178,8 @@ def test_the_button_copies_where_the_clipboard_is_kept_from_files(
     page = browser.open(plain, **DESKTOP).page
     page.context.grant_permissions(["clipboard-read"])
     page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('no')); }")
-    page.click("#copy")
-    page.wait_for_function("document.getElementById('copy').textContent === 'Copied'")
+    page.locator("button.copy").click()
+    page.wait_for_function("document.querySelector('button.copy').textContent === 'Copied'")
     # What is selected ends before the last line's end.
     assert page.evaluate("navigator.clipboard.readText()") == RECIPE.rstrip()
 

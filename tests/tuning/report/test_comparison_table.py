@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from sweep_results import ACCURACY, compared, made_up
+from sweep_results import ACCURACY, KL, compared, made_up
 
 from lightning_dpo.tuning.report import summary
 from lightning_dpo.tuning.report.charts import draw_charts
 from lightning_dpo.tuning.report.comparison_table import comparison_table, format_interval
 from lightning_dpo.tuning.report.page import render
-from lightning_dpo.tuning.results.result import SweepResult
+from lightning_dpo.tuning.results.result import SweepResult, TrialRecord
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_the_page_says_which_one_to_take_and_why(result: SweepResult) -> None:
     row = next(line for line in page.splitlines() if line.startswith(f"<td>{result.recommended.id} "))
     assert "≈" in row
     assert "✓" in row
-    assert "less the best" in page
+    assert ">difference<" in page
 
 
 def test_the_chart_shows_every_difference_with_its_interval(result: SweepResult) -> None:
@@ -81,19 +81,50 @@ def test_intervals_as_text() -> None:
     assert format_interval((-0.5, 0.25)) == "-0.500 to 0.250"
 
 
-def test_means_over_seeds_are_shown_with_their_error(result: SweepResult) -> None:
-    best = result.best
+def run_again(result: SweepResult, trial: TrialRecord, *values: dict[str, float]) -> SweepResult:
+    """The sweep, with runs that confirmed a trial."""
     again = [
         replace(
-            best,
+            trial,
             id=f"again{number}",
-            rerun_of=best.id,
+            status="finished",
+            rerun_of=trial.id,
             purpose="confirm",
-            history=({**best.metrics, ACCURACY: value},),
+            history=({**trial.metrics, **value},),
         )
-        for number, value in enumerate((0.70, 0.72))
+        for number, value in enumerate(values)
     ]
-    page = render(replace(result, reruns=tuple(again)))
-    assert "mean over seeds" in page
-    assert "0.71 ± 0.01 (2)" in page
-    assert "accuracy\u00a00.71" in page[page.index("<h1>") : page.index("</h1>")]
+    return replace(result, reruns=tuple(again))
+
+
+def test_means_over_seeds_are_shown_with_their_error(result: SweepResult) -> None:
+    page = render(run_again(result, result.best, {ACCURACY: 0.70}, {ACCURACY: 0.72}))
+    assert ">over seeds<" in page
+    assert '<td class="right">0.7100</td>' in page
+    assert '<td class="right">± 0.01 (2)</td>' in page
+    headline = page[page.index("<h1>") : page.index("</h1>")]
+    assert "accuracy\u00a00.71" in headline
+    assert "(mean of 2\u00a0seeds)" in headline
+    assert "runs with other seeds: 2 to confirm the best." in page
+    assert "variance between seeds" in page
+
+
+def test_all_of_the_page_shows_a_trial_by_its_mean(result: SweepResult) -> None:
+    again = run_again(result, result.best, {ACCURACY: 0.70, KL: 3.0}, {ACCURACY: 0.72, KL: 5.0})
+    charts = {chart.title: chart for chart in draw_charts(again)}
+    star = next(trace for trace in charts["Accuracy against KL"].data if trace["name"] == "best")
+    assert star["x"] == [4.0]
+    assert star["y"] == [pytest.approx(0.71)]
+    assert "accuracy 0.71 ± 0.01 (mean of 2 seeds)" in star["text"][0]
+    lines = charts["Parallel coordinates"].data[0]
+    assert lines["line"]["color"][0] == pytest.approx(0.71)
+    assert "and not 4, " in again.recommendation.reason
+
+
+def test_the_recommended_trial_is_ringed_where_it_is_weighed(result: SweepResult) -> None:
+    chart = draw_charts(result)[0]
+    ring = next(trace for trace in chart.data if trace["name"] == "recommended")
+    assert ring["x"] == [result.recommended.metrics[KL]]
+    assert ring["y"] == [result.recommended.metrics[ACCURACY]]
+    alone = draw_charts(replace(result, comparisons={}))[0]
+    assert "recommended" not in [trace["name"] for trace in alone.data]

@@ -22,6 +22,7 @@ __all__ = [
     "colour_scale",
     "hover_lines",
     "hover_text",
+    "recommended_points",
     "trial_points",
 ]
 
@@ -30,6 +31,7 @@ class Colour(StrEnum):
     """Colours by their names in the page's style sheet, so that charts follow light and dark."""
 
     BEST = "var(--best)"
+    RECOMMENDED = "var(--recommended)"
     PARETO = "var(--pareto)"
     FINISHED = "var(--finished)"
     STOPPED = "var(--stopped)"
@@ -72,10 +74,12 @@ def hover_text(trial: TrialRecord, result: SweepResult) -> Markup:
     lines: list[str] = [Markup("<b>trial {}</b>").format(trial.id)]
     lines += [f"{labels[path]} = {format_value(value)}" for path, value in trial.overrides.items()]
     for metric in shown_metrics(result):
-        if metric in trial.metrics:
-            error = trial.metrics.get(f"{metric}_error")
+        found = result.mean(trial, metric)
+        if found is not None:
+            error = trial.metrics.get(f"{metric}_error") if found.runs == 1 else found.error
             spread = f" ± {format_number(error, 2)}" if error is not None else ""
-            lines.append(f"{metric_label(metric)} {format_number(trial.metrics[metric])}{spread}")
+            over = f" (mean of {found.runs} seeds)" if found.runs > 1 else ""
+            lines.append(f"{metric_label(metric)} {format_number(found.mean)}{spread}{over}")
     lines.append(f"step {trial.step} of {trial.total_steps or '?'}, {trial.status}")
     if trial.kept is not None:
         lines.append(f"kept: step {trial.kept.step}")
@@ -102,6 +106,25 @@ def trial_points(
     text = [hover_text(trial, result) for trial in trials]
     common = {"type": "scatter", "mode": "markers", "text": text, "hovertemplate": HOVER}
     return common | {"x": list(x), "y": list(y)} | style
+
+
+def recommended_points(
+    result: SweepResult, shown: Sequence[TrialRecord], *, x: Sequence[float], y: Sequence[float]
+) -> dict[str, Any]:
+    """A ring around the recommended trial; without points where that is the best one, or is not shown.
+
+    Args:
+        result: A sweep that has ended.
+        shown: The trials of a chart.
+        x: Places across, one for each of them.
+        y: Places up, one for each of them.
+    """
+    trial = result.recommended
+    found = [place for place, one in enumerate(shown) if one is trial and one is not result.best]
+    found = found if len(result.comparisons) > 1 else []
+    ring = {"color": Colour.RECOMMENDED, "size": 18, "symbol": "circle-open", "line": {"width": 3}}
+    places = {"x": [x[place] for place in found], "y": [y[place] for place in found]}
+    return trial_points([shown[place] for place in found], result, **places, name="recommended", marker=ring)
 
 
 def colour_scale(title: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def differences(result: SweepResult) -> Chart | None:
     traces = (
         points([best], "best", Colour.BEST, "star", 15),
         points(
-            [recommended] if recommended in shown[1:] else [], "recommended", Colour.PARETO, "diamond", 12
+            [recommended] if recommended in shown[1:] else [], "recommended", Colour.RECOMMENDED, "square", 11
         ),
         points(level, "cannot be told from the best", Colour.FINISHED, "circle", 9),
         points(told, "can be told from it", Colour.STOPPED, "circle-open", 9),
@@ -79,6 +79,8 @@ def differences(result: SweepResult) -> Chart | None:
         f"{format_number(1 - result.confidence, 2)}; of trials that are as good, this share looks worse by "
         "chance."
     )
+    if result.reruns:
+        note += " The intervals hold the variance between seeds, pooled over all trials that were run again."
     left_out = len(compared) - len(shown)
     if left_out:
         note += f" {left_out} more trial{'s are' if left_out > 1 else ' is'} in the table."

@@ -39,29 +39,44 @@ def heat_map(result: SweepResult) -> Chart | None:
         return trial_points(chosen, result, x=x, y=y, name=name, marker=marker)
 
     name = metric_label(metric)
+    values = {t.id: value for t in trials if (value := result.value(t, metric)) is not None}
     heat = {
         "type": "heatmap",
         "x": x_edges,
         "y": y_edges,
         "z": _means(
-            [(float(t.overrides[across]), float(t.overrides[up]), float(t.metrics[metric])) for t in trials],
+            [
+                (float(t.overrides[across]), float(t.overrides[up]), values[t.id])
+                for t in trials
+                if t.id in values
+            ],
             x_edges=x_edges,
             y_edges=y_edges,
         ),
         **colour_scale(name),
+        "zmin": min(values.values(), default=0),
+        "zmax": max(values.values(), default=1),
         "xgap": 1,
         "ygap": 1,
         "hoverinfo": "skip",
     }
-    ring = {"color": "#ffffff", "size": 8, "line": {"color": "#111111", "width": 1.5}}
+    ring = {"color": "#ffffff", "size": 13, "line": {"color": "#111111", "width": 1.5}}
+    # Within its ring a trial has its own colour: it may be far better or worse than the mean of its cell.
+    measured = [t for t in trials if t.id in values and t is not result.best]
+    core = {"color": [values[t.id] for t in measured], "colorscale": "Viridis", "size": 8}
+    core |= {"cmin": heat["zmin"], "cmax": heat["zmax"]}
     # These lie on the colour scale, which is the same in the dark.
     star = {"color": "#c2410c", "size": 18, "symbol": "star", "line": {"color": "#ffffff", "width": 1.5}}
-    data = [heat, dots([t for t in trials if t is not result.best], "trials", ring)]
+    data = [
+        heat,
+        dots([t for t in trials if t is not result.best], "trials", ring),
+        {**dots(measured, "", core), "showlegend": False},
+    ]
     if result.best in trials:
         data.append(dots([result.best], "best", star))
     labels = parameter_labels(result)
     title = f"{capitalised(name)} over {labels[across]} and {labels[up]}"
-    note = f"Each dot is a trial, each cell the mean {name} of the trials in it."
+    note = f"Each dot has the colour of its trial's {name}, each cell that of the mean of the trials in it."
     axes = (
         axis(labels[path], edges, margin=0) | {"showgrid": False}
         for path, edges in ((across, x_edges), (up, y_edges))

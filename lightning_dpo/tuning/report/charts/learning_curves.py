@@ -29,6 +29,8 @@ def learning_curves(result: SweepResult) -> Chart:
     )
     label = metric_label(result.objective.primary.metric)
     note = f"Validation {label} at each report; a curve that ends early was stopped or went wrong there."
+    if result.reruns:
+        note += " Runs with other seeds are not shown."
     data = [trace for trace in traces if any(x is not None for x in trace["x"])]
     return Chart("Learning curves", note, data, layout(axis("step", []), axis(label, [])))
 

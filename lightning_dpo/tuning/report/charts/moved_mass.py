@@ -20,14 +20,14 @@ def moved_mass(result: SweepResult) -> Chart | None:
         return None
 
     def dots(name: str, marker: dict[str, Any], wanted: list[Any]) -> dict[str, Any]:
-        x, y = ([t.metrics[metric] for t in wanted] for metric in (_CHOSEN, _REJECTED))
+        x, y = ([result.value(t, metric) or 0.0 for t in wanted] for metric in (_CHOSEN, _REJECTED))
         return trial_points(wanted, result, x=x, y=y, name=name, marker=marker)
 
     best = [trial for trial in shown if trial is result.best]
     others = [trial for trial in shown if trial is not result.best]
     star = {"color": Colour.BEST, "size": 17, "symbol": "star", "line": {"width": 1, "color": Colour.PAGE}}
     traces = [dots("trials", {"color": Colour.FINISHED, "size": 9}, others), dots("best", star, best)]
-    falling = sum(trial.metrics[_CHOSEN] < 0 for trial in shown)
+    falling = sum((result.value(trial, _CHOSEN) or 0.0) < 0 for trial in shown)
     note = (
         "log π − log π_ref of held-out completions, nats. Left of 0 the chosen ones lose probability; where "
         "the rejected ones do too, it goes to completions that are in no pair."

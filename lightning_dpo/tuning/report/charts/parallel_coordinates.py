@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from lightning_dpo.tuning.report.charts.axes import is_logarithmic, ticks
-from lightning_dpo.tuning.report.charts.chart import Chart, colour_scale
+from lightning_dpo.tuning.report.charts.chart import Chart, Colour, colour_scale
 from lightning_dpo.tuning.report.charts.search_space import varied_paths
 from lightning_dpo.tuning.report.formatting import format_number, format_value, metric_label
 from lightning_dpo.tuning.report.summary import parameter_labels
@@ -22,16 +23,23 @@ _LABEL = 16
 def parallel_coordinates(result: SweepResult) -> Chart | None:
     """Every trial as a line through its values, its metrics and its steps."""
     goals = result.frontier_goals
-    trials = [t for t in result.trials if t.is_ranked and all(g.metric in t.metrics for g in goals)]
+    trials = [
+        t for t in result.trials if t.is_ranked and all(result.value(t, g.metric) is not None for g in goals)
+    ]
     labels = parameter_labels(result)
     paths = varied_paths(trials)
     if not paths or len(trials) < 2:
         return None
     dimensions = [_dimension(labels[path], [t.overrides.get(path) for t in trials]) for path in paths]
-    dimensions += [_dimension(metric_label(g.metric), [t.metrics[g.metric] for t in trials]) for g in goals]
+    dimensions += [
+        _dimension(metric_label(g.metric), [result.value(t, g.metric) for t in trials]) for g in goals
+    ]
     dimensions.append(_dimension("steps", [t.step for t in trials]))
-    colours = [t.metrics[goals[0].metric] for t in trials]
+    colours = [result.value(t, goals[0].metric) for t in trials]
     line = {"color": colours, "showscale": True, **colour_scale(metric_label(goals[0].metric))}
+    # Thin lines need colours that stand out on the page, light or dark, at both ends of the scale.
+    ends = [Colour.FINISHED, Colour.BEST] if goals[0].mode == "max" else [Colour.BEST, Colour.FINISHED]
+    line["colorscale"] = list(enumerate(ends))
     data = [{"type": "parcoords", "line": line, "dimensions": dimensions, "labelside": "top"}]
     note = "One line for each trial. Drag along an axis to keep only the trials that pass there."
     width = 125 * len(dimensions) + 60
@@ -59,7 +67,9 @@ def _dimension(name: str, values: Sequence[Any]) -> dict[str, Any]:
     else:
         shown = [float(value) if value is not None else None for value in values]
         distinct = sorted(set(floats))
-        marks = distinct if len(distinct) <= 6 else _round_marks(low, high)
+        # Labels of values that lie close together would cover each other.
+        is_spread = all(after - value > 0.06 * (high - low) for value, after in pairwise(distinct))
+        marks = distinct if len(distinct) <= 6 and is_spread else _round_marks(low, high)
         labels = [format_number(mark) for mark in marks]
     lowest = low - 0.15 * ((high - low) or 1.0)
     if len(known) < len(values):

@@ -45,9 +45,8 @@ function draw() {
 draw();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 
-document.getElementById("copy")?.addEventListener("click", async (event) => {
-  const recipe = document.getElementById("recipe");
-  const button = event.currentTarget;
+for (const button of document.querySelectorAll("button.copy")) button.addEventListener("click", async () => {
+  const recipe = button.closest("section").querySelector("pre");
   let done = false;
   try {
     await navigator.clipboard.writeText(recipe.textContent);

@@ -12,9 +12,10 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_dpo.models.shared_base import sharing_bases
-from lightning_dpo.tuning.trial.ending import StoppedError, report_again
+from lightning_dpo.tuning.trial.ending import report_again
 from lightning_dpo.tuning.trial.one_process import run_in_one_process
 from lightning_dpo.tuning.trial.spec import TrialSpec
+from lightning_dpo.tuning.trial.status import StoppedError
 from lightning_dpo.tuning.workers.mailbox import Event
 from lightning_dpo.tuning.workers.packed.baton import Baton
 from lightning_dpo.tuning.workers.packed.seat import Seat, TakeTurns

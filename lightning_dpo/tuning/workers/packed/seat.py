@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_dpo.tuning.trial.ending import StoppedError
+from lightning_dpo.tuning.trial.status import StoppedError
 from lightning_dpo.tuning.workers.mailbox import Event
 from lightning_dpo.tuning.workers.packed.baton import Baton
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from sweep_results import KL, made_up
@@ -27,7 +28,7 @@ def test_the_pareto_set_is_joined(result: SweepResult) -> None:
 
 def test_every_ranked_trial_is_a_point(result: SweepResult) -> None:
     chart = draw_charts(result)[0]
-    points = sum(len(trace["x"]) for trace in chart.data if trace["name"] != "best")
+    points = sum(len(trace["x"]) for trace in chart.data if trace["name"] not in ("best", "recommended"))
     assert points == sum(trial.is_ranked for trial in result.trials)
     assert "5 that went wrong are not shown" in chart.note
 
@@ -40,6 +41,30 @@ def test_parallel_coordinates_hold_choices_and_what_some_trials_lack(result: Swe
     assert "–" in by_label["label_smoothing"]["ticktext"]
     ranked = sum(trial.is_ranked for trial in result.trials)
     assert all(len(dimension["values"]) == ranked for dimension in by_label.values())
+
+
+def test_labels_of_an_axis_do_not_cover_each_other() -> None:
+    few = made_up("/sweeps/few", trials=4, wide=False)
+    values = (0.7588, 0.7559, 0.7402, 0.6289)
+    close = [
+        replace(trial, history=({**trial.metrics, "val/rewards/accuracy": value},))
+        for trial, value in zip(few.trials, values, strict=True)
+    ]
+    charts = draw_charts(replace(few, trials=tuple(close)))
+    chart = next(chart for chart in charts if chart.title == "Parallel coordinates")
+    dimension = next(one for one in chart.data[0]["dimensions"] if one["label"] == "accuracy")
+    labelled = [tick for tick, text in zip(dimension["tickvals"], dimension["ticktext"], strict=True) if text]
+    assert len(labelled) > 1
+    assert min(after - tick for tick, after in pairwise(labelled)) > 0.06 * (0.7588 - 0.6289)
+
+
+def test_a_trial_on_the_map_has_its_own_colour(result: SweepResult) -> None:
+    chart = next(chart for chart in draw_charts(result) if chart.title == "Accuracy over β and lr")
+    heat, rings, cores = chart.data[:3]
+    others = [trial for trial in result.trials if trial.is_ranked and trial is not result.best]
+    assert len(rings["x"]) == len(others)
+    assert cores["marker"]["color"] == [trial.metrics["val/rewards/accuracy"] for trial in others]
+    assert (cores["marker"]["cmin"], cores["marker"]["cmax"]) == (heat["zmin"], heat["zmax"])
 
 
 def test_where_the_probability_went(result: SweepResult) -> None:

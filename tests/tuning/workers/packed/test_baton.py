@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from training import trainer
 
-from lightning_dpo.tuning.trial.ending import StoppedError
+from lightning_dpo.tuning.trial.status import StoppedError
 from lightning_dpo.tuning.workers.packed.baton import Baton
 from lightning_dpo.tuning.workers.packed.seat import Seat, TakeTurns
 
