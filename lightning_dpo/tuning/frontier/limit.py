@@ -34,14 +34,15 @@ class Limit:
         log_weights: log reference - log of what they were drawn from, (prompts, samples).
         reference: Mean reward of the reference.
         policies: How many trained policies were sampled besides the reference.
-        fits: Rounds in which a policy was fitted to the best one, and sampled too; 0 where none was.
+        fitted: KL and reward of a policy that was fitted to the best one and sampled too, as its samples tell
+            them; None where none was.
     """
 
     rewards: Tensor
     log_weights: Tensor
     reference: float
     policies: int = 0
-    fits: int = 0
+    fitted: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, rewards: Sequence[Tensor], logratios: Sequence[Tensor], *, prompts: int) -> Limit:

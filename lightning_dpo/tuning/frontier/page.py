@@ -86,9 +86,16 @@ def _lead(result: FrontierResult) -> str:
 def _others_sampled(result: FrontierResult) -> str:
     """What else was sampled for the limit."""
     limit = result.limit
-    trained = [f"of {limit.policies} trained policies"] if limit.policies or not limit.fits else []
-    fitted = [f"of a policy fitted to the best one at KL {max(result.kls):g}"] if limit.fits else []
-    return "".join(f" and {part}" for part in (*trained, *fitted))
+    trained = "" if limit.fitted and not limit.policies else f" and of {limit.policies} trained policies"
+    if limit.fitted is None:
+        return trained
+    kl, reward = limit.fitted
+    share = limit.share(reward, kl=kl)
+    of_best = "" if math.isnan(share) else f", {share:.0%} of the gain"
+    return (
+        f"{trained} and of a policy fitted to the best one at KL {max(result.kls):g}, which itself has "
+        f"{format_number(reward)} at KL {kl:.1f}{of_best}"
+    )
 
 
 def _facts(result: FrontierResult) -> dict[str, str]:

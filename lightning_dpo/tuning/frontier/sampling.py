@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from lightning_dpo.evaluation import best_of_n
 from lightning_dpo.tuning.cluster.task import run_as_tasks, run_preparation
@@ -141,9 +142,7 @@ class Sampler:
         if not fits or found.is_known(up_to=kl):
             return found
         fitted = self._fitted(kl=kl, rounds=fits, lr=fit_lr)
-        return replace(
-            self._limit([*picked, *fitted], samples_per_prompt, round=0), policies=len(picked), fits=fits
-        )
+        return self._limit(picked, samples_per_prompt, round=0, fitted=fitted)
 
     def _fitted(self, *, kl: float, rounds: int, lr: float) -> list[Run]:
         """A policy fitted to the best one at a KL, as two runs: it is drawn from twice."""
@@ -155,27 +154,33 @@ class Sampler:
         checkpoint = f"{self.folder.path}/limit/{name}"
         return [Run(FITTED_POLICY, kl, k, f"of-{name}/{k}.parquet", checkpoint) for k in range(2)]
 
-    def _limit(self, picked: Sequence[Run], samples_per_prompt: int, *, round: int) -> Limit:
-        """The limit from one round of samples of the reference and of each policy."""
+    def _limit(
+        self, picked: Sequence[Run], samples_per_prompt: int, *, round: int, fitted: Sequence[Run] = ()
+    ) -> Limit:
+        """The limit from one round of samples of the reference, of each policy, and of one that is fitted."""
         common: dict[str, Any] = {"samples_per_prompt": samples_per_prompt, "with_kl": False}
         ending = f"-{samples_per_prompt}{f'-round{round}' if round else ''}.parquet"
         first = _LIMIT_SEED * (round + 1)
         calls = [{"name": f"limit/reference{ending}", "seed": first, **common}]
-        for run in picked:
+        runs = [*picked, *fitted]
+        for run in runs:
             name = f"limit/{run.file.removesuffix('.parquet')}{ending}"
             calls.append({"name": name, "seed": first + run.seed, "checkpoint": run.checkpoint, **common})
         measured = list(self._measure(calls))
         pool = ray.put([sample for each in measured for sample in each.samples])
         scoring = {"measuring": self.measuring, "samples": pool}
-        scored = [None, *(run.checkpoint for run in picked)]
-        reference_logps, *logps = run_as_tasks(
+        scored = dict.fromkeys([None, *(run.checkpoint for run in runs)])
+        found = run_as_tasks(
             self.spec, policy_logps, [{**scoring, "checkpoint": checkpoint} for checkpoint in scored]
         )
-        return Limit.of(
-            [each.rewards for each in measured],
-            [each - reference_logps for each in logps],
-            prompts=len(self.measuring.prompts),
-        )
+        logps = dict(zip(scored, found, strict=True))
+        ratios = [logps[run.checkpoint] - logps[None] for run in runs]
+        limit = Limit.of([each.rewards for each in measured], ratios, prompts=len(self.measuring.prompts))
+        if not fitted:
+            return limit
+        rewards = torch.cat([each.rewards for each in measured[-len(fitted) :]]).double()
+        own = ratios[-1][-len(rewards) :].double()
+        return replace(limit, policies=len(picked), fitted=(float(own.mean()), float(rewards.mean())))
 
     def _measure(self, calls: Sequence[Mapping[str, Any]]) -> Iterator[Measured]:
         """Measure what was not measured yet, as many policies at once as fit; in the order of the calls."""

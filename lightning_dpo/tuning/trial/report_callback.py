@@ -233,7 +233,7 @@ class TrialReport(pl.Callback):
 
 
 def steps_between_validations(trainer: pl.Trainer) -> int:
-    """A number of steps such that each validation comes after a multiple of it; 1 where no larger one is known.
+    """A number of steps so that each validation comes after a multiple of it; 1 where no larger one is known.
 
     Args:
         trainer: Of a run that has begun.

@@ -66,7 +66,9 @@ def test_the_recipe_as_shipped(cluster: None, config: FrontierConfig) -> None:
     assert all(point.kl >= 0 and point.kl_error >= 0 for point in result.points)
     drawn = [point for point in result.points if point.method == "best-of-N"]
     assert all(0 < point.kl <= best_of_n_kl_bound(int(point.strength)) for point in drawn)
-    assert (result.limit.policies, result.limit.fits) == (0, 1)
+    assert result.limit.policies == 0
+    assert result.limit.fitted is not None
+    assert result.limit.fitted[0] > 0
     assert result.limit.rewards.shape == (4, 3 * 16)  # of the reference, and twice of the fitted policy
     (fitted,) = Path(result.location, "measured", "limit").glob("fitted-*.json")
     assert json.loads(fitted.read_text())[0]["kl"] > 0

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+from typing import Any
 
 import pytest
 from frontier_results import KLS, limit, made_up
@@ -49,14 +50,19 @@ def test_the_page() -> None:
     ("sampled", "told"),
     [
         ({}, "samples of the reference and of 1 trained policies; they"),
-        ({"fits": 3}, "and of 1 trained policies and of a policy fitted to the best one at KL 8; they"),
         (
-            {"policies": 0, "fits": 3},
-            "samples of the reference and of a policy fitted to the best one at KL 8;",
+            {"fitted": (2.0, 1.9)},
+            "and of 1 trained policies and of a policy fitted to the best one at KL 8, which itself has 1.9 at "
+            "KL 2.0, 95% of the gain; they",
+        ),
+        (
+            {"policies": 0, "fitted": (30.0, 1.9)},
+            "samples of the reference and of a policy fitted to the best one at KL 8, which itself has 1.9 at "
+            "KL 30.0; they",
         ),
     ],
 )
-def test_the_page_says_what_the_limit_comes_from(sampled: dict[str, int], told: str) -> None:
+def test_the_page_says_what_the_limit_comes_from(sampled: dict[str, Any], told: str) -> None:
     assert told in render(made_up(limit=dataclasses.replace(limit(), **sampled)))
 
 
