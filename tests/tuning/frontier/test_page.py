@@ -52,13 +52,13 @@ def test_the_page() -> None:
         ({}, "samples of the reference and of 1 trained policies; they"),
         (
             {"fitted": (2.0, 1.9)},
-            "and of 1 trained policies and of a policy fitted to the best one at KL 8, which itself has 1.9 at "
-            "KL 2.0, 95% of the gain; they",
+            "and of 1 trained policies and of a policy fitted to the best one at KL 8, which itself has "
+            "1.9 at KL 2.0, 95% of the gain; they",
         ),
         (
             {"policies": 0, "fitted": (30.0, 1.9)},
-            "samples of the reference and of a policy fitted to the best one at KL 8, which itself has 1.9 at "
-            "KL 30.0; they",
+            "samples of the reference and of a policy fitted to the best one at KL 8, which itself has "
+            "1.9 at KL 30.0; they",
         ),
     ],
 )
