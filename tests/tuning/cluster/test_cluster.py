@@ -19,9 +19,12 @@ import json, sys
 import ray
 from ray.cluster_utils import Cluster
 from lightning_dpo.tuning import SweepConfig, sweep
+from lightning_dpo.tuning.cluster.connect import connected, is_this_machine_alone
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 cluster.add_node(num_cpus=1)
+with connected(cluster.address):
+    assert not is_this_machine_alone()
 config = SweepConfig(**json.loads(sys.argv[1]), ray_address=cluster.address)
 sweep(config, verbose=False)
 cluster.shutdown()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_dpo.tuning.cluster.connect import trials_at_once
+from lightning_dpo.tuning.cluster.connect import is_this_machine_alone, trials_at_once
 from lightning_dpo.tuning.cluster.resources import Resources
 
 
@@ -37,3 +37,8 @@ def test_trials_at_once(
             trials_at_once(nodes, resources)
     else:
         assert trials_at_once(nodes, resources) == expected
+
+
+@pytest.mark.heavy
+def test_a_cluster_that_is_this_machine(cluster: None) -> None:
+    assert is_this_machine_alone()
