@@ -71,6 +71,7 @@ def _where(spec: TrialSpec, wrong: bool = False) -> tuple[int, float]:
 def test_preparation_runs_here_where_trials_do(
     monkeypatch: pytest.MonkeyPatch, gpus: float, is_alone: bool, is_here: bool
 ) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     handed_over: list[Any] = []
     monkeypatch.setattr(task, "is_this_machine_alone", lambda: is_alone)
     monkeypatch.setattr(task, "run_as_task", lambda spec, function, *_: handed_over.append(function))
