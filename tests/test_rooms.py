@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,17 @@ def test_rooms_import_only_what_stands_above_them() -> None:
     assert wrong == []
 
 
+def test_only_tuning_imports_ray() -> None:
+    found = {
+        file.relative_to(ROOT / "lightning_dpo").parts[0]
+        for file in (ROOT / "lightning_dpo").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for name in _imported(node)
+        if name.partition(".")[0] == "ray"
+    }
+    assert found == {"tuning"}
+
+
 def test_every_room_has_a_place() -> None:
     assert {room_of(module) for module in GRAPH.nodes} - {""} == set(ORDER)
 
@@ -65,6 +77,13 @@ def test_files_and_folders_stay_small() -> None:
         assert len([p for p in entries if p.name != "__init__.py"]) <= (15 if folder == top else 14), folder
     for file in (ROOT / "lightning_dpo").rglob("*.py"):
         assert len(file.read_text(encoding="utf-8").splitlines()) <= 400, file
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """The modules that a statement imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
 
 
 def _place(module: str) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
-import ray
 import torch
 
 from lightning_dpo.data.datamodule import PreferenceDataModule
@@ -17,7 +16,7 @@ from lightning_dpo.demo.task import Task, TaskConfig, prepare_task
 from lightning_dpo.files import write_file
 from lightning_dpo.models.load import load_model, load_tokenizer
 from lightning_dpo.training.reward_model import RewardModule
-from lightning_dpo.tuning.cluster.connect import is_this_machine_alone
+from lightning_dpo.tuning.cluster.task import run_side_by_side
 
 __all__ = ["prepare_frontier"]
 
@@ -40,12 +39,7 @@ def prepare_frontier(folder: str | Path, seeds: Sequence[int], *, task: TaskConf
     with single_thread():
         made = prepare_task(root / "task", config=task, progress=False)
     missing = [seed for seed in seeds if not _reward_model(root, seed).is_file()]
-    if len(missing) > 1 and ray.is_initialized() and is_this_machine_alone():
-        one = ray.remote(num_cpus=1)(_prepare_seed)
-        ray.get([one.remote(made, root, seed) for seed in missing])
-    else:
-        for seed in missing:
-            _prepare_seed(made, root, seed)
+    run_side_by_side(_prepare_seed, [(made, root, seed) for seed in missing])
 
 
 @quiet()

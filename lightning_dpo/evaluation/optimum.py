@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from lightning_dpo.evaluation.frontier import best_at_kl, mixture_log_weights, reweighted_frontier
+from lightning_dpo.evaluation.frontier import (
+    FrontierPoint,
+    best_at_kl,
+    mixture_log_weights,
+    reweighted_frontier,
+)
 from lightning_dpo.evaluation.kl import completion_batch, sample_logps
 from lightning_dpo.evaluation.sampling import Sample
 from lightning_dpo.scoring.forward import score
 from lightning_dpo.scoring.select import select_plan
+from lightning_dpo.types.checks import check_bounds
 
-__all__ = ["FitRound", "fit_optimum"]
+__all__ = ["fit_optimum"]
 
-
-@dataclass(frozen=True, slots=True)
-class FitRound:
-    """What one round of `fit_optimum` began from.
-
-    Attributes:
-        beta: Of the optimum that it was fitted to.
-        kl: KL of that optimum from the reference, estimated from this round's samples, nats.
-        effective_sample_size: Of these samples under that optimum's weights, of the worst prompt.
-    """
-
-    beta: float
-    kl: float
-    effective_sample_size: float
+_LARGEST_BETA = 1e6
 
 
 def fit_optimum(
@@ -48,7 +39,7 @@ def fit_optimum(
     batch_size: int = 64,
     effective_share: float = 0.04,
     seed: int = 0,
-) -> list[FitRound]:
+) -> list[FrontierPoint]:
     """Bring a policy to pi* = pi_ref exp(r / beta) / Z, beta being that at which KL(pi* || pi_ref) is `kl`.
 
     Each round draws completions from the policy, weighs them and some of the reference's by pi* over what
@@ -74,34 +65,41 @@ def fit_optimum(
         seed: Of the draws.
 
     Returns:
-        What each round began from.
+        The optimum that each round fits to, as the samples that it begins from tell it.
 
     Raises:
-        ValueError: If `kl` is not above 0.
+        ValueError: If an argument is out of its range, before anything is drawn.
     """
+    check_bounds(above=0, kl=kl, lr=lr)
+    check_bounds(least=1, prompts=prompts, rounds=rounds, epochs=epochs, batch_size=batch_size)
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
     plan = select_plan(policy, layout="concatenated").plan
     device = next(policy.parameters()).device
     generator = torch.Generator().manual_seed(seed)
+    by_prompt = partial(_by_prompt, prompts=prompts)
+    logps_of = partial(sample_logps, batch_size=4 * batch_size)
+
+    def measured(samples: Sequence[Sample]) -> Tensor:
+        """Rewards and log-probabilities under the reference, (2, samples)."""
+        return torch.stack([judge(samples).double(), logps_of(reference, samples=samples).double()])
+
     known = list(draw(reference, seed))
-    found: list[FitRound] = []
+    of_known = measured(known)
+    found: list[FrontierPoint] = []
     for number in range(1, rounds + 1):
         # With samples of the reference among them the weights tell Z, which those of the policy alone do not.
-        pool = [*known, *draw(policy, seed + number)]
-        by_prompt = partial(_by_prompt, prompts=prompts)
-        rewards = by_prompt(judge(pool).double())
-        own, others = (sample_logps(m, samples=pool, batch_size=4 * batch_size) for m in (policy, reference))
-        ratios = by_prompt((own - others).double())
+        drawn = list(draw(policy, seed + number))
+        pool = [*known, *drawn]
+        rewards, reference_logps = torch.cat([of_known, measured(drawn)], dim=1)
+        ratios = by_prompt(logps_of(policy, samples=pool).double() - reference_logps)
         log_weights = mixture_log_weights(torch.stack([torch.zeros_like(ratios), ratios]))
-        beta = _attainable(rewards, log_weights, kl=kl, share=effective_share)
-        (point,) = reweighted_frontier(rewards, betas=[beta], log_weights=log_weights)
-        found.append(FitRound(beta, point.kl, point.effective_sample_size))
-        weights = (rewards / beta + log_weights).softmax(-1)
+        point = _attainable(by_prompt(rewards), log_weights, kl=kl, share=effective_share)
+        found.append(point)
+        weights = (by_prompt(rewards) / point.beta + log_weights).softmax(-1).flatten()
         order = by_prompt(torch.arange(len(pool))).flatten().tolist()
         policy.train()
-        count = epochs * len(pool) // 2
-        drawn = torch.multinomial(weights.flatten(), count, replacement=True, generator=generator)
-        for batch in torch.split(drawn, batch_size):
+        picked = torch.multinomial(weights, epochs * len(drawn), replacement=True, generator=generator)
+        for batch in torch.split(picked, batch_size):
             optimizer.zero_grad()
             scored = completion_batch([pool[order[index]] for index in batch.tolist()]).to(device)
             loss = -score(policy, scored, plan=plan).logps.mean()
@@ -117,13 +115,9 @@ def _by_prompt(values: Tensor, *, prompts: int) -> Tensor:
     return torch.cat(list(values.view(2, prompts, -1)), dim=1)
 
 
-def _attainable(rewards: Tensor, log_weights: Tensor, *, kl: float, share: float) -> float:
-    """The beta of the optimum at a KL, or the next larger one at which enough samples carry the weight."""
-    beta = best_at_kl(rewards, kl=kl, log_weights=log_weights).beta
-    wanted = share * rewards.shape[1]
-    while math.isfinite(beta):
-        (point,) = reweighted_frontier(rewards, betas=[beta], log_weights=log_weights)
-        if point.effective_sample_size >= wanted or beta > 1e6:
-            break
-        beta *= 1.1
-    return beta
+def _attainable(rewards: Tensor, log_weights: Tensor, *, kl: float, share: float) -> FrontierPoint:
+    """The optimum at a KL, or at the next larger beta at which enough samples carry the weight."""
+    point = best_at_kl(rewards, kl=kl, log_weights=log_weights)
+    while point.effective_sample_size < share * rewards.shape[1] and point.beta < _LARGEST_BETA:
+        (point,) = reweighted_frontier(rewards, betas=[1.1 * point.beta], log_weights=log_weights)
+    return point

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -103,11 +105,17 @@ def test_the_limit_is_found_from_a_mixture_that_each_model_has_scored(beta: floa
 @pytest.mark.parametrize("kl", [0.8, 1.5])
 def test_a_policy_is_fitted_to_the_optimum_step_by_step(kl: float) -> None:
     reference, policy = tiny_llama(0), tiny_llama(0)
+    judged = []
+
+    def judge(samples: Sequence[Sample]) -> Tensor:
+        judged.append(len(samples))
+        return REWARDS[numbers_of(list(samples))]
+
     rounds = fit_optimum(
         policy,
         reference=reference,
         draw=lambda model, seed: said_by(model, 400, seed=seed),
-        judge=lambda samples: REWARDS[numbers_of(list(samples))],
+        judge=judge,
         prompts=1,
         kl=kl,
         rounds=4,
@@ -122,6 +130,17 @@ def test_a_policy_is_fitted_to_the_optimum_step_by_step(kl: float) -> None:
     assert float((best * (log_optimum - logs)).sum()) == pytest.approx(kl, rel=0.15)
     assert float((best * (log_optimum - fitted)).sum()) < 0.2 * kl  # from the reference it is KL itself
     assert not policy.training
+    assert judged == [400] * 5  # each sample once: those of the reference, and those of each round
+
+
+@pytest.mark.parametrize("wrong", [{"kl": 0.0}, {"lr": 0.0}, {"rounds": 0}, {"prompts": 0}])
+def test_mistakes_are_told_before_anything_is_drawn(wrong: dict[str, float]) -> None:
+    def nothing(*_: object) -> NoReturn:
+        raise AssertionError("drawn")
+
+    given: Any = {"prompts": 1, "kl": 1.0, "draw": nothing, "judge": nothing, **wrong}
+    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
+        fit_optimum(tiny_llama(0), reference=tiny_llama(0), **given)
 
 
 @pytest.mark.parametrize("n", [2, 8])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -13,7 +13,7 @@ from lightning_dpo.training.callbacks.quiet import quiet
 from lightning_dpo.tuning.cluster.connect import is_this_machine_alone
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
-__all__ = ["run_as_task", "run_as_tasks", "run_preparation"]
+__all__ = ["run_as_task", "run_as_tasks", "run_preparation", "run_side_by_side"]
 
 _SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
@@ -22,18 +22,8 @@ def run_preparation(spec: TrialSpec, function: Any, *arguments: Any) -> Any:
     """Run a function of what trials share: here where trials run here too, on CPUs, and else as a task.
 
     A process that Ray starts for it would first import torch and Lightning, which takes longer than the
-    function itself on a small model. Random states are left as they were.
-
-    Args:
-        spec: What the sweep's trials have in common; the function's first argument.
-        function: What to run.
-        arguments: Its other arguments.
-
-    Returns:
-        What the function returns.
-
-    Raises:
-        ValueError: If the function raises one.
+    function itself on a small model. Random states are left as they were. Takes, returns and raises what
+    `run_as_task` does.
     """
     if spec.resources.gpus or not is_this_machine_alone():
         return run_as_task(spec, function, *arguments)
@@ -99,6 +89,21 @@ def run_as_tasks(spec: TrialSpec, function: Any, calls: Sequence[dict[str, Any]]
     finally:
         for result in waiting:
             ray.cancel(result, recursive=False)
+
+
+def run_side_by_side(function: Callable[..., None], calls: Sequence[Sequence[Any]]) -> None:
+    """Run a function several times, each on one CPU: at once where Ray has this machine alone, or in turn.
+
+    Args:
+        function: What to run; it leaves what it finds in files.
+        calls: The arguments of each call.
+    """
+    if len(calls) > 1 and ray.is_initialized() and is_this_machine_alone():
+        remote = ray.remote(num_cpus=1)(function)
+        ray.get([remote.remote(*arguments) for arguments in calls])
+    else:
+        for arguments in calls:
+            function(*arguments)
 
 
 def _remote(spec: TrialSpec, function: Any) -> Any:

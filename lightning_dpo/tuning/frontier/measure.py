@@ -258,18 +258,15 @@ def fit_policy(
 def _trained(spec: TrialSpec, checkpoint: str) -> nn.Module:
     storage = Storage(spec.location)
     with tempfile.TemporaryDirectory() as scratch:
-        folder: Path | None = Path(scratch) / "model"
-        assert folder is not None
+        model = Path(scratch) / "model"
         if checkpoint.rpartition("/")[2].startswith(FITTED_POLICY):
-            storage.fetch(checkpoint, folder)
-        else:
-            folder = export_trial(storage, checkpoint, folder)
-        if folder is None:
+            storage.fetch(checkpoint, model)
+        elif export_trial(storage, checkpoint, model) is None:
             raise ValueError(
                 "`module` must save checkpoints of one file that become Hugging Face folders, as a "
                 f"PolicyModule without FSDP2 does, got {checkpoint}"
             )
-        return _on_device(load_model(str(folder)), spec)
+        return _on_device(load_model(str(model)), spec)
 
 
 def _on_device(model: Any, spec: TrialSpec) -> nn.Module:

@@ -103,9 +103,8 @@ def name_runs(loggers: Any, run: TrialRun) -> None:
             if arguments.get("name") in (None, _FOLDER_NAME):
                 names["name"] = run.group
         if kind == "TensorBoardLogger":
-            names["default_hp_metric"] = (
-                False  # it is -1 in every run; the trial's own metrics take its place
-            )
+            # It is -1 in every run; the trial's own metrics take its place.
+            names["default_hp_metric"] = False
         for name, value in names.items():
             if name in accepted:
                 arguments[name] = value
