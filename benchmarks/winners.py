@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from lightning_dpo.tuning.objective import Goal
+from lightning_dpo.tuning.objective import KL, Goal
 from lightning_dpo.tuning.results.comparison import compare
-from lightning_dpo.tuning.results.recommendation import KL, recommend
+from lightning_dpo.tuning.results.recommendation import recommend
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.outcomes import OutcomeRecorder, PairOutcomes, load_outcomes
 from lightning_dpo.tuning.trial.record import TrialRecord

@@ -10,7 +10,10 @@ import numpy as np
 
 from lightning_dpo.tuning.config_paths import nearest
 
-__all__ = ["Goal", "Objective", "check_goals", "check_logged", "pareto_front"]
+__all__ = ["KL", "Goal", "Objective", "check_goals", "check_logged", "pareto_front"]
+
+KL = "val/kl"
+"""The KL between policy and reference, which is shown beside the goals wherever it was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ def check_goals(
     scale = [path for path in varied if path.startswith("model.loss")]
     for goal in objective.goals:
         if goal.metric not in metrics:
-            hint = " It needs sampled completions: set `kl_prompts`." if goal.metric == "val/kl" else ""
+            hint = " It needs sampled completions: set `kl_prompts`." if goal.metric == KL else ""
             raise ValueError(
                 f"`objective` must be a metric that the module logs at validation, got {goal.metric!r}; "
                 f"did you mean {nearest(goal.metric, metrics)!r}?{hint}"

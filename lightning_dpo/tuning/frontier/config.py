@@ -22,6 +22,7 @@ from lightning_dpo.tuning.frontier.methods import (
 )
 from lightning_dpo.tuning.recipe.module_traits import ModuleTraits
 from lightning_dpo.tuning.storage import Storage
+from lightning_dpo.types.checks import check_bounds
 
 __all__ = ["FrontierConfig", "frontier_parser"]
 
@@ -96,11 +97,8 @@ class FrontierConfig:
         for name in ("prompts", "samples_per_prompt", "max_new_tokens", "batch_size", "limit_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("limit_policies", "limit_fits"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
-        if not self.limit_fit_lr > 0:
-            raise ValueError(f"`limit_fit_lr` must be above 0, got {self.limit_fit_lr}")
+        check_bounds(least=0, limit_policies=self.limit_policies, limit_fits=self.limit_fits)
+        check_bounds(above=0, limit_fit_lr=self.limit_fit_lr)
         if self.limit_fits and not self.kls:
             raise ValueError("`kls` must name at least one KL for `limit_fits` to reach, got none")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from lightning_dpo.tuning.objective import KL
 from lightning_dpo.types import PairBatch
 
 __all__ = ["ModuleTraits"]
@@ -63,4 +64,4 @@ class ModuleTraits:
         """
         if self.logged_metrics is None or not (kl and self.samples_completions):
             return self.logged_metrics
-        return (*self.logged_metrics, "val/kl", "val/kl_error")
+        return (*self.logged_metrics, KL, f"{KL}_error")

@@ -6,8 +6,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from lightning_dpo.tuning.objective import KL
 from lightning_dpo.tuning.report.formatting import format_number, format_value, metric_label, path_labels
-from lightning_dpo.tuning.results.result import KL, SweepResult
+from lightning_dpo.tuning.results.result import SweepResult
 
 __all__ = ["comparison_table", "format_difference", "format_interval", "format_p_value"]
 

@@ -6,10 +6,11 @@ from collections import Counter
 
 from rich.console import Console
 
+from lightning_dpo.tuning.objective import KL
 from lightning_dpo.tuning.report.comparison_table import comparison_table, format_interval
 from lightning_dpo.tuning.report.formatting import format_number, format_value, metric_label, path_labels
 from lightning_dpo.tuning.results.kept import kept_step_note, runs_again_note
-from lightning_dpo.tuning.results.result import KL, SweepResult
+from lightning_dpo.tuning.results.result import SweepResult
 
 __all__ = ["parameter_labels", "print_summary", "shown_metrics", "status_counts"]
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_dpo.tuning.objective import Goal
+from lightning_dpo.tuning.objective import KL, Goal
 from lightning_dpo.tuning.report.formatting import (
     format_duration,
     format_number,
@@ -20,7 +20,6 @@ from lightning_dpo.tuning.report.formatting import (
     metric_label,
     path_labels,
 )
-from lightning_dpo.tuning.results.result import KL
 
 __all__ = ["TrialLine", "end_notice", "progress_notice", "trial_table"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_dpo.tuning.objective import Goal, Objective
-from lightning_dpo.tuning.results.result import KL
+from lightning_dpo.tuning.objective import KL, Goal, Objective
 from lightning_dpo.tuning.results.runs import counted_runs, run_mean, runs_by_trial
 from lightning_dpo.tuning.trial.record import TrialRecord
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from lightning_dpo.tuning.objective import KL
 from lightning_dpo.tuning.results.comparison import Comparison
 from lightning_dpo.tuning.trial.record import TrialRecord
 from lightning_dpo.tuning.trial.status import TrialStatus
 
-__all__ = ["KL", "Recommendation", "recommend"]
-
-KL = "val/kl"
-"""The KL between policy and reference, which is shown beside the goals wherever it was measured."""
+__all__ = ["Recommendation", "recommend"]
 
 
 class Recommendation(NamedTuple):

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from lightning_dpo.tuning.objective import Goal, Objective, pareto_front
+from lightning_dpo.tuning.objective import KL, Goal, Objective, pareto_front
 from lightning_dpo.tuning.results.comparison import Comparison
-from lightning_dpo.tuning.results.recommendation import KL, Recommendation, recommend
+from lightning_dpo.tuning.results.recommendation import Recommendation, recommend
 from lightning_dpo.tuning.results.runs import RunMean, run_mean, runs_by_trial
 from lightning_dpo.tuning.trial.record import TrialRecord
 

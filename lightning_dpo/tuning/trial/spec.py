@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dpo.tuning.cluster.resources import Resources
-from lightning_dpo.tuning.objective import Objective
+from lightning_dpo.tuning.objective import KL, Objective
 from lightning_dpo.tuning.recipe.recipe import Recipe
 from lightning_dpo.tuning.search.space import SearchSpace
 from lightning_dpo.tuning.storage import Storage
@@ -65,7 +65,7 @@ class TrialSpec:
     @property
     def shown_metrics(self) -> tuple[str, ...]:
         """The metrics of the goals, and the KL where it is measured."""
-        measured = ("val/kl",) if self.measures_kl else ()
+        measured = (KL,) if self.measures_kl else ()
         return tuple(dict.fromkeys((*(goal.metric for goal in self.objective.goals), *measured)))
 
     @property

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from lightning_dpo.evaluation.kl import Estimate
 from lightning_dpo.evaluation.realign import RealignedPoint
+from lightning_dpo.tuning.objective import KL
 from lightning_dpo.tuning.report.charts.axes import axis, layout
 from lightning_dpo.tuning.report.charts.chart import (
     HOVER,
@@ -19,7 +20,7 @@ from lightning_dpo.tuning.report.charts.chart import (
     trial_points,
 )
 from lightning_dpo.tuning.report.formatting import format_number
-from lightning_dpo.tuning.results.result import KL, SweepResult
+from lightning_dpo.tuning.results.result import SweepResult
 
 __all__ = ["realignment"]
 
