@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import ray
 import torch
 from sweep_project import settings
 
@@ -85,3 +86,26 @@ def test_preparation_runs_here_where_trials_do(
     if is_here:
         with pytest.raises(ValueError, match="the recipe does not run: nothing to prepare"):
             task.run_preparation(spec, _where, True)
+
+
+def leaves_its_process(folder: Path) -> Any:
+    """A function that writes its process down; within another, so that a worker needs no module of tests."""
+
+    def leave(name: str) -> None:
+        (folder / name).write_text(str(os.getpid()))
+
+    return leave
+
+
+def test_calls_run_in_turn_where_ray_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    task.run_side_by_side(leaves_its_process(tmp_path), [("a",), ("b",)])
+    assert [path.read_text() for path in tmp_path.iterdir()] == [str(os.getpid())] * 2
+
+
+@pytest.mark.heavy
+def test_calls_run_side_by_side_where_ray_has_this_machine(cluster: None, tmp_path: Path) -> None:
+    task.run_side_by_side(leaves_its_process(tmp_path), [("a",), ("b",)])
+    found = [path.read_text() for path in tmp_path.iterdir()]
+    assert len(found) == 2
+    assert str(os.getpid()) not in found
