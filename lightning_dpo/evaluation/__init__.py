@@ -23,7 +23,7 @@ from lightning_dpo.evaluation.judges import (
 )
 from lightning_dpo.evaluation.kl import Estimate, KLResult, completion_kl, sample_logps
 from lightning_dpo.evaluation.monitor import CompletionMonitor
-from lightning_dpo.evaluation.optimum import fit_optimum
+from lightning_dpo.evaluation.optimum import FittedOptimum, fit_optimum
 from lightning_dpo.evaluation.realign import RealignedSamples, realigned_model, realigned_samples
 from lightning_dpo.evaluation.sampling import Sample, end_tokens, sample_completions
 from lightning_dpo.evaluation.win_rate import WinRate, length_controlled_win_rate, win_rate
@@ -35,6 +35,7 @@ __all__ = [
     "Comparison",
     "CompletionMonitor",
     "Estimate",
+    "FittedOptimum",
     "FrontierPoint",
     "ImplicitRewardJudge",
     "Judge",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,9 +22,30 @@ from lightning_dpo.scoring.forward import score
 from lightning_dpo.scoring.select import select_plan
 from lightning_dpo.types.checks import check_bounds
 
-__all__ = ["fit_optimum"]
+__all__ = ["FittedOptimum", "fit_optimum"]
 
 _LARGEST_BETA = 1e6
+
+
+@dataclass(frozen=True)
+class FittedOptimum:
+    """What a fit drew and found.
+
+    Attributes:
+        rounds: The optimum that each round fitted to, as the samples that it began from tell it.
+        rewards: Of all samples, (prompts, samples): of each prompt first those of the reference, then as many
+            of the policy after each round.
+        log_weights: log reference - log of the equal mixture of the reference and these policies,
+            (prompts, samples), nats; see `mixture_log_weights`.
+        kl: KL(policy || reference) of the policy after the last round, from its own samples, nats.
+        reward: Mean reward of these.
+    """
+
+    rounds: list[FrontierPoint]
+    rewards: Tensor
+    log_weights: Tensor
+    kl: float
+    reward: float
 
 
 def fit_optimum(
@@ -33,21 +56,24 @@ def fit_optimum(
     judge: Callable[[Sequence[Sample]], Tensor],
     prompts: int,
     kl: float,
-    rounds: int = 5,
+    rounds: int = 6,
     lr: float = 1e-3,
-    epochs: int = 2,
+    epochs: int = 1,
     batch_size: int = 64,
-    effective_share: float = 0.04,
+    effective_share: float = 0.08,
     seed: int = 0,
-) -> list[FrontierPoint]:
+) -> FittedOptimum:
     """Bring a policy to pi* = pi_ref exp(r / beta) / Z, beta being that at which KL(pi* || pi_ref) is `kl`.
 
-    Each round draws completions from the policy, weighs them and some of the reference's by pi* over what
-    they were drawn from, and maximises the weighted log-likelihood. That lowers KL(pi* || pi), so that no
-    mass of pi* is left out, as importance sampling needs of what it draws from (distributional policy
-    gradients, https://arxiv.org/abs/2012.11635, here off policy within a round). Where few samples carry the
-    weight, beta is raised for this round until enough do, so that a policy that begins as the reference gets
-    there step by step.
+    Each round weighs all completions that were drawn so far by pi* over the mixture of what they were drawn
+    from, maximises the weighted log-likelihood, and draws from the policy that comes of it. That lowers
+    KL(pi* || pi), so that no mass of pi* is left out, as importance sampling needs of what it draws from
+    (adaptive multiple importance sampling, https://arxiv.org/abs/0907.1254, with distributional policy
+    gradients, https://arxiv.org/abs/2012.11635, as its adaptation). What an earlier policy found and a later
+    one misses stays among the completions. Where few of them carry the weight, beta is raised for this round
+    until enough do, so that a policy that begins as the reference gets there step by step.
+
+    A copy of the weights is kept for each round but the last, for what later ones draw is scored by all.
 
     Args:
         policy: Is trained in place, from the reference's own weights, or from others that leave nothing of
@@ -57,15 +83,13 @@ def fit_optimum(
         judge: r of completions, (samples,).
         prompts: How many different ones `draw` completes.
         kl: Where the optimum is wanted, nats, above 0.
-        rounds: How often to draw and fit.
+        rounds: How often to fit and draw.
         lr: Of Adam.
-        epochs: Passes over as many completions as the policy drew, in each round.
+        epochs: Passes over as many completions as are drawn at once, in each round.
         batch_size: Completions in a step.
-        effective_share: Part of a prompt's samples that a round's beta must keep effective.
+        effective_share: How many samples of a prompt must at least carry a round's weight, as a part of those
+            that are drawn of it at once.
         seed: Of the draws.
-
-    Returns:
-        The optimum that each round fits to, as the samples that it begins from tell it.
 
     Raises:
         ValueError: If an argument is out of its range, before anything is drawn.
@@ -76,29 +100,24 @@ def fit_optimum(
     plan = select_plan(policy, layout="concatenated").plan
     device = next(policy.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    by_prompt = partial(_by_prompt, prompts=prompts)
-    logps_of = partial(sample_logps, batch_size=4 * batch_size)
+    said = partial(_logps, batch_size=4 * batch_size)
 
-    def measured(samples: Sequence[Sample]) -> Tensor:
-        """Rewards and log-probabilities under the reference, (2, samples)."""
-        return torch.stack([judge(samples).double(), logps_of(reference, samples=samples).double()])
-
-    known = list(draw(reference, seed))
-    of_known = measured(known)
+    models: list[nn.Module] = [reference]
+    pool = list(draw(reference, seed))
+    each = len(pool)
+    by_prompt = partial(_by_prompt, prompts=prompts, each=each)
+    enough = effective_share * each / prompts
+    rewards = judge(pool).double()
+    logps = said(reference, pool)[None]  # under each model, of all that was drawn, (models, samples)
     found: list[FrontierPoint] = []
     for number in range(1, rounds + 1):
-        # With samples of the reference among them the weights tell Z, which those of the policy alone do not.
-        drawn = list(draw(policy, seed + number))
-        pool = [*known, *drawn]
-        rewards, reference_logps = torch.cat([of_known, measured(drawn)], dim=1)
-        ratios = by_prompt(logps_of(policy, samples=pool).double() - reference_logps)
-        log_weights = mixture_log_weights(torch.stack([torch.zeros_like(ratios), ratios]))
-        point = _attainable(by_prompt(rewards), log_weights, kl=kl, share=effective_share)
+        log_weights = mixture_log_weights(by_prompt(logps - logps[0]))
+        point = _attainable(by_prompt(rewards), log_weights, kl=kl, enough=enough)
         found.append(point)
         weights = (by_prompt(rewards) / point.beta + log_weights).softmax(-1).flatten()
         order = by_prompt(torch.arange(len(pool))).flatten().tolist()
         policy.train()
-        picked = torch.multinomial(weights, epochs * len(drawn), replacement=True, generator=generator)
+        picked = torch.multinomial(weights, epochs * each, replacement=True, generator=generator)
         for batch in torch.split(picked, batch_size):
             optimizer.zero_grad()
             scored = completion_batch([pool[order[index]] for index in batch.tolist()]).to(device)
@@ -106,18 +125,36 @@ def fit_optimum(
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
-    policy.eval()
-    return found
+        policy.eval()
+        models.append(policy if number == rounds else copy.deepcopy(policy))
+        drawn = list(draw(policy, seed + number))
+        pool += drawn
+        rewards = torch.cat([rewards, judge(drawn).double()])
+        of_drawn = torch.stack([said(model, drawn) for model in models[:-1]])
+        logps = torch.cat([torch.cat([logps, of_drawn], dim=1), said(policy, pool)[None]])
+    own = logps[-1, -each:] - logps[0, -each:]
+    return FittedOptimum(
+        rounds=found,
+        rewards=by_prompt(rewards),
+        log_weights=mixture_log_weights(by_prompt(logps - logps[0])),
+        kl=float(own.mean()),
+        reward=float(rewards[-each:].mean()),
+    )
 
 
-def _by_prompt(values: Tensor, *, prompts: int) -> Tensor:
-    """Values of the reference's samples and then of the policy's as (prompts, samples of both)."""
-    return torch.cat(list(values.view(2, prompts, -1)), dim=1)
+def _logps(model: nn.Module, samples: Sequence[Sample], *, batch_size: int) -> Tensor:
+    return sample_logps(model, samples=samples, batch_size=batch_size).double()
 
 
-def _attainable(rewards: Tensor, log_weights: Tensor, *, kl: float, share: float) -> FrontierPoint:
+def _by_prompt(values: Tensor, *, prompts: int, each: int) -> Tensor:
+    """Values of draws of `each` samples, laid end to end, (..., samples), as (..., prompts, samples)."""
+    draws = values.view(*values.shape[:-1], -1, prompts, each // prompts)
+    return draws.transpose(-3, -2).flatten(-2)
+
+
+def _attainable(rewards: Tensor, log_weights: Tensor, *, kl: float, enough: float) -> FrontierPoint:
     """The optimum at a KL, or at the next larger beta at which enough samples carry the weight."""
     point = best_at_kl(rewards, kl=kl, log_weights=log_weights)
-    while point.effective_sample_size < share * rewards.shape[1] and point.beta < _LARGEST_BETA:
+    while point.effective_sample_size < enough and point.beta < _LARGEST_BETA:
         (point,) = reweighted_frontier(rewards, betas=[1.1 * point.beta], log_weights=log_weights)
     return point

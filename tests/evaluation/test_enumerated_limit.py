@@ -111,7 +111,7 @@ def test_a_policy_is_fitted_to_the_optimum_step_by_step(kl: float) -> None:
         judged.append(len(samples))
         return REWARDS[numbers_of(list(samples))]
 
-    rounds = fit_optimum(
+    found = fit_optimum(
         policy,
         reference=reference,
         draw=lambda model, seed: said_by(model, 400, seed=seed),
@@ -121,16 +121,25 @@ def test_a_policy_is_fitted_to_the_optimum_step_by_step(kl: float) -> None:
         rounds=4,
         lr=1e-2,
         epochs=8,
-        effective_share=0.3,
+        effective_share=0.6,
     )
-    assert all(found.effective_sample_size >= 0.29 * 800 for found in rounds)
+    assert all(point.effective_sample_size >= 0.29 * 800 for point in found.rounds)
     logs = table(reference)
-    log_optimum = (logs + REWARDS / rounds[-1].beta).log_softmax(0)
+    log_optimum = (logs + REWARDS / found.rounds[-1].beta).log_softmax(0)
     best, fitted = log_optimum.exp(), table(policy).log_softmax(0)
     assert float((best * (log_optimum - logs)).sum()) == pytest.approx(kl, rel=0.15)
     assert float((best * (log_optimum - fitted)).sum()) < 0.2 * kl  # from the reference it is KL itself
     assert not policy.training
     assert judged == [400] * 5  # each sample once: those of the reference, and those of each round
+    # What was drawn on the way tells the optimum at every KL, and what the policy has come to.
+    for beta in (0.5, 1.0, 3.0):
+        reward, away = optimum(logs, beta)
+        (point,) = reweighted_frontier(found.rewards, betas=[beta], log_weights=found.log_weights)
+        assert found.rewards.shape == (1, 5 * 400)
+        assert point.effective_sample_size > 800
+        assert (point.reward, point.kl) == pytest.approx((reward, away), abs=4 / 800**0.5)
+    assert found.kl == pytest.approx(float((fitted.exp() * (fitted - logs)).sum()), abs=0.2)
+    assert found.reward == pytest.approx(float((fitted.exp() * REWARDS).sum()), abs=0.2)
 
 
 @pytest.mark.parametrize("wrong", [{"kl": 0.0}, {"lr": 0.0}, {"rounds": 0}, {"prompts": 0}])

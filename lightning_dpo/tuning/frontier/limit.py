@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from lightning_dpo.evaluation import (
     MIN_EFFECTIVE_SAMPLES,
+    FittedOptimum,
     FrontierPoint,
     best_at_kl,
     mixture_log_weights,
@@ -18,8 +22,9 @@ from lightning_dpo.evaluation import (
     share_of_limit,
 )
 from lightning_dpo.tuning.objective import pareto_front
+from lightning_dpo.tuning.storage import Storage
 
-__all__ = ["Limit", "pick_policies"]
+__all__ = ["Limit", "pick_policies", "read_fit", "write_fit"]
 
 _CURVE_BETAS = torch.logspace(2.5, -2.0, 150).tolist()
 """Relative to the standard deviation of the reference's rewards."""
@@ -34,8 +39,8 @@ class Limit:
         log_weights: log reference - log of what they were drawn from, (prompts, samples).
         reference: Mean reward of the reference.
         policies: How many trained policies were sampled besides the reference.
-        fitted: KL and reward of a policy that was fitted to the best one and sampled too, as its samples tell
-            them; None where none was.
+        fitted: KL and reward of a policy that was fitted to the best one, as its own samples tell them, where
+            the others were drawn on its way there; None where none was.
     """
 
     rewards: Tensor
@@ -65,6 +70,14 @@ class Limit:
             float(rewards[0].double().mean()),
             policies - 1,
         )
+
+    @classmethod
+    def of_fit(cls, found: FittedOptimum) -> Limit:
+        """Take the samples of a fit."""
+        draws = len(found.rounds) + 1
+        reference = found.rewards[:, : found.rewards.shape[1] // draws]
+        fitted = (found.kl, found.reward)
+        return cls(found.rewards, found.log_weights, float(reference.mean()), fitted=fitted)
 
     def joined(self, other: Limit) -> Limit:
         """With further samples of the same policies, as many of each."""
@@ -108,6 +121,44 @@ class Limit:
             self.rewards, betas=[scale * beta for beta in _CURVE_BETAS], log_weights=self.log_weights
         )
         return [point for point in points if point.is_reliable and point.kl <= up_to]
+
+
+def write_fit(target: Storage, name: str, found: FittedOptimum) -> None:
+    """Keep a fit: its samples in a Parquet file, one in each row, and beside it how its rounds went."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    prompts, each = found.rewards.shape
+    columns = {
+        "prompt": torch.arange(prompts).repeat_interleave(each).tolist(),
+        "reward": found.rewards.flatten().tolist(),
+        "log_weight": found.log_weights.flatten().tolist(),
+    }
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    target.write(f"{name}.parquet", file.getvalue())
+    told = {
+        "kl": found.kl,
+        "reward": found.reward,
+        "rounds": [dataclasses.asdict(each) for each in found.rounds],
+    }
+    target.write(f"{name}.json", json.dumps(told, indent=1))  # the last: it says that all is there
+
+
+def read_fit(source: Storage, name: str, *, prompts: int) -> FittedOptimum | None:
+    """A fit that was kept; None where there is none."""
+    import pyarrow.parquet as pq
+
+    text, content = source.read(f"{name}.json"), source.read_bytes(f"{name}.parquet")
+    if text is None or content is None:
+        return None
+    table, told = pq.read_table(io.BytesIO(content)), json.loads(text)
+    rewards, log_weights = (
+        torch.tensor(table[column].to_pylist(), dtype=torch.float64).view(prompts, -1)
+        for column in ("reward", "log_weight")
+    )
+    rounds = [FrontierPoint(**each) for each in told["rounds"]]
+    return FittedOptimum(rounds, rewards, log_weights, kl=told["kl"], reward=told["reward"])
 
 
 def pick_policies(points: Sequence[tuple[float, float]], *, count: int) -> list[int]:

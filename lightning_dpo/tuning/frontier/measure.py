@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,16 +26,12 @@ from lightning_dpo.evaluation.judges import is_pairwise
 from lightning_dpo.evaluation.realign import realigned_model
 from lightning_dpo.models.load import load_model
 from lightning_dpo.tuning.config_paths import class_and_arguments, import_object
+from lightning_dpo.tuning.frontier.limit import write_fit
 from lightning_dpo.tuning.results.export import export_trial
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
-__all__ = ["FITTED_POLICY", "Measured", "Measuring", "fit_policy", "make_judge", "measure", "policy_logps"]
-
-FITTED_POLICY = "fitted"
-"""The name of the folder of a policy that no method trained begins so."""
-
-_FIT_SAMPLES = 256
+__all__ = ["Measured", "Measuring", "fit_limit", "make_judge", "measure", "policy_logps"]
 
 
 @dataclass(frozen=True)
@@ -223,45 +217,50 @@ def policy_logps(
         return sample_logps(policy, samples=samples, batch_size=measuring.batch_size)
 
 
-def fit_policy(
-    spec: TrialSpec, measuring: Measuring, target: Storage, name: str, kl: float, rounds: int, lr: float
+def fit_limit(
+    spec: TrialSpec,
+    measuring: Measuring,
+    target: Storage,
+    name: str,
+    samples_per_prompt: int,
+    kl: float,
+    rounds: int,
+    lr: float,
 ) -> None:
     """Fit a copy of the reference to the best policy at a KL; runs on a machine of the cluster.
 
     Args:
         spec: Gives the environment.
         measuring: How policies are sampled and judged.
-        target: Where the policy goes, and beside it what its rounds began from, once all is there.
-        name: Of the policy's folder, and of that file without its ending.
+        target: Where what was drawn goes, and how the rounds went once that is there.
+        name: Of these two files, without their endings.
+        samples_per_prompt: Completions of each prompt in each round.
         kl: Nats.
         rounds: See `fit_optimum`.
         lr: Of Adam.
     """
-    with spec.user_environment(), tempfile.TemporaryDirectory() as scratch:
+    with spec.user_environment():
         reference, policy = (_on_device(load_model(measuring.reference), spec) for _ in range(2))
         found = fit_optimum(
             policy,
             reference=reference,
-            draw=lambda model, seed: measuring.sample(model, seed=seed, samples_per_prompt=_FIT_SAMPLES),
+            draw=lambda model, seed: measuring.sample(
+                model, seed=seed, samples_per_prompt=samples_per_prompt
+            ),
             judge=measuring.rewards,
             prompts=len(measuring.prompts),
             kl=kl,
             rounds=rounds,
             lr=lr,
         )
-        folder = Path(scratch) / "model"
-        policy.save_pretrained(folder)  # type: ignore[operator]
-        target.put(folder, name)
-    target.write(f"{name}.json", json.dumps([dataclasses.asdict(each) for each in found], indent=1))
+    write_fit(target, name, found)
 
 
 def _trained(spec: TrialSpec, checkpoint: str) -> nn.Module:
     storage = Storage(spec.location)
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
-        if checkpoint.rpartition("/")[2].startswith(FITTED_POLICY):
-            storage.fetch(checkpoint, model)
-        elif export_trial(storage, checkpoint, model) is None:
+        if export_trial(storage, checkpoint, model) is None:
             raise ValueError(
                 "`module` must save checkpoints of one file that become Hugging Face folders, as a "
                 f"PolicyModule without FSDP2 does, got {checkpoint}"

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 from lightning_dpo.evaluation import best_of_n
 from lightning_dpo.tuning.cluster.task import run_as_tasks, run_preparation
-from lightning_dpo.tuning.frontier.limit import Limit, pick_policies
-from lightning_dpo.tuning.frontier.measure import (
-    FITTED_POLICY,
-    Measured,
-    Measuring,
-    fit_policy,
-    measure,
-    policy_logps,
-)
+from lightning_dpo.tuning.frontier.limit import Limit, pick_policies, read_fit
+from lightning_dpo.tuning.frontier.measure import Measured, Measuring, fit_limit, measure, policy_logps
 from lightning_dpo.tuning.frontier.methods import BestOfMethod, RealignedMethod, folder_name
 from lightning_dpo.tuning.frontier.result import PolicyPoint
 from lightning_dpo.tuning.storage import Storage
@@ -128,7 +120,7 @@ class Sampler:
             points: Their points.
             kl: Up to where the limit is wanted, nats.
             policies: How many of them to sample again, beside the reference.
-            samples_per_prompt: Completions of each prompt from each, in one round.
+            samples_per_prompt: Completions of each prompt from each, in one round; so too in a fit.
             rounds: How many to draw at most, until the limit is known up to there.
             fits: Rounds in which a policy is fitted to the best one there, where all these do not tell it.
             fit_lr: Of Adam, in these.
@@ -141,46 +133,39 @@ class Sampler:
             found = found.joined(self._limit(picked, samples_per_prompt, round=number))
         if not fits or found.is_known(up_to=kl):
             return found
-        fitted = self._fitted(kl=kl, rounds=fits, lr=fit_lr)
-        return self._limit(picked, samples_per_prompt, round=0, fitted=fitted)
+        return self._fitted(samples_per_prompt, kl=kl, rounds=fits, lr=fit_lr)
 
-    def _fitted(self, *, kl: float, rounds: int, lr: float) -> list[Run]:
-        """A policy fitted to the best one at a KL, as two runs: it is drawn from twice."""
-        name = f"{FITTED_POLICY}-kl-{kl:g}-rounds-{rounds}-lr-{lr:g}"
-        if self.folder.read(f"limit/{name}.json") is None:
+    def _fitted(self, samples_per_prompt: int, *, kl: float, rounds: int, lr: float) -> Limit:
+        """The limit from the samples of a policy that is fitted to the best one."""
+        folder, prompts = self.folder / "limit", len(self.measuring.prompts)
+        name = f"fit-kl-{kl:g}-rounds-{rounds}-lr-{lr:g}-{samples_per_prompt}"
+        found = read_fit(folder, name, prompts=prompts)
+        if found is None:
             run_preparation(
-                self.spec, fit_policy, self.measuring, self.folder / "limit", name, kl, rounds, lr
+                self.spec, fit_limit, self.measuring, folder, name, samples_per_prompt, kl, rounds, lr
             )
-        checkpoint = f"{self.folder.path}/limit/{name}"
-        return [Run(FITTED_POLICY, kl, k, f"of-{name}/{k}.parquet", checkpoint) for k in range(2)]
+            found = read_fit(folder, name, prompts=prompts)
+        assert found is not None
+        return Limit.of_fit(found)
 
-    def _limit(
-        self, picked: Sequence[Run], samples_per_prompt: int, *, round: int, fitted: Sequence[Run] = ()
-    ) -> Limit:
-        """The limit from one round of samples of the reference, of each policy, and of one that is fitted."""
+    def _limit(self, picked: Sequence[Run], samples_per_prompt: int, *, round: int) -> Limit:
+        """The limit from one round of samples of the reference and of each policy."""
         common: dict[str, Any] = {"samples_per_prompt": samples_per_prompt, "with_kl": False}
         ending = f"-{samples_per_prompt}{f'-round{round}' if round else ''}.parquet"
         first = _LIMIT_SEED * (round + 1)
         calls = [{"name": f"limit/reference{ending}", "seed": first, **common}]
-        runs = [*picked, *fitted]
-        for run in runs:
+        for run in picked:
             name = f"limit/{run.file.removesuffix('.parquet')}{ending}"
             calls.append({"name": name, "seed": first + run.seed, "checkpoint": run.checkpoint, **common})
         measured = list(self._measure(calls))
-        pool = ray.put([sample for each in measured for sample in each.samples])
-        scoring = {"measuring": self.measuring, "samples": pool}
-        scored = dict.fromkeys([None, *(run.checkpoint for run in runs)])
-        found = run_as_tasks(
-            self.spec, policy_logps, [{**scoring, "checkpoint": checkpoint} for checkpoint in scored]
-        )
-        logps = dict(zip(scored, found, strict=True))
-        ratios = [logps[run.checkpoint] - logps[None] for run in runs]
-        limit = Limit.of([each.rewards for each in measured], ratios, prompts=len(self.measuring.prompts))
-        if not fitted:
-            return limit
-        rewards = torch.cat([each.rewards for each in measured[-len(fitted) :]]).double()
-        own = ratios[-1][-len(rewards) :].double()
-        return replace(limit, policies=len(picked), fitted=(float(own.mean()), float(rewards.mean())))
+        ratios = []
+        if picked:  # the reference alone has no weights
+            pool = ray.put([sample for each in measured for sample in each.samples])
+            scoring = {"measuring": self.measuring, "samples": pool}
+            scored = [{**scoring, "checkpoint": each} for each in (None, *(run.checkpoint for run in picked))]
+            reference, *trained = run_as_tasks(self.spec, policy_logps, scored)
+            ratios = [logps - reference for logps in trained]
+        return Limit.of([each.rewards for each in measured], ratios, prompts=len(self.measuring.prompts))
 
     def _measure(self, calls: Sequence[Mapping[str, Any]]) -> Iterator[Measured]:
         """Measure what was not measured yet, as many policies at once as fit; in the order of the calls."""

@@ -50,9 +50,16 @@ class Browser:
 
     def __init__(self, chromium: Any) -> None:
         self._chromium = chromium
+        self._windows: list[Any] = []
+
+    def close(self) -> None:
+        """Close all windows, which would go on drawing beside those of later tests."""
+        for window in self._windows:
+            window.close()
 
     def open(self, result: SweepResult, **window: Any) -> Opened:
         context = self._chromium.new_context(offline=True, **window)
+        self._windows.append(context)
         page = context.new_page()
         page.set_default_timeout(90_000)  # milliseconds; a busy machine takes long to draw a first page
         opened = Opened(page)
@@ -67,13 +74,20 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def chromium() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
         # Containers run as root, where Chromium has no sandbox, and have little shared memory.
         options = ["--no-sandbox", "--disable-dev-shm-usage"]
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield Browser(chromium)
-        chromium.close()
+        launched = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def browser(chromium: Any) -> Iterator[Browser]:
+    opener = Browser(chromium)
+    yield opener
+    opener.close()
 
 
 @pytest.fixture(scope="module")
