@@ -18,7 +18,7 @@ from lightning_dpo.evaluation.frontier import (
 )
 from lightning_dpo.evaluation.kl import completion_batch, sample_logps
 from lightning_dpo.evaluation.sampling import Sample
-from lightning_dpo.scoring.forward import score
+from lightning_dpo.scoring.forward import ScoringPlan, score
 from lightning_dpo.scoring.select import select_plan
 from lightning_dpo.types.checks import check_bounds
 
@@ -73,7 +73,8 @@ def fit_optimum(
     one misses stays among the completions. Where few of them carry the weight, beta is raised for this round
     until enough do, so that a policy that begins as the reference gets there step by step.
 
-    A copy of the weights is kept for each round but the last, for what later ones draw is scored by all.
+    What is drawn is scored by all policies so far: a second copy of the policy lies on its device, and the
+    weights of each round lie on the CPU.
 
     Args:
         policy: Is trained in place, from the reference's own weights, or from others that leave nothing of
@@ -96,13 +97,18 @@ def fit_optimum(
     """
     check_bounds(above=0, kl=kl, lr=lr)
     check_bounds(least=1, prompts=prompts, rounds=rounds, epochs=epochs, batch_size=batch_size)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
-    plan = select_plan(policy, layout="concatenated").plan
-    device = next(policy.parameters()).device
+    learn = partial(
+        _learn,
+        policy,
+        optimizer=torch.optim.Adam(policy.parameters(), lr=lr),
+        plan=select_plan(policy, layout="concatenated").plan,
+        batch_size=batch_size,
+    )
     generator = torch.Generator().manual_seed(seed)
     said = partial(_logps, batch_size=4 * batch_size)
 
-    models: list[nn.Module] = [reference]
+    earlier = copy.deepcopy(policy)
+    states: list[dict[str, Tensor]] = []
     pool = list(draw(reference, seed))
     each = len(pool)
     by_prompt = partial(_by_prompt, prompts=prompts, each=each)
@@ -116,22 +122,17 @@ def fit_optimum(
         found.append(point)
         weights = (by_prompt(rewards) / point.beta + log_weights).softmax(-1).flatten()
         order = by_prompt(torch.arange(len(pool))).flatten().tolist()
-        policy.train()
         picked = torch.multinomial(weights, epochs * each, replacement=True, generator=generator)
-        for batch in torch.split(picked, batch_size):
-            optimizer.zero_grad()
-            scored = completion_batch([pool[order[index]] for index in batch.tolist()]).to(device)
-            loss = -score(policy, scored, plan=plan).logps.mean()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-            optimizer.step()
-        policy.eval()
-        models.append(policy if number == rounds else copy.deepcopy(policy))
+        learn([pool[order[index]] for index in picked.tolist()])
         drawn = list(draw(policy, seed + number))
         pool += drawn
         rewards = torch.cat([rewards, judge(drawn).double()])
-        of_drawn = torch.stack([said(model, drawn) for model in models[:-1]])
-        logps = torch.cat([torch.cat([logps, of_drawn], dim=1), said(policy, pool)[None]])
+        of_drawn = [said(reference, drawn)]
+        for state in states:
+            earlier.load_state_dict(state)
+            of_drawn.append(said(earlier, drawn))
+        logps = torch.cat([torch.cat([logps, torch.stack(of_drawn)], dim=1), said(policy, pool)[None]])
+        states.append({name: value.to("cpu", copy=True) for name, value in policy.state_dict().items()})
     own = logps[-1, -each:] - logps[0, -each:]
     return FittedOptimum(
         rounds=found,
@@ -140,6 +141,27 @@ def fit_optimum(
         kl=float(own.mean()),
         reward=float(rewards[-each:].mean()),
     )
+
+
+def _learn(
+    policy: nn.Module,
+    samples: Sequence[Sample],
+    *,
+    optimizer: torch.optim.Optimizer,
+    plan: ScoringPlan,
+    batch_size: int,
+) -> None:
+    """Maximise the likelihood of samples, each taken once."""
+    device = next(policy.parameters()).device
+    policy.train()
+    for first in range(0, len(samples), batch_size):
+        optimizer.zero_grad()
+        batch = completion_batch(samples[first : first + batch_size]).to(device)
+        loss = -score(policy, batch, plan=plan).logps.mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+    policy.eval()
 
 
 def _logps(model: nn.Module, samples: Sequence[Sample], *, batch_size: int) -> Tensor:

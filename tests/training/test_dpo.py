@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partialmethod
 from typing import Any
 
 import lightning.pytorch as pl
@@ -259,6 +260,9 @@ def test_what_is_compiled_is_what_is_called(monkeypatch: pytest.MonkeyPatch, lor
 def test_what_is_compiled_is_compiled_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention is left out of graphs: its cuts, other ones for each batch, make none."""
     monkeypatch.setattr(padded_pieces, "MOST_NUMBERS", 0)  # a call for each piece, as for longer prompts
+    # Graphs are counted: code need not be made of them, which takes a minute.
+    without_code = partialmethod(torch.nn.Module.compile, backend="eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", without_code)
     graphs = []
 
     class Counting(pl.Callback):
