@@ -26,6 +26,14 @@ from unittest.mock import patch
 from benchmarks.process import run_child
 from benchmarks.simulated_trials import Simulation, ThinModule, simulated
 
+_WATCH_FRAMES = """() => {
+  window.frames_taken = [];
+  let last = performance.now();
+  const next = (now) => { frames_taken.push(now - last); last = now; requestAnimationFrame(next); };
+  requestAnimationFrame(next);
+}"""
+"""Keeps the milliseconds between frames."""
+
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
@@ -196,7 +204,8 @@ def _resident(field: str) -> float:
 
 
 def open_report(path: str) -> dict[str, float] | None:
-    """Seconds until a report has loaded, and until its last chart is drawn; None without Chromium."""
+    """Seconds until a report has loaded with its first chart, until its last is drawn, and of frames while it
+    is scrolled; None without Chromium."""
     executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
     try:
         from playwright.sync_api import sync_playwright
@@ -216,8 +225,20 @@ def open_report(path: str) -> dict[str, float] | None:
         drawn = page.evaluate("performance.now()")
         timing = page.evaluate("performance.getEntriesByType('navigation')[0].toJSON()")
         elements = page.evaluate("document.querySelectorAll('*').length")
+        page.evaluate(_WATCH_FRAMES)
+        page.mouse.move(200, 400)
+        for _ in range(60):
+            page.mouse.wheel(0, 300)
+            page.wait_for_timeout(30)
+        frames = page.evaluate("frames_taken.slice(1)")
         chromium.close()
-    return {"load": timing["loadEventEnd"] / 1000, "drawn": drawn / 1000, "elements": elements}
+    return {
+        "load": timing["loadEventEnd"] / 1000,
+        "drawn": drawn / 1000,
+        "frame": statistics.median(frames) / 1000,
+        "longest_frame": max(frames) / 1000,
+        "elements": elements,
+    }
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -275,8 +296,8 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     for name in names:
         add(f"{name}, kB", lambda one, name=name: one["bytes"].get(name, 0) / 1000)  # type: ignore[misc]
         add(f"{name}, files", lambda one, name=name: one["files"].get(name, 0))  # type: ignore[misc]
-    for key in ("load", "drawn"):
-        add(f"report {key}, s", lambda one, key=key: (one["opened"] or {}).get(key), ".2f")  # type: ignore[misc]
+    for key in ("load", "drawn", "frame", "longest_frame"):
+        add(f"report {key}, s", lambda one, key=key: (one["opened"] or {}).get(key), ".3f")  # type: ignore[misc]
     add("report's elements", lambda one: (one["opened"] or {}).get("elements"))
     return "\n".join(f"{name:36}" + "".join(f"{value:>12}" for value in values) for name, values in lines)
 
