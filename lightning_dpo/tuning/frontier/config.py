@@ -58,8 +58,8 @@ class FrontierConfig:
         limit_rounds: How often so many are drawn at most; not again once 100 effective samples of every
             prompt tell the limit at the largest of `kls`.
         limit_fits: Rounds in which a copy of the reference is fitted to the best policy itself at the largest
-            of `kls`, and what is sampled on the way there tells the limit; not where the limit is known there
-            without. 0 fits none. See `fit_optimum`.
+            of `kls`; what is sampled on the way there, as much of each prompt in each round, then tells the
+            limit. None where the limit is known there without; 0 fits none. See `fit_optimum`.
         limit_fit_lr: Of Adam, in these rounds.
         kls: Where methods are compared, nats.
         sweep: Further fields of each method's `SweepConfig`, such as ``{gpus: 1}``.

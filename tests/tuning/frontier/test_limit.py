@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from frontier_results import limit
 
-from lightning_dpo.tuning.frontier.limit import Limit, pick_policies
+from lightning_dpo.evaluation import FittedOptimum, FrontierPoint
+from lightning_dpo.tuning.frontier.limit import Limit, pick_policies, read_fit, write_fit
+from lightning_dpo.tuning.storage import Storage
 
 
 @pytest.mark.parametrize("kl", [0.5, 1.0, 2.0, 3.0])
@@ -65,3 +68,23 @@ def test_rounds_of_samples_add_up() -> None:
     assert not few.is_known(up_to=1.0)
     assert both.is_known(up_to=2.0)
     assert not both.is_known(up_to=100.0)
+
+
+def test_a_fit_is_kept_and_tells_the_limit(tmp_path: Path) -> None:
+    # Two draws of 4,000: the reference's, and those of a policy that is tilted by 2.
+    known = limit()
+    rounds = [FrontierPoint(0.5, 2.0, 2.0, 400.0)]
+    fit = FittedOptimum(rounds, known.rewards, known.log_weights, kl=2.0, reward=2.0)
+    storage = Storage(str(tmp_path))
+    assert read_fit(storage, "fit", prompts=1) is None
+    write_fit(storage, "fit", fit)
+    read = read_fit(storage, "fit", prompts=1)
+    assert read is not None
+    assert (read.rounds, read.kl, read.reward) == (rounds, 2.0, 2.0)
+    assert torch.equal(read.log_weights, known.log_weights)
+    told = Limit.of_fit(read)
+    assert told.at(1.5) == known.at(1.5)
+    assert told.reference == pytest.approx(known.reference)  # of the first draw alone
+    assert (told.fitted, told.policies) == ((2.0, 2.0), 0)
+    (tmp_path / "fit.json").unlink()  # a kill before all was there
+    assert read_fit(storage, "fit", prompts=1) is None
