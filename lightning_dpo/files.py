@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import shutil
 import sys
@@ -11,12 +12,14 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "OBJECT_STORES",
     "cache_folder",
     "current_name",
     "discard",
+    "parquet_bytes",
     "partial_name",
     "previous_name",
     "put_back",
@@ -50,6 +53,20 @@ def cache_folder() -> Path:
 def scratch_name(name: str) -> str:
     """A hidden name beside a file's own, that no other process takes."""
     return f".{name}.{uuid.uuid4().hex[:12]}.tmp"
+
+
+def parquet_bytes(table: Any, **options: Any) -> bytes:
+    """The content of a Parquet file, for whatever writes it whole.
+
+    Args:
+        table: An Arrow table.
+        options: Of `pyarrow.parquet.write_table`.
+    """
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO()
+    pq.write_table(table, file, **options)
+    return file.getvalue()
 
 
 def write_file(path: Path, content: str | bytes, *, flush: bool = False) -> None:

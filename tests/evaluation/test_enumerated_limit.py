@@ -142,6 +142,27 @@ def test_a_policy_is_fitted_to_the_optimum_step_by_step(kl: float) -> None:
     assert found.reward == pytest.approx(float((fitted.exp() * REWARDS).sum()), abs=0.2)
 
 
+def test_a_fit_keeps_the_samples_of_each_prompt_together() -> None:
+    """What is judged higher at the second prompt alone stays there, through all draws."""
+
+    def judge(samples: Sequence[Sample]) -> Tensor:
+        offset = torch.arange(len(samples)) // (len(samples) // 2)  # the first prompt's samples come first
+        return 1000.0 * offset + torch.arange(len(samples))
+
+    found = fit_optimum(
+        tiny_llama(0),
+        reference=tiny_llama(0),
+        draw=lambda model, seed: said_by(model, 60, seed=seed),
+        judge=judge,
+        prompts=2,
+        kl=0.5,
+        rounds=2,
+    )
+    first, second = torch.arange(30.0).double(), torch.arange(1030.0, 1060.0).double()
+    assert torch.equal(found.rewards, torch.stack([first.repeat(3), second.repeat(3)]))
+    assert found.log_weights.shape == (2, 90)
+
+
 @pytest.mark.parametrize("wrong", [{"kl": 0.0}, {"lr": 0.0}, {"rounds": 0}, {"prompts": 0}])
 def test_mistakes_are_told_before_anything_is_drawn(wrong: dict[str, float]) -> None:
     def nothing(*_: object) -> NoReturn:

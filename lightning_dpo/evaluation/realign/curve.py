@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from lightning_dpo.evaluation.realign.members import RealignedSamples, realigned
 from lightning_dpo.evaluation.realign.pairs import MemberOnPairs, realigned_pairs
 from lightning_dpo.evaluation.realign.weights import WeightFamily
 from lightning_dpo.evaluation.sampling import Sample
-from lightning_dpo.files import write_file
+from lightning_dpo.files import parquet_bytes, write_file
 from lightning_dpo.types import PairBatch
 
 __all__ = ["RealignedPoint", "SamplingSettings", "realigned_curve", "save_points"]
@@ -136,11 +135,9 @@ def realigned_curve(
 def save_points(points: Sequence[RealignedPoint], path: str | Path) -> None:
     """Write the numbers of all members as Parquet, a row each, see `RealignedPoint.row`."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([point.row() for point in points]), file)
-    write_file(Path(path), file.getvalue())
+    table = pa.Table.from_pylist([point.row() for point in points])
+    write_file(Path(path), parquet_bytes(table))
 
 
 def _sampled(

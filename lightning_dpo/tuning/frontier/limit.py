@@ -21,6 +21,7 @@ from lightning_dpo.evaluation import (
     reweighted_frontier,
     share_of_limit,
 )
+from lightning_dpo.files import parquet_bytes
 from lightning_dpo.tuning.objective import pareto_front
 from lightning_dpo.tuning.storage import Storage
 
@@ -126,7 +127,6 @@ class Limit:
 def write_fit(target: Storage, name: str, found: FittedOptimum) -> None:
     """Keep a fit: its samples in a Parquet file, one in each row, and beside it how its rounds went."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     prompts, each = found.rewards.shape
     columns = {
@@ -134,9 +134,7 @@ def write_fit(target: Storage, name: str, found: FittedOptimum) -> None:
         "reward": found.rewards.flatten().tolist(),
         "log_weight": found.log_weights.flatten().tolist(),
     }
-    file = io.BytesIO()
-    pq.write_table(pa.table(columns), file)
-    target.write(f"{name}.parquet", file.getvalue())
+    target.write(f"{name}.parquet", parquet_bytes(pa.table(columns)))
     told = {
         "kl": found.kl,
         "reward": found.reward,

@@ -24,6 +24,7 @@ from lightning_dpo.evaluation import (
 )
 from lightning_dpo.evaluation.judges import is_pairwise
 from lightning_dpo.evaluation.realign import realigned_model
+from lightning_dpo.files import parquet_bytes
 from lightning_dpo.models.load import load_model
 from lightning_dpo.tuning.config_paths import class_and_arguments, import_object
 from lightning_dpo.tuning.frontier.limit import write_fit
@@ -61,7 +62,6 @@ class Measured:
     def to_parquet(self) -> bytes:
         """The content of a file with one completion in each row."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         columns = {
             "prompt_ids": [list(sample.prompt_ids) for sample in self.samples],
@@ -70,9 +70,7 @@ class Measured:
             "reward": self.rewards.tolist(),
             "kl": self.kl.tolist(),
         }
-        file = io.BytesIO()
-        pq.write_table(pa.table(columns), file)
-        return file.getvalue()
+        return parquet_bytes(pa.table(columns))
 
     @classmethod
     def from_parquet(cls, content: bytes) -> Measured:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from lightning_dpo.evaluation import FrontierPoint, reward_at_kl, share_of_limit
+from lightning_dpo.files import parquet_bytes
 from lightning_dpo.tuning.frontier.intervals import Interval
 from lightning_dpo.tuning.frontier.limit import Limit
 
@@ -138,14 +138,11 @@ class FrontierResult:
 def to_parquet(points: Sequence[PolicyPoint]) -> bytes:
     """The content of `frontier.parquet`; a share that is not known is null."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     types = {"method": pa.string(), "strength": pa.float64(), "seed": pa.int64()}
     schema = pa.schema([(each.name, types.get(each.name, pa.float64())) for each in fields(PolicyPoint)])
     rows = [{k: None if v != v else v for k, v in asdict(point).items()} for point in points]
-    file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
-    return file.getvalue()
+    return parquet_bytes(pa.Table.from_pylist(rows, schema=schema))
 
 
 def _by_seed(points: Sequence[PolicyPoint]) -> list[list[PolicyPoint]]:

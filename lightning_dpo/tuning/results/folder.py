@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from lightning_dpo.files import parquet_bytes
 from lightning_dpo.tuning.objective import Goal, Objective
 from lightning_dpo.tuning.results.comparison import Comparison
 from lightning_dpo.tuning.results.ranking import rank
@@ -93,7 +93,6 @@ def load_result(location: str) -> SweepResult:
 def _parquet(trials: Sequence[TrialRecord]) -> bytes:
     """The content of `results.parquet`: in each row a trial's values, one report and how the trial ended."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     rows = [
         {
@@ -110,9 +109,7 @@ def _parquet(trials: Sequence[TrialRecord]) -> bytes:
     ]
     columns = dict.fromkeys(name for row in rows for name in row)
     data = {name: _uniform([row.get(name) for row in rows]) for name in columns}
-    file = io.BytesIO()
-    pq.write_table(pa.table(data), file)
-    return file.getvalue()
+    return parquet_bytes(pa.table(data))
 
 
 def _kept_columns(trial: TrialRecord, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 
+from lightning_dpo.files import parquet_bytes
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.types import PairBatch
 
@@ -45,15 +46,13 @@ class PairOutcomes(NamedTuple):
     def save(self, storage: Storage, name: str) -> None:
         """Write a Parquet file, about 9 bytes a pair for a metric of few values such as accuracy."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         columns = {"pair": self.keys, "outcome": self.values.astype(np.float32)}
         if (self.weights != 1).any():
             columns["weight"] = self.weights.astype(np.float32)
         table = pa.table(columns).replace_schema_metadata({"step": str(self.step)})
-        file = io.BytesIO()
-        pq.write_table(table, file, compression="zstd", use_dictionary=["outcome", "weight"])
-        storage.write(name + _SUFFIX, file.getvalue())
+        content = parquet_bytes(table, compression="zstd", use_dictionary=["outcome", "weight"])
+        storage.write(name + _SUFFIX, content)
 
     @classmethod
     def load(cls, storage: Storage, name: str) -> PairOutcomes | None:
