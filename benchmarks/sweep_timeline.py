@@ -111,12 +111,16 @@ def phases(folder: str | Path) -> tuple[dict[str, float], dict[str, float]]:
     files = {int(path.stem): _read(path) for path in Path(folder).glob("*.marks")}
     driver = files.pop(os.getpid())
     told = [entry for entry in driver if entry[1]]
-    sweep = [(when, phase) for when, trial, phase in driver if not trial]
+    # What trials share is prepared outside of any: here, or by processes that may run trials later.
+    sweep = [
+        (when, phase if phase in SWEEP_PHASES else "preparation")
+        for when, trial, phase in driver
+        if not trial
+    ]
     sweep.append((max(when for when, _, phase in told if phase == "between trials"), "end"))
     begins = next(when for when, phase in sweep if phase == "trials")
     spent: defaultdict[str, float] = defaultdict(float)
     for (began, _, _), *entries in files.values():
-        # What trials share is prepared outside of any, by processes that may run trials later.
         sweep += [(when, "preparation") for when, trial, _ in entries if not trial and when < begins]
         own = {trial for _, trial, _ in entries if trial}
         lane = [(when, phase) for when, trial, phase in (*entries, *told) if trial in own]
