@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from processes import process_context
+from torch import distributed
 
 from lightning_dpo.losses import BCOLoss
 from lightning_dpo.types import PairLogps
@@ -24,5 +25,11 @@ def _rank(rank, store, results):
 @pytest.mark.slow
 def test_bco_mean_is_over_all_pairs_of_all_ranks(tmp_path):
     results = torch.zeros(2).share_memory_()
-    multiprocessing.spawn(_rank, args=(tmp_path / "store", results), nprocs=2)
+    context = process_context()
+    ranks = [context.Process(target=_rank, args=(rank, tmp_path / "store", results)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0, 0]
     assert results.tolist() == pytest.approx([(2 + 10 + 20) / 3] * 2)

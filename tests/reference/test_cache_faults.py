@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from cache_jobs import fill_slowly
+from processes import process_context
 from tiny_models import random_pairs, tiny_model
 from training import loader, sgd, trainer
 
@@ -22,30 +24,6 @@ from lightning_dpo.reference.cache.usage import CacheUsage
 from lightning_dpo.reference.fill import FillReferenceCache
 
 COUNT = 48
-SCRIPT = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from tiny_models import random_pairs
-from training import loader, sgd, trainer
-from lightning_dpo import DPOModule
-from lightning_dpo.reference.cache import store
-from lightning_dpo.reference.cached import CachedReference
-from lightning_dpo.reference.fill import FillReferenceCache
-
-store.FLUSH_SECONDS, store.FLUSH_SHARE = 0.0, 1e9  # a shard after every pass
-compute = CachedReference.compute
-
-def slowly(self, *args, **options):
-    compute(self, *args, **options)
-    print("pass", flush=True)
-    time.sleep({pause})
-
-CachedReference.compute = slowly
-module = DPOModule({model!r}, reference="cached", reference_cache={cache!r}, optimizer=sgd)
-run = trainer(max_epochs=0, num_sanity_val_steps=0)
-run.fit(module, loader(random_pairs({count})[::{step}], batch_size=4))
-print(next(c.usage for c in run.callbacks if isinstance(c, FillReferenceCache)))
-"""
 
 
 @pytest.fixture
@@ -55,17 +33,15 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(tmp_path / "model")
 
 
-def start(model: str, cache: Path, *, pause: float = 0.0, step: int = 1) -> subprocess.Popen[str]:
-    here = str(Path(__file__).parents[1] / "support")
-    script = SCRIPT.format(tests=here, model=model, cache=str(cache), pause=pause, count=COUNT, step=step)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+def start(model: str, cache: Path, *, pause: float = 0.0, step: int = 1) -> tuple[Any, Connection]:
+    """A process that fills a cache, and where it tells of each pass and in the end of its use."""
+    context = process_context()
+    ours, theirs = context.Pipe(duplex=False)
+    options = {"model": model, "cache": str(cache), "pause": pause, "count": COUNT, "step": step}
+    process = context.Process(target=fill_slowly, args=(theirs,), kwargs=options)
+    process.start()
+    theirs.close()  # or its end would not be seen here
+    return process, ours
 
 
 def use(model: str, cache: Path, **options: object) -> CacheUsage:
@@ -94,12 +70,11 @@ def check_values(model: str, cache: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_pass_goes_on_where_it_stopped(model: str, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    process = start(model, cache, pause=0.5)
-    assert process.stdout is not None
+    process, told = start(model, cache, pause=0.5)
     for _ in range(5):
-        assert process.stdout.readline() == "pass\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        assert told.recv() == "pass"
+    process.kill()
+    process.join()
     kept = 4 * len(list(cache.glob("*/*.safetensors")))
     assert 16 <= kept < COUNT
     assert use(model, cache) == CacheUsage(passes=(COUNT - kept) // 4, pairs=COUNT, from_cache=kept)
@@ -110,11 +85,14 @@ def test_a_killed_pass_goes_on_where_it_stopped(model: str, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_two_processes_fill_one_cache(model: str, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    processes = [start(model, cache, pause=0.05, step=step) for step in (1, 2)]
-    for process, pairs in zip(processes, (COUNT, COUNT // 2), strict=True):
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        assert f" of {pairs} pairs from the cache" in output
+    started = [start(model, cache, pause=0.05, step=step) for step in (1, 2)]
+    for (process, told), pairs in zip(started, (COUNT, COUNT // 2), strict=True):
+        assert told.poll(120)
+        while (line := told.recv()) == "pass":
+            assert told.poll(120)
+        assert f" of {pairs} pairs from the cache" in line
+        process.join(120)
+        assert process.exitcode == 0
     assert not list(cache.glob("*/.*"))  # no temporary file is left
     assert use(model, cache) == CacheUsage(passes=0, pairs=COUNT, from_cache=COUNT)
     check_values(model, cache)

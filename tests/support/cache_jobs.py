@@ -1,8 +1,10 @@
-"""What the ranks of a distributed test of the reference cache run; also run in one process."""
+"""What processes run that fill or use the reference cache: a test's own one, ranks, or two at once."""
 
 from __future__ import annotations
 
 import os
+import time
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -10,13 +12,15 @@ import torch
 from tiny_models import random_pairs, tiny_model
 from torch import distributed
 from torch.optim import AdamW
-from training import loader, trainer
+from training import loader, sgd, trainer
 
 from lightning_dpo import DPOModule
 from lightning_dpo.models import build as builder_module
 from lightning_dpo.models.load import load_model
 from lightning_dpo.parallel import FSDP2Strategy
+from lightning_dpo.reference.cache import store
 from lightning_dpo.reference.cache.usage import CacheUsage
+from lightning_dpo.reference.cached import CachedReference
 from lightning_dpo.reference.fill import FillReferenceCache
 
 
@@ -93,3 +97,20 @@ def fit(
         builder_module.load_model = load_model
     usage = [c.usage for c in run.callbacks if isinstance(c, FillReferenceCache)]
     return Result(usage[0] if usage else None, losses.values, loaded, module.reference_model is not None)
+
+
+def fill_slowly(told: Connection, *, model: str, cache: str, pause: float, count: int, step: int) -> None:
+    """Fill a cache with each `step`-th of some pairs, telling of each pass; for a process of its own."""
+    store.FLUSH_SECONDS, store.FLUSH_SHARE = 0.0, 1e9  # a shard after every pass
+    compute = CachedReference.compute
+
+    def slowly(self: Any, *args: Any, **options: Any) -> None:
+        compute(self, *args, **options)
+        told.send("pass")
+        time.sleep(pause)
+
+    CachedReference.compute = slowly  # type: ignore[method-assign]
+    module = DPOModule(model, reference="cached", reference_cache=cache, optimizer=sgd)
+    run = trainer(max_epochs=0, num_sanity_val_steps=0)
+    run.fit(module, loader(random_pairs(count)[::step], batch_size=4))
+    told.send(str(next(c.usage for c in run.callbacks if isinstance(c, FillReferenceCache))))

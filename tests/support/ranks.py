@@ -6,12 +6,12 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
-from torch import multiprocessing
+from processes import process_context
 
 __all__ = ["Ranks"]
 
@@ -68,16 +68,21 @@ class Ranks:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        context = multiprocessing.get_context("spawn")
+        context = process_context()
         for rank in range(self.count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, self.count, port), daemon=True)
-            process.start()
             self._pipes.append(ours)
+            forked = self._pipes if context.get_start_method() == "fork" else []
+            arguments = (theirs, rank, self.count, port, forked)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
             self._processes.append(process)
 
 
-def _serve(pipe: Connection, rank: int, count: int, port: int) -> None:
+def _serve(pipe: Connection, rank: int, count: int, port: int, forked: Sequence[Connection]) -> None:
+    for end in forked:  # while a rank holds the tests' end of its own pipe, it cannot see them go
+        end.close()
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),

@@ -17,9 +17,9 @@ import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import FSDPStrategy
+from processes import process_context
 from resume_jobs import source, train
 from tiny_models import tiny_model
-from torch import multiprocessing
 from torn import last, train_and_tear
 from training import loader, sgd, trainer
 
@@ -52,7 +52,7 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.parametrize("moment", ["half", "not renamed"])
 def test_a_run_killed_while_it_saves(whole: Any, tmp_path: Path, moment: str) -> None:
     module, model = whole
-    process = multiprocessing.get_context("spawn").Process(
+    process = process_context().Process(
         target=train_and_tear, args=(model, tmp_path), kwargs={"moment": moment}
     )
     process.start()

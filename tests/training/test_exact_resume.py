@@ -8,9 +8,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from processes import process_context
 from resume_jobs import source, train
 from tiny_models import tiny_model
-from torch import multiprocessing
 from training import loader, sgd, trainer
 
 from lightning_dpo import DPOModule
@@ -67,7 +67,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(whole: Any, tmp_path: Pat
     module, folder = whole
     model = str(folder / "model")
     options = {"folder": tmp_path, "every": 2, "kill_at": step}
-    process = multiprocessing.get_context("spawn").Process(target=train, args=(model,), kwargs=options)
+    process = process_context().Process(target=train, args=(model,), kwargs=options)
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
