@@ -30,39 +30,39 @@ LARGE = (
 SCRIPT = """
 import json, sys
 from lightning_dpo.cli.main import main
-try:
-    main(json.loads(sys.argv[1]))
-except SystemExit as end:
-    assert not end.code, end.code
+found = []
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert not end.code, end.code
+    imported = {name.partition(".")[0] for name in sys.modules}
+    found.append(sorted(imported & set(json.loads(sys.argv[2]))))
 print()
-print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} & set(json.loads(sys.argv[2])))))
+print(json.dumps(found))
 """
 
 
-def imported(*arguments: str) -> set[str]:
-    """Those of `LARGE` that a command has imported when it is done, in a process of its own."""
+def imported(*commands: list[str]) -> list[set[str]]:
+    """Those of `LARGE` that are imported when each of some commands is done, in one process of their own."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(arguments), json.dumps(LARGE)],
+        [sys.executable, "-c", SCRIPT, json.dumps(commands), json.dumps(LARGE)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return set(found)
+    return [set(names) for names in json.loads(done.stdout.splitlines()[-1])]
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["export", "--help"], ["report", "--help"], ["demo", "--help"]]
-)
-def test_these_need_no_large_package(arguments: list[str]) -> None:
-    assert imported(*arguments) == set()
+def test_these_need_no_large_package() -> None:
+    light = [["--help"], ["--version"], ["export", "--help"], ["report", "--help"], ["demo", "--help"]]
+    assert imported(*light) == [set()] * len(light)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["fit", "validate", "precompute"])
-def test_training_needs_no_package_of_sweeps_adapters_or_the_hub(command: str) -> None:
-    found = imported(command, "--help")
-    assert {"torch", "lightning"} <= found
-    assert not found & {"datasets", "gguf", "optuna", "peft", "plotly", "ray", "trl"}
+def test_training_needs_no_package_of_sweeps_adapters_or_the_hub() -> None:
+    for found in imported(*([command, "--help"] for command in ("fit", "validate", "precompute"))):
+        assert {"torch", "lightning"} <= found
+        assert not found & {"datasets", "gguf", "optuna", "peft", "plotly", "ray", "trl"}
