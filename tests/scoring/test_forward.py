@@ -201,17 +201,6 @@ def test_models_with_windows_keep_their_masks(name: str) -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.slow
-def test_flex_attention_computes_what_sdpa_computes() -> None:
-    """On the CPU it has no backward pass, so values only; its block masks are those of CUDA."""
-    model, batch = tiny_model("llama"), random_batch(6, longest=60)
-    with torch.no_grad():
-        expected = score_pairs(model, batch, plan=SHARED_PLAN)
-        model.set_attn_implementation("flex_attention")
-        assert lay_out(batch.completions(), model=model, plan=SHARED_PLAN).input_ids.shape[1] % 128 == 0
-        assert_same(score_pairs(model, batch, plan=SHARED_PLAN), expected)
-
-
 def test_flex_attention_that_does_not_run_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lightning_dpo.scoring.select, "FASTEST", {"cpu": ("flex_attention",)})
     tried = []
