@@ -46,21 +46,23 @@ class Opened:
 
 
 class Browser:
-    """Opens reports, each in a window of its own."""
+    """Opens reports. Plotly takes seconds to draw one: tests that only look at a page, or that leave it as it
+    was, look at the same one.
+    """
 
     def __init__(self, chromium: Any) -> None:
         self._chromium = chromium
-        self._windows: list[Any] = []
-
-    def close(self) -> None:
-        """Close all windows, which would go on drawing beside those of later tests."""
-        for window in self._windows:
-            window.close()
+        self._opened: dict[tuple[str, str], Opened] = {}
 
     def open(self, result: SweepResult, **window: Any) -> Opened:
-        context = self._chromium.new_context(offline=True, **window)
-        self._windows.append(context)
-        page = context.new_page()
+        """A report in a window, which is opened if it is not open yet."""
+        key = (result.report_path, repr(sorted(window.items())))
+        if key not in self._opened:
+            self._opened[key] = self._draw(result, window)
+        return self._opened[key]
+
+    def _draw(self, result: SweepResult, window: dict[str, Any]) -> Opened:
+        page = self._chromium.new_context(offline=True, **window).new_page()
         page.set_default_timeout(90_000)  # milliseconds; a busy machine takes long to draw a first page
         opened = Opened(page)
         page.on("pageerror", lambda error: opened.errors.append(str(error)))
@@ -74,20 +76,13 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
+def browser() -> Iterator[Browser]:
     with playwright.sync_playwright() as driver:
         # Containers run as root, where Chromium has no sandbox, and have little shared memory.
         options = ["--no-sandbox", "--disable-dev-shm-usage"]
         launched = driver.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield launched
+        yield Browser(launched)
         launched.close()
-
-
-@pytest.fixture
-def browser(chromium: Any) -> Iterator[Browser]:
-    opener = Browser(chromium)
-    yield opener
-    opener.close()
 
 
 @pytest.fixture(scope="module")
@@ -192,10 +187,14 @@ def test_the_button_copies_where_the_clipboard_is_kept_from_files(
     page = browser.open(plain, **DESKTOP).page
     page.context.grant_permissions(["clipboard-read"])
     page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('no')); }")
-    page.locator("button.copy").click()
-    page.wait_for_function("document.querySelector('button.copy').textContent === 'Copied'")
-    # What is selected ends before the last line's end.
-    assert page.evaluate("navigator.clipboard.readText()") == RECIPE.rstrip()
+    try:
+        page.locator("button.copy").click()
+        page.wait_for_function("document.querySelector('button.copy').textContent === 'Copied'")
+        # What is selected ends before the last line's end.
+        assert page.evaluate("navigator.clipboard.readText()") == RECIPE.rstrip()
+    finally:
+        page.evaluate("() => { delete navigator.clipboard.writeText; }")
+    page.wait_for_function("document.querySelector('button.copy').textContent === 'Copy the recipe'")
 
 
 @pytest.mark.slow
