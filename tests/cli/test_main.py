@@ -199,11 +199,6 @@ def test_the_list_of_commands_is_light() -> None:
     assert lines[-1] == f"lightning-dpo {lightning_dpo.__version__}"
 
 
-def test_both_names_are_importable_from_the_room() -> None:
-    code = "from lightning_dpo.cli import main, DPOCLI; assert DPOCLI.__mro__[1].__name__ == 'LightningCLI'"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["fit", f"--config={CONFIG_FOLDER / 'smollm2_dpo.yaml'}", "--data.train=x", "--print_config"])
@@ -212,10 +207,11 @@ def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed["model"]["loss"]["class_path"] == "lightning_dpo.losses.DPOLoss"
 
 
-def test_importing_the_package_is_light() -> None:
+def test_importing_the_package_is_light_and_the_room_has_both_names() -> None:
     code = (
         "import sys, lightning_dpo; "
         "assert not {'ray', 'jsonargparse', 'torch', 'transformers', 'lightning'} & set(sys.modules); "
-        "from lightning_dpo import DPOModule; assert 'ray' not in sys.modules"
+        "from lightning_dpo import DPOModule; assert 'ray' not in sys.modules; "
+        "from lightning_dpo.cli import main, DPOCLI; assert DPOCLI.__mro__[1].__name__ == 'LightningCLI'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
