@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import socket
 import time
@@ -17,6 +19,9 @@ __all__ = ["Ranks"]
 
 _PATIENCE = 45.0
 """Seconds that a job may take for each rank: they share a machine's cores."""
+
+_OF_MANY_JOBS = ("peft", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor")
+"""Imported before ranks are forked, so that not each of them does it."""
 
 
 class Ranks:
@@ -69,6 +74,10 @@ class Ranks:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         context = process_context()
+        if context.get_start_method() == "fork":
+            for name in _OF_MANY_JOBS:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
         for rank in range(self.count):
             ours, theirs = context.Pipe()
             self._pipes.append(ours)
