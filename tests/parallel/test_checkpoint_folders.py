@@ -23,6 +23,16 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(scope="module")
+def whole(ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
+    """A model, and a run of it that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    model = source(folder / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTNING_DPO_CACHE", str(folder / "cache"))
+        return model, ranks.run(run, model=model, strategy="fsdp2")
+
+
 def assert_same_bits(one: Trained, other: Trained) -> None:
     assert one.steps == other.steps
     for name, value in one.weights.items():
@@ -30,9 +40,8 @@ def assert_same_bits(one: Trained, other: Trained) -> None:
 
 
 @pytest.mark.parametrize("moment", ["half", "between renames"])
-def test_a_run_killed_while_it_saves(ranks: Any, tmp_path: Path, moment: str) -> None:
-    model, folder = source(tmp_path / "model"), tmp_path / "run"
-    whole = ranks.run(run, model=model, strategy="fsdp2")
+def test_a_run_killed_while_it_saves(ranks: Any, whole: tuple[str, Any], tmp_path: Path, moment: str) -> None:
+    (model, uncut), folder = whole, tmp_path / "run"
     doomed = Ranks(2)
     with pytest.raises((EOFError, RuntimeError)):
         doomed.run(tear_folder, moment=moment, model=model, strategy="fsdp2", last=folder)
@@ -41,21 +50,22 @@ def test_a_run_killed_while_it_saves(ranks: Any, tmp_path: Path, moment: str) ->
     assert (folder / ".last.ckpt.partial").is_dir()
     assert checkpoint.is_dir() == (moment == "half")
     resumed = ranks.run(run, model=model, strategy="fsdp2", last=folder, ckpt_path=checkpoint)
-    assert_same_bits(resumed[0], whole[0])
+    assert_same_bits(resumed[0], uncut[0])
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
 
 
-def test_the_last_checkpoint_is_found_after_a_kill_between_renames(ranks: Any, tmp_path: Path) -> None:
-    model, folder = source(tmp_path / "model"), tmp_path / "run"
-    whole = ranks.run(run, model=model, strategy="fsdp2")
+def test_the_last_checkpoint_is_found_after_a_kill_between_renames(
+    ranks: Any, whole: tuple[str, Any], tmp_path: Path
+) -> None:
+    (model, uncut), folder = whole, tmp_path / "run"
     doomed = Ranks(2)
     with pytest.raises((EOFError, RuntimeError)):
         doomed.run(tear_folder, moment="between renames", model=model, strategy="fsdp2", last=folder)
     doomed.stop()
     assert not (folder / "last.ckpt").exists()
     resumed = ranks.run(run, model=model, strategy="fsdp2", last=folder, ckpt_path="last")
-    assert len(resumed[0].seen) < len(whole[0].seen)  # it went on, and did not begin again
-    assert_same_bits(resumed[0], whole[0])
+    assert len(resumed[0].seen) < len(uncut[0].seen)  # it went on, and did not begin again
+    assert_same_bits(resumed[0], uncut[0])
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
 
 
@@ -70,16 +80,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk(ranks: Any, tmp_path: Path, small_disk: Path) -> None:
-    model = source(tmp_path / "model")
+def test_a_full_disk(ranks: Any, whole: tuple[str, Any], small_disk: Path) -> None:
+    model, uncut = whole
     options = {"model": model, "strategy": "fsdp2"}
-    whole = ranks.run(run, **options)
     # Which of torch's writers finds the disk full first is a matter of chance, and so is what it says.
     with pytest.raises(RuntimeError, match=r"could not be written: (No space left|.*\d bytes were free)"):
         ranks.run(run, last=small_disk, **options)
     checkpoint = small_disk / "last.ckpt"
     assert list(small_disk.iterdir()) == [checkpoint]
-    assert_same_bits(ranks.run(run, ckpt_path=checkpoint, **options)[0], whole[0])
+    assert_same_bits(ranks.run(run, ckpt_path=checkpoint, **options)[0], uncut[0])
 
 
 def test_a_folder_with_other_things_in_it_keeps_them(ranks: Any, tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ def constant(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRSch
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
+STEADY = {"lr_scheduler": constant, "validate": False}
+
+
 def assert_same_bits(one: torch.nn.Module, other: torch.nn.Module) -> None:
     theirs = other.state_dict()
     for name, value in one.state_dict().items():
@@ -40,6 +43,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run that was never stopped, and a checkpoint of each of its steps."""
     folder = tmp_path_factory.mktemp("whole")
     return train(source(folder / "model"), folder=folder), folder
+
+
+@pytest.fixture(scope="module")
+def steady(whole: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run with a schedule that does not depend on its length, and without validation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path_factory.mktemp("steady")))
+        return train(str(whole[1] / "model"), **STEADY)
 
 
 @pytest.mark.slow
@@ -95,10 +106,10 @@ def test_an_adapter_resumes(tmp_path: Path, workers: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("saved", ["after the run", "at the end of the epoch"])
 @pytest.mark.parametrize("step", [3, 5, 7])  # within the first epoch, at its end, within the second
-def test_a_run_that_stopped_at_max_steps_goes_on(whole: Any, tmp_path: Path, step: int, saved: str) -> None:
-    _, folder = whole
-    model, options = str(folder / "model"), {"lr_scheduler": constant, "validate": False}
-    expected = train(model, **options)
+def test_a_run_that_stopped_at_max_steps_goes_on(
+    whole: Any, steady: Any, tmp_path: Path, step: int, saved: str
+) -> None:
+    model, expected, options = str(whole[1] / "model"), steady, STEADY
     assert expected.trainer.num_training_batches == 10
     saving = ModelCheckpoint(tmp_path, "run", save_on_train_epoch_end=True, enable_version_counter=False)
     limit = {"max_steps": step, "max_epochs": None, "enable_checkpointing": True}
