@@ -69,8 +69,7 @@ class TestBias:
             kept.append(found.ranking - truths[found.step])
         return np.array(naive), np.array(kept)
 
-    @pytest.mark.parametrize("shared", [0.0, 0.75])
-    @pytest.mark.parametrize("count", [4, 8, 16])
+    @pytest.mark.parametrize(("count", "shared"), [(4, 0.0), (4, 0.75), (8, 0.75), (16, 0.0)])
     def test_equally_good_steps(self, count: int, shared: float) -> None:
         truth = 0.7
         naive, kept = self._errors(np.full(count, truth), shared=shared)
