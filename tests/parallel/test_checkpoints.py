@@ -70,6 +70,12 @@ def test_a_reference_that_follows_is_saved(ranks: Any, tmp_path: Path, kind: str
 EVEN = {"data_options": {"tokens_per_batch": None, "batch_size": 4}, "disable_dropout": True}
 """The same pairs in each step, whether two ranks share them or one accumulates them."""
 ALONE, SHARED = {**EVEN, "steps_of": 2}, {**EVEN, "steps_of": 1}
+MOVED = [
+    *((kind, False) for kind in KINDS),
+    ("sharded", True),
+    *(pytest.param(kind, True, marks=pytest.mark.heavy) for kind in ("ddp", "full")),
+]
+"""How runs are saved that go on with another number of ranks, and whether they train an adapter."""
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +85,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     pool.stop()
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "lora"), MOVED)
 def test_from_two_ranks_to_one(ranks: Any, alone: Any, tmp_path: Path, kind: str, lora: bool) -> None:
     model = source(tmp_path / "model")
     options = {**KINDS[kind], "lora": lora}
@@ -93,8 +98,7 @@ def test_from_two_ranks_to_one(ranks: Any, alone: Any, tmp_path: Path, kind: str
     assert sorted(resumed[0].seen) == sorted(pair for rank in whole for pair in rank.seen[AT * 4 :])
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "lora"), MOVED)
 def test_from_one_rank_to_two(ranks: Any, alone: Any, tmp_path: Path, kind: str, lora: bool) -> None:
     model = source(tmp_path / "model")
     own = KINDS[kind] if kind == "sharded" else {}

@@ -49,7 +49,10 @@ def test_an_adapters_model_holds_as_little(ranks: Any) -> None:
         assert all("norm" in name for name in names)
 
 
-@pytest.mark.parametrize("model", ["gpt2", "gemma2", "cohere", "gpt-neox"])
+@pytest.mark.parametrize(
+    "model",
+    ["gpt2", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("gemma2", "cohere", "gpt-neox"))],
+)
 def test_other_architectures_train_as_in_one_process(ranks: Any, model: str) -> None:
     """Tied and not, with factors and caps on logits, with position embeddings beside those of tokens."""
     run, whole = ranks.run(fit, strategy="fsdp2", model=model)[0], in_one_process(model, False)

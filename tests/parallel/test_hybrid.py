@@ -30,8 +30,15 @@ def four() -> Iterator[Ranks]:
     pool.stop()
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("model", ["llama", "llama-tied"])
+@pytest.mark.parametrize(
+    ("model", "lora"),
+    [
+        ("llama-tied", False),
+        pytest.param("llama", False, marks=pytest.mark.heavy),
+        pytest.param("llama", True, marks=pytest.mark.heavy),
+        pytest.param("llama-tied", True, marks=pytest.mark.heavy),
+    ],
+)
 def test_the_same_steps_as_one_process(four: Any, model: str, lora: bool) -> None:
     runs = four.run(fit, strategy="fsdp2", model=model, lora=lora, sharding=TWO_BY_TWO)
     assert_same(runs[0], in_one_process(model, lora))
@@ -41,6 +48,7 @@ def test_the_same_steps_as_one_process(four: Any, model: str, lora: bool) -> Non
         assert one.held == (half, None if lora else half)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("shape", [(4, 1), (1, 4)])
 def test_meshes_with_one_row_or_one_column(four: Any, shape: tuple[int, int]) -> None:
     runs = four.run(fit, strategy="fsdp2", sharding={"device_mesh": shape})
@@ -48,7 +56,7 @@ def test_meshes_with_one_row_or_one_column(four: Any, shape: tuple[int, int]) ->
     assert runs[3].held[0] == pytest.approx(1 / shape[1], abs=0.02)
 
 
-@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("each", [False, pytest.param(True, marks=pytest.mark.heavy)])
 def test_replicas_are_averaged_once_a_step(four: Any, each: bool) -> None:
     """Twenty batches, four a step: within a replica after each batch if asked, between replicas never so."""
     options: dict[str, Any] = {"accumulate": 4, "sharding": {**TWO_BY_TWO, "reduce_each_batch": each}}
@@ -62,6 +70,7 @@ def test_replicas_are_averaged_once_a_step(four: Any, each: bool) -> None:
         torch.testing.assert_close(run.weights[name], value, atol=1e-4, rtol=1e-3, msg=name)
 
 
+@pytest.mark.heavy
 def test_each_rank_reads_its_shard_from_files(four: Any, tmp_path: Path) -> None:
     tiny_model("llama-tied").save_pretrained(tmp_path)
     runs = four.run(fit, strategy="fsdp2", source=str(tmp_path), sharding=TWO_BY_TWO)
@@ -69,6 +78,7 @@ def test_each_rank_reads_its_shard_from_files(four: Any, tmp_path: Path) -> None
     assert runs[3].held[0] == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.heavy
 def test_sharded_checkpoints_resume(
     four: Any, ranks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

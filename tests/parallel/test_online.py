@@ -79,8 +79,17 @@ def test_ranks_with_unequal_work_wait_for_each_other(ranks: Any, tmp_path: Path,
     assert longest[0] != longest[1]
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("kind", ["ddp", "sharded", "whole"])
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [
+        pytest.param("ddp", False, id="ddp-full"),
+        pytest.param("ddp", True, id="ddp-lora"),
+        pytest.param("sharded", False, id="sharded-full"),
+        pytest.param("sharded", True, id="sharded-lora", marks=pytest.mark.heavy),
+        pytest.param("whole", False, id="whole-full", marks=pytest.mark.heavy),
+        pytest.param("whole", True, id="whole-lora", marks=pytest.mark.heavy),
+    ],
+)
 def test_a_run_goes_on(ranks: Any, tmp_path: Path, kind: str, lora: bool) -> None:
     model = source(tmp_path / "model")
     options = {

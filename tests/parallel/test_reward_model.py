@@ -41,7 +41,7 @@ def test_mixed_precision_keeps_the_head_whole(ranks: Any) -> None:
     assert {value.dtype for value in first.weights.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.heavy)])
 def test_saved_in_parts_resumed_and_exported(ranks: Any, tmp_path: Path, lora: bool) -> None:
     model, out = source(tmp_path / "model"), tmp_path / "out"
     options = {"method": RewardModule, "strategy": "fsdp2", "lora": lora, "data_options": {"batch_size": 2}}

@@ -61,8 +61,17 @@ def test_mixed_precision(ranks: Any) -> None:
     assert {value.dtype for value in run.weights.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("kind", ["one file", "several files", "other names"])
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [
+        ("one file", False),
+        ("several files", False),
+        ("other names", False),
+        ("several files", True),
+        pytest.param("one file", True, marks=pytest.mark.heavy),
+        pytest.param("other names", True, marks=pytest.mark.heavy),
+    ],
+)
 def test_models_are_loaded_in_parts(ranks: Any, tmp_path: Path, kind: str, lora: bool) -> None:
     """From safetensors by each rank; from anything else by rank 0, for everyone."""
     model = tiny_model("llama-tied")

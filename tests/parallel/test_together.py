@@ -94,12 +94,20 @@ MONITOR = [
     "--trainer.callbacks.max_new_tokens=5",
     "--trainer.callbacks.judge=lightning_dpo.demo.grammar.true_score",
 ]
+CACHED = ["--model.reference=cached"]
 
 
 @pytest.mark.parametrize(
-    "extra", [[], MONITOR, ["--model.reference=cached"]], ids=["plain", "monitor", "cached"]
+    ("overlays", "extra"),
+    [
+        pytest.param(["fsdp2"], [], id="full-plain"),
+        pytest.param(["fsdp2"], MONITOR, id="full-monitor"),
+        pytest.param(["lora", "fsdp2"], CACHED, id="lora-cached"),
+        pytest.param(["fsdp2"], CACHED, id="full-cached", marks=pytest.mark.heavy),
+        pytest.param(["lora", "fsdp2"], [], id="lora-plain", marks=pytest.mark.heavy),
+        pytest.param(["lora", "fsdp2"], MONITOR, id="lora-monitor", marks=pytest.mark.heavy),
+    ],
 )
-@pytest.mark.parametrize("overlays", [["fsdp2"], ["lora", "fsdp2"]], ids=["full", "lora"])
 def test_the_recipes_with_the_overlay(
     ranks: Any, tmp_path: Path, overlays: list[str], extra: list[str]
 ) -> None:

@@ -256,7 +256,7 @@ def test_what_is_compiled_is_what_is_called(monkeypatch: pytest.MonkeyPatch, lor
     assert {id(part) for part in called} == {id(layer) for model in models for layer in model.model.layers}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_what_is_compiled_is_compiled_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention is left out of graphs: its cuts, other ones for each batch, make none."""
     monkeypatch.setattr(padded_pieces, "MOST_NUMBERS", 0)  # a call for each piece, as for longer prompts
