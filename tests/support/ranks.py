@@ -105,6 +105,8 @@ def _serve(pipe: Connection, rank: int, count: int, port: int, forked: Sequence[
         CUDA_VISIBLE_DEVICES="",
     )
     torch.set_num_threads(1)
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)  # of the test that first needed ranks; a strategy would go back to it
     before = dict(os.environ)
     while True:
         os.environ.clear()
