@@ -207,11 +207,15 @@ def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed["model"]["loss"]["class_path"] == "lightning_dpo.losses.DPOLoss"
 
 
-def test_importing_the_package_is_light_and_the_room_has_both_names() -> None:
+def test_importing_the_package_is_light_and_changes_nothing_in_transformers() -> None:
+    """In one process, which imports torch once for all of this; the command line's room has both names."""
     code = (
         "import sys, lightning_dpo; "
         "assert not {'ray', 'jsonargparse', 'torch', 'transformers', 'lightning'} & set(sys.modules); "
         "from lightning_dpo import DPOModule; assert 'ray' not in sys.modules; "
+        "import lightning_dpo.scoring.select, lightning_dpo.training.dpo; "
+        "from transformers import AttentionInterface; "
+        "assert not any('lightning_dpo' in name for name in AttentionInterface().keys()); "
         "from lightning_dpo.cli import main, DPOCLI; assert DPOCLI.__mro__[1].__name__ == 'LightningCLI'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
