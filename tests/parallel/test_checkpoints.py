@@ -56,7 +56,7 @@ def test_two_ranks_resume(ranks: Any, tmp_path: Path, kind: str, lora: bool) -> 
     assert resumed[0].metrics == whole[0].metrics
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["ddp", "sharded", pytest.param("full", marks=pytest.mark.heavy)])
 def test_a_reference_that_follows_is_saved(ranks: Any, tmp_path: Path, kind: str) -> None:
     model = source(tmp_path / "model")
     options = {**KINDS[kind], "sync": True}
@@ -71,9 +71,13 @@ EVEN = {"data_options": {"tokens_per_batch": None, "batch_size": 4}, "disable_dr
 """The same pairs in each step, whether two ranks share them or one accumulates them."""
 ALONE, SHARED = {**EVEN, "steps_of": 2}, {**EVEN, "steps_of": 1}
 MOVED = [
-    *((kind, False) for kind in KINDS),
+    ("ddp", False),
+    ("sharded", False),
     ("sharded", True),
-    *(pytest.param(kind, True, marks=pytest.mark.heavy) for kind in ("ddp", "full")),
+    *(
+        pytest.param(*one, marks=pytest.mark.heavy)
+        for one in (("full", False), ("ddp", True), ("full", True))
+    ),
 ]
 """How runs are saved that go on with another number of ranks, and whether they train an adapter."""
 

@@ -56,7 +56,8 @@ def test_meshes_with_one_row_or_one_column(four: Any, shape: tuple[int, int]) ->
     assert runs[3].held[0] == pytest.approx(1 / shape[1], abs=0.02)
 
 
-@pytest.mark.parametrize("each", [False, pytest.param(True, marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("each", [False, True])
 def test_replicas_are_averaged_once_a_step(four: Any, each: bool) -> None:
     """Twenty batches, four a step: within a replica after each batch if asked, between replicas never so."""
     options: dict[str, Any] = {"accumulate": 4, "sharding": {**TWO_BY_TWO, "reduce_each_batch": each}}

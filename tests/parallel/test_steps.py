@@ -15,8 +15,15 @@ from tiny_models import tiny_model
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("model", ["llama", "llama-tied"])
+@pytest.mark.parametrize(
+    ("model", "lora"),
+    [
+        ("llama", False),
+        ("llama-tied", False),
+        ("llama-tied", True),
+        pytest.param("llama", True, marks=pytest.mark.heavy),
+    ],
+)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_the_same_steps(ranks: Any, strategy: str, model: str, lora: bool) -> None:
     runs = ranks.run(fit, strategy=strategy, model=model, lora=lora)

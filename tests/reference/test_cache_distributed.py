@@ -38,8 +38,15 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("named", "strategy"),
+    [
+        (True, "ddp"),
+        (True, "fsdp2"),
+        (False, "ddp"),
+        pytest.param(False, "fsdp2", marks=pytest.mark.heavy),
+    ],
+)
 def test_ranks_share_the_pass(ranks: Ranks, places: dict[str, Any], strategy: str, named: bool) -> None:
     if not named:
         places["policy"] = None
