@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ class BestOfN:
         kl: KL(best-of-n || reference), nats, mean over prompts; ties of score are broken at random.
         kl_error: Its standard error, likewise.
         kl_bound: log n - (n - 1) / n, which `kl` reaches where no two completions have the same score.
+        effective_sample_size: 1 / sum of squared weights of the completions that it is told from; with
+            several prompts, that of the worst one. Infinite where the distribution was given.
     """
 
     n: int
@@ -32,6 +35,7 @@ class BestOfN:
     kl: float
     kl_error: float
     kl_bound: float
+    effective_sample_size: float = math.inf
 
 
 def best_of_n_kl_bound(n: int) -> float:
@@ -48,7 +52,7 @@ def best_of_n_kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def best_of_n(scores: Tensor, n: int) -> BestOfN:
+def best_of_n(scores: Tensor, n: int, *, log_weights: Tensor | None = None) -> BestOfN:
     """Reward and KL of best-of-n, from scores of at least n completions of the reference for each prompt.
 
     The reward is the mean of the best of every n-subset of the completions, an order statistic without
@@ -56,10 +60,15 @@ def best_of_n(scores: Tensor, n: int) -> BestOfN:
     as when the model says few different things, choosing among them moves nothing. A score that was drawn
     once counts as having no ties, so the estimate is a little high for distributions of many rare values.
 
+    With completions from another distribution q, such as those that `fit_optimum` drew, pass log pi_ref - log
+    q: best-of-n is then that of the reference as these weights tell it, the formulas of `best_of_n_policy`,
+    and n may be thousands of times what the reference was sampled. See `effective_sample_size`.
+
     Args:
         scores: Of completions drawn from the reference, (prompts, samples), or (samples,) for one prompt.
         n: Completions drawn for each that is kept, from 1 to the number of samples. Errors are small, and
-            estimated well, where the samples are several times as many.
+            estimated well, where the samples are several times as many. With weights, any from 1.
+        log_weights: Of the shape of `scores`, nats; None where they come from the reference.
 
     Raises:
         ValueError: If `scores` has another shape or one that is not finite, or `n` is out of range.
@@ -70,22 +79,31 @@ def best_of_n(scores: Tensor, n: int) -> BestOfN:
         )
     if not scores.isfinite().all():
         raise ValueError(f"`scores` must be finite, got {int((~scores.isfinite()).sum())} that are not")
+    if log_weights is not None and log_weights.shape != scores.shape:
+        raise ValueError(
+            f"`log_weights` must have the shape of `scores` {tuple(scores.shape)}, "
+            f"got {tuple(log_weights.shape)}"
+        )
+    bound = best_of_n_kl_bound(n)
     samples = scores.shape[-1]
-    if not 1 <= n <= samples:
+    if log_weights is None and n > samples:
         raise ValueError(
             f"`n` must be from 1 to the {samples} samples of each prompt, got {n=}; draw more samples"
         )
     table = scores.double().reshape(-1, samples).cpu()
-    rewards = (table.sort(-1).values * _subset_weights(samples, n)).sum(-1)
-    moved = [_kl(row, n) for row in table]
-    squares = torch.stack([_reward_influence(row, n) for row in table]).square().mean(-1)
+    offsets = torch.zeros_like(table) if log_weights is None else log_weights.double().view_as(table).cpu()
+    prompts = [_OfPrompt.of(row, mass, n) for row, mass in zip(table, offsets.softmax(-1), strict=True)]
+    rewards = torch.stack([prompt.reward for prompt in prompts])
+    if log_weights is None:
+        rewards = (table.sort(-1).values * _subset_weights(samples, n)).sum(-1)
     return BestOfN(
         n=n,
         reward=float(rewards.mean()),
-        reward_error=_standard_error(squares, samples),
-        kl=float(torch.stack([each.kl for each in moved]).mean()),
-        kl_error=_standard_error(torch.stack([each.square for each in moved]), samples),
-        kl_bound=best_of_n_kl_bound(n),
+        reward_error=_standard_error([prompt.reward_variance for prompt in prompts]),
+        kl=float(torch.stack([prompt.kl for prompt in prompts]).mean()),
+        kl_error=_standard_error([prompt.kl_variance for prompt in prompts]),
+        kl_bound=bound,
+        effective_sample_size=min(prompt.effective_sample_size for prompt in prompts),
     )
 
 
@@ -132,11 +150,41 @@ def best_of_n_policy(
     return policy, BestOfN(n, reward, 0.0, max(kl, 0.0), 0.0, bound)
 
 
-class _Moved(NamedTuple):
-    """KL for one prompt, and the mean square of its influence function, () each."""
+class _OfPrompt(NamedTuple):
+    """Best-of-n of one prompt's samples, and the variances that their drawing gives it, () each."""
 
+    reward: Tensor
+    reward_variance: Tensor
     kl: Tensor
-    square: Tensor
+    kl_variance: Tensor
+    effective_sample_size: float
+
+    @classmethod
+    def of(cls, scores: Tensor, mass: Tensor, n: int) -> _OfPrompt:
+        """Take samples of these scores and weights, (samples,) each, the weights summing to 1.
+
+        In u, the quantile of the score, best-of-n has the density n u^(n-1). Without ties its KL is the
+        integral of density log density, the bound. A score that many share is an interval of u on which only
+        the mean of the density counts; by convexity that is less.
+        """
+        values, groups, counts = torch.unique(scores, return_inverse=True, return_counts=True)
+        together = torch.zeros_like(values).index_add(0, groups, mass)
+        upper = together.cumsum(0).clamp(max=1)
+        lower = (upper - together).clamp(min=0)
+        chosen = upper**n - lower**n
+        shares = mass * (chosen / together.clamp(min=torch.finfo(torch.float64).tiny))[groups]
+        tied = counts > 1
+        cost, influence = _cost_of_ties(lower, upper, n, tied=tied)
+        squares = torch.zeros_like(values).index_add(0, groups, mass.square())
+        size = 1 / squares.sum()
+        unbiased = size / (size - 1)
+        return cls(
+            reward=(chosen * values).sum(),
+            reward_variance=unbiased * (_reward_influence(scores, mass, n).square() * mass.square()).sum(),
+            kl=(best_of_n_kl_bound(n) - cost).clamp(min=0),
+            kl_variance=unbiased * (influence.square() * squares).sum(),
+            effective_sample_size=float(shares.sum().square() / shares.square().sum()),
+        )
 
 
 def _subset_weights(samples: int, n: int) -> Tensor:
@@ -153,53 +201,45 @@ def _log_choose(total: Tensor, chosen: int) -> Tensor:
     return torch.lgamma(total + 1) - torch.lgamma(chosen_ + 1) - torch.lgamma(rest + 1)
 
 
-def _standard_error(squares: Tensor, samples: int) -> float:
-    """Of the mean over prompts, from each prompt's mean square of the influence function, (prompts,)."""
-    if samples < 2:
-        return math.nan
-    return float(squares.mean().div(len(squares) * (samples - 1)).sqrt())
+def _standard_error(variances: Sequence[Tensor]) -> float:
+    """Of the mean over prompts, from each prompt's variance."""
+    return float(torch.stack(list(variances)).sum().sqrt() / len(variances))
 
 
-def _reward_influence(scores: Tensor, n: int) -> Tensor:
+def _reward_influence(scores: Tensor, mass: Tensor, n: int) -> Tensor:
     """What each sample does to E[max] = integral of 1 - F(t)^n, (samples,).
 
     The derivative is - n F(t)^(n-1) dF(t); adding mass at s changes F(t) by 1[s <= t] - F(t).
     """
     ordered, order = scores.sort()
-    below = torch.arange(1, len(scores), dtype=torch.float64) / len(scores)  # F between neighbours
+    below = mass[order].cumsum(0)[:-1].clamp(max=1)  # F between neighbours
     pull = n * below ** (n - 1) * ordered.diff()
     beyond = pull.flip(0).cumsum(0).flip(0)  # integral from a sample upwards
     influence = (pull * below).sum() - torch.cat([beyond, beyond.new_zeros(1)])
     return torch.empty_like(influence).scatter(0, order, influence)
 
 
-def _kl(scores: Tensor, n: int) -> _Moved:
-    """KL for one prompt: the bound less what each tied score costs.
+def _cost_of_ties(lower: Tensor, upper: Tensor, n: int, *, tied: Tensor) -> tuple[Tensor, Tensor]:
+    """What ties take off the KL, (), and what a sample of each score does to the KL, (scores,).
 
-    In u, the quantile of the score, best-of-n has the density n u^(n-1). Without ties its KL is the integral
-    of density log density, the bound. A score that many share is an interval of u on which only the mean
-    of the density counts; by convexity that is less.
+    Args:
+        lower: Where each score's interval of quantiles begins, (scores,), rising.
+        upper: Where it ends.
+        n: Completions drawn for each that is kept.
+        tied: Which scores several completions have.
     """
-    samples = len(scores)
-    values, counts = torch.unique(scores, return_counts=True)
-    upper = counts.cumsum(0).double() / samples
-    lower = upper - counts.double() / samples
-    tied = counts > 1
-    low, high = lower[tied].clamp(min=0), upper[tied]
+    low, high = lower[tied], upper[tied]
     chosen, width = high**n - low**n, high - low
     ratio = (chosen / width).clamp(min=torch.finfo(torch.float64).tiny)
     cost = _entropy_integral(high, n) - _entropy_integral(low, n) - chosen * ratio.log()
-    kl = best_of_n_kl_bound(n) - cost.sum()
     # How the cost changes with either end of its interval, and how each sample moves the ends.
     by_high = _density_log_density(high, n) - _density(high, n) * (ratio.log() + 1) + ratio
     by_low = -_density_log_density(low, n) + _density(low, n) * (ratio.log() + 1) - ratio
     # A sample of the k-th value raises every upper end from k on, and every lower end from k + 1 on.
-    pulls = torch.zeros(2, len(values) + 1, dtype=torch.float64)
+    pulls = torch.zeros(2, len(lower) + 1, dtype=torch.float64)
     pulls[:, :-1][:, tied] = torch.stack([by_high, by_low])
     reach = pulls.flip(1).cumsum(1).flip(1)
-    influence = reach[0, :-1] + reach[1, 1:] - (by_high * high).sum() - (by_low * low).sum()
-    square = (influence.square() * counts).sum() / samples
-    return _Moved(kl.clamp(min=0), square)
+    return cost.sum(), reach[0, :-1] + reach[1, 1:] - (by_high * high).sum() - (by_low * low).sum()
 
 
 def _density(quantile: Tensor, n: int) -> Tensor:

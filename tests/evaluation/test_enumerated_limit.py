@@ -182,3 +182,17 @@ def test_best_of_n_is_found_from_samples(n: int) -> None:
     assert abs(found.reward - exact.reward) < 4 * found.reward_error
     assert abs(found.kl - exact.kl) < 4 * found.kl_error
     assert exact.kl < exact.kl_bound
+
+
+@pytest.mark.parametrize("n", [2, 8, 500])
+def test_best_of_n_is_found_from_samples_of_other_models(n: int) -> None:
+    reference, policy = tiny_llama(0), beside()
+    logs = table(reference)
+    said = torch.cat([drawn(reference), drawn(policy)])
+    ratios = (table(policy) - logs)[said]
+    weights = mixture_log_weights(torch.stack([torch.zeros_like(ratios), ratios]))
+    _, exact = best_of_n_policy(logs.softmax(0), scores=REWARDS, n=n)
+    found = best_of_n(REWARDS[said], n, log_weights=weights)
+    assert abs(found.reward - exact.reward) < 4 * found.reward_error
+    assert abs(found.kl - exact.kl) < 4 * found.kl_error
+    assert 0 < found.reward_error < 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from lightning_dpo.training.callbacks.quiet import quiet
 from lightning_dpo.tuning.cluster.connect import is_this_machine_alone
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
-__all__ = ["run_as_task", "run_as_tasks", "run_preparation", "run_side_by_side"]
+__all__ = ["beside", "run_as_task", "run_as_tasks", "run_preparation", "run_side_by_side"]
 
 _SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
@@ -55,12 +56,33 @@ def run_as_task(spec: TrialSpec, function: Any, *arguments: Any) -> Any:
     Raises:
         ValueError: If the function raises one.
     """
+    with beside(spec, function, *arguments) as result:
+        return result()
+
+
+@contextlib.contextmanager
+def beside(spec: TrialSpec, function: Any, *arguments: Any) -> Iterator[Callable[[], Any]]:
+    """Let a function run, with the resources of one worker of a trial, while the block goes on.
+
+    Takes what `run_as_task` does. The function is cancelled where the block ends before it.
+
+    Yields:
+        What waits for its end, and returns and raises what `run_as_task` does.
+    """
+    running = _remote(spec, function).remote(spec, *arguments)
+
+    def result() -> Any:
+        try:
+            return ray.get(running)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ValueError):
+                raise ValueError(f"the recipe does not run: {error.cause}") from error
+            raise
+
     try:
-        return ray.get(_remote(spec, function).remote(spec, *arguments))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise ValueError(f"the recipe does not run: {error.cause}") from error
-        raise
+        yield result
+    finally:
+        ray.cancel(running, recursive=False)
 
 
 def run_as_tasks(spec: TrialSpec, function: Any, calls: Sequence[dict[str, Any]]) -> Iterator[Any]:

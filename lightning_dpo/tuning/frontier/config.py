@@ -59,7 +59,7 @@ class FrontierConfig:
             prompt tell the limit at the largest of `kls`.
         limit_fits: Rounds in which a copy of the reference is fitted to the best policy itself at the largest
             of `kls`; what is sampled on the way there, as much of each prompt in each round, then tells the
-            limit. None where the limit is known there without; 0 fits none. See `fit_optimum`.
+            limit. None where the samples of `limit_policies` tell it; 0 fits none. See `fit_optimum`.
         limit_fit_lr: Of Adam, in these rounds.
         kls: Where methods are compared, nats.
         sweep: Further fields of each method's `SweepConfig`, such as ``{gpus: 1}``.
@@ -152,7 +152,7 @@ class FrontierConfig:
 
     def picked_methods(self) -> dict[str, Method]:
         """The methods to compare, by name."""
-        methods = parse_methods(self.methods)
+        methods = parse_methods(self.methods, any_n=bool(self.limit_fits or self.limit_policies))
         if self.only is None:
             return methods
         return pick_methods(methods, [self.only] if isinstance(self.only, str) else self.only)

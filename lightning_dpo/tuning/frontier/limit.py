@@ -90,6 +90,16 @@ class Limit:
             self.policies,
         )
 
+    def part(self, number: int, *, of: int) -> Limit:
+        """One of several limits, each from other samples.
+
+        Args:
+            number: Which one, from 0.
+            of: How many there are.
+        """
+        kept = slice(number, None, of)  # of each draw as many
+        return dataclasses.replace(self, rewards=self.rewards[:, kept], log_weights=self.log_weights[:, kept])
+
     def at(self, kl: float) -> FrontierPoint:
         """The best reward at a KL."""
         return best_at_kl(self.rewards, kl=kl, log_weights=self.log_weights)

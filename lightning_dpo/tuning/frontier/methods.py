@@ -60,7 +60,8 @@ class BestOfMethod:
     Attributes:
         name: As tables and curves name it.
         values: The numbers N, each at least 2.
-        samples_per_prompt: Completions of each prompt that all N are estimated from.
+        samples_per_prompt: Completions of each prompt that an N up to this number is estimated from. A
+            larger one is told by the samples of the limit.
     """
 
     name: str
@@ -102,7 +103,7 @@ _BEST_OF_KEYS = ("best_of", "samples_per_prompt")
 _REALIGNED_KEYS = ("realign", "at", "scales")
 
 
-def parse_methods(entries: Mapping[str, Any]) -> dict[str, Method]:
+def parse_methods(entries: Mapping[str, Any], *, any_n: bool = False) -> dict[str, Method]:
     """Read what stands under `methods` in YAML.
 
     Args:
@@ -110,6 +111,7 @@ def parse_methods(entries: Mapping[str, Any]) -> dict[str, Method]:
             `data` and `objective`, all optional, where further paths under `strength` go by the first; or
             ``{best_of: [N, ...]}``; or, of a method that is trained,
             ``{realign: its name, at: strength, scales: [...]}``.
+        any_n: Whether best-of-N may have an N above its `samples_per_prompt`.
 
     Returns:
         The methods by name.
@@ -120,6 +122,9 @@ def parse_methods(entries: Mapping[str, Any]) -> dict[str, Method]:
     if not entries:
         raise ValueError("`methods` must name at least one method, got none")
     methods = {name: _parse(str(name), entry) for name, entry in entries.items()}
+    for method in methods.values():
+        if isinstance(method, BestOfMethod) and not any_n:
+            _check_best_of(method)
     for method in methods.values():
         if isinstance(method, RealignedMethod):
             _check_realigned(method, methods)
@@ -194,13 +199,20 @@ def _best_of(name: str, entry: Mapping[str, Any]) -> BestOfMethod:
     _check_keys(name, entry, _BEST_OF_KEYS)
     values = _numbers(name, "best_of", entry["best_of"])
     samples = entry.get("samples_per_prompt", 2 * max(values))
-    wrong = [value for value in values if value < 2 or value != int(value) or value > samples]
+    wrong = [value for value in values if value < 2 or value != int(value)]
     if wrong:
-        raise ValueError(
-            f"`best_of` of {name!r} must be whole numbers from 2 to `samples_per_prompt` = {samples}, "
-            f"got {wrong[0]:g}"
-        )
+        raise ValueError(f"`best_of` of {name!r} must be whole numbers from 2 to any, got {wrong[0]:g}")
     return BestOfMethod(name, tuple(int(value) for value in values), int(samples))
+
+
+def _check_best_of(method: BestOfMethod) -> None:
+    largest = max(method.values)
+    if largest > method.samples_per_prompt:
+        raise ValueError(
+            f"`best_of` of {method.name!r} must be whole numbers from 2 to `samples_per_prompt` = "
+            f"{method.samples_per_prompt}, got {largest}; with `limit_fits` or `limit_policies` the samples "
+            "of the limit tell larger ones"
+        )
 
 
 def _realigned(name: str, entry: Mapping[str, Any]) -> RealignedMethod:

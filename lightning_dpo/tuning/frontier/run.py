@@ -6,7 +6,8 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from lightning_dpo.tuning.cluster.connect import connected
@@ -14,7 +15,7 @@ from lightning_dpo.tuning.cluster.task import run_preparation
 from lightning_dpo.tuning.config_paths import import_object
 from lightning_dpo.tuning.frontier.config import FrontierConfig
 from lightning_dpo.tuning.frontier.measure import Measuring, make_judge
-from lightning_dpo.tuning.frontier.methods import BestOfMethod, Method, RealignedMethod, TrainedMethod
+from lightning_dpo.tuning.frontier.methods import BestOfMethod, RealignedMethod, TrainedMethod
 from lightning_dpo.tuning.frontier.page import write_page
 from lightning_dpo.tuning.frontier.prompts import validation_prompts
 from lightning_dpo.tuning.frontier.result import Failure, FrontierResult, PolicyPoint, to_parquet
@@ -57,28 +58,40 @@ def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool 
         sampler = _sampler(config, say)
         runs: list[Run] = []
         failures: list[Failure] = []
-        for number, (method, sweep) in enumerate(zip(trained_methods, sweeps, strict=True), start=1):
+        for number, (of, sweep) in enumerate(zip(trained_methods, sweeps, strict=True), start=1):
             since = time.time()
-            made, wrong = train_method(method, sweep)
+            made, wrong = train_method(of, sweep)
             runs += made
             failures += wrong
-            say(f"[{number}/{len(sweeps)}] {method.name}: {len(made)} policies, {time.time() - since:.0f} s")
-        say(f"sampling {len(runs)} policies ...")
-        trained = list(sampler.runs(runs))
-        drawn = list(_without_training(sampler, methods.values(), runs, seeds=config.seeds))
-        if not trained and not drawn:
+            say(f"[{number}/{len(sweeps)}] {of.name}: {len(made)} policies, {time.time() - since:.0f} s")
+        if not runs and len(trained_methods) == len(methods):
             raise ValueError(f"every run went wrong; the first one: {failures[0].reason}")
-        say("estimating the best reachable reward ...")
+        say(f"sampling {len(runs)} policies, and what tells the best reachable reward ...")
+        samples = config.limit_samples_per_prompt or config.samples_per_prompt
+        kl = max(config.kls, default=math.inf)
+        with _fitting(sampler, config, samples, kl) as fitted:
+            trained = list(sampler.runs(runs))
+            drawn: list[PolicyPoint | Failure] = []
+            for method in methods.values():
+                if isinstance(method, RealignedMethod):
+                    drawn += sampler.realigned(method, runs)
+                elif isinstance(method, BestOfMethod):
+                    sampler.reference(config.seeds, samples_per_prompt=method.samples_per_prompt)
+            fitted()
         limit = sampler.limit(
             runs,
             trained,
-            kl=max(config.kls, default=math.inf),
+            kl=kl,
             policies=config.limit_policies,
-            samples_per_prompt=config.limit_samples_per_prompt or config.samples_per_prompt,
+            samples_per_prompt=samples,
             rounds=config.limit_rounds,
             fits=config.limit_fits,
             fit_lr=config.limit_fit_lr,
         )
+        for method in methods.values():
+            if isinstance(method, BestOfMethod):
+                drawn += sampler.best_of(method, config.seeds, limit)
+    failures += [found for found in drawn if isinstance(found, Failure)]
     points = [
         dataclasses.replace(point, share_of_limit=limit.share(point.reward, kl=point.kl))
         for point in _in_order([*trained, *drawn], list(methods))
@@ -125,22 +138,21 @@ def _sampler(config: FrontierConfig, say: Callable[[str], None]) -> Sampler:
         batch_size=config.batch_size,
     )
     sampler = Sampler(spec, measuring, config.folder / "measured")
-    sampler.reference(seed=config.seeds[0], samples_per_prompt=config.samples_per_prompt)
+    sampler.reference(config.seeds[:1], samples_per_prompt=config.samples_per_prompt)
     return sampler
 
 
-def _without_training(
-    sampler: Sampler, methods: Iterable[Method], runs: Sequence[Run], *, seeds: Sequence[int]
-) -> Iterator[PolicyPoint]:
-    """The points of methods that train nothing themselves."""
-    for method in methods:
-        if isinstance(method, BestOfMethod):
-            yield from sampler.best_of(method, seeds)
-        elif isinstance(method, RealignedMethod):
-            yield from sampler.realigned(method, runs)
+def _fitting(
+    sampler: Sampler, config: FrontierConfig, samples_per_prompt: int, kl: float
+) -> AbstractContextManager[Callable[[], object]]:
+    """A fit to the best policy that goes on beside the sampling, where it waits for no other policy."""
+    if not config.limit_fits or config.limit_policies:
+        return nullcontext(_nothing)
+    return sampler.fitting(samples_per_prompt, kl=kl, rounds=config.limit_fits, lr=config.limit_fit_lr)
 
 
-def _in_order(points: list[PolicyPoint], methods: list[str]) -> list[PolicyPoint]:
+def _in_order(found: Sequence[PolicyPoint | Failure], methods: list[str]) -> list[PolicyPoint]:
+    points = [point for point in found if isinstance(point, PolicyPoint)]
     return sorted(points, key=lambda point: (methods.index(point.method), point.strength, point.seed))
 
 
@@ -148,5 +160,5 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _nothing(text: str) -> None:
-    del text
+def _nothing(*texts: str) -> None:
+    del texts

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from lightning_dpo.evaluation import best_of_n
-from lightning_dpo.tuning.cluster.task import run_as_tasks, run_preparation
+from lightning_dpo.evaluation import MIN_EFFECTIVE_SAMPLES, BestOfN, best_of_n
+from lightning_dpo.tuning.cluster.task import beside, run_as_tasks
 from lightning_dpo.tuning.frontier.limit import Limit, pick_policies, read_fit
 from lightning_dpo.tuning.frontier.measure import Measured, Measuring, fit_limit, measure, policy_logps
 from lightning_dpo.tuning.frontier.methods import BestOfMethod, RealignedMethod, folder_name
-from lightning_dpo.tuning.frontier.result import PolicyPoint
+from lightning_dpo.tuning.frontier.result import Failure, PolicyPoint
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
@@ -57,11 +58,14 @@ class Sampler:
     measuring: Measuring
     folder: Storage
 
-    def reference(self, *, seed: int, samples_per_prompt: int) -> Measured:
-        """Completions of the reference."""
-        name = f"reference/{samples_per_prompt}-of-seed-{seed}.parquet"
-        (measured,) = self._measure([{"name": name, "seed": seed, "samples_per_prompt": samples_per_prompt}])
-        return measured
+    def reference(self, seeds: Sequence[int], *, samples_per_prompt: int) -> list[Measured]:
+        """Completions of the reference with each seed."""
+        names = [f"reference/{samples_per_prompt}-of-seed-{seed}.parquet" for seed in seeds]
+        calls = [
+            {"name": name, "seed": seed, "samples_per_prompt": samples_per_prompt}
+            for name, seed in zip(names, seeds, strict=True)
+        ]
+        return list(self._measure(calls))
 
     def runs(self, runs: Sequence[Run]) -> Iterator[PolicyPoint]:
         """A point for each trained policy, its share not yet known."""
@@ -70,13 +74,28 @@ class Sampler:
             kl, reward = measured.divergence, measured.reward
             yield PolicyPoint(run.method, run.strength, run.seed, *kl, *reward)
 
-    def best_of(self, method: BestOfMethod, seeds: Sequence[int]) -> Iterator[PolicyPoint]:
-        """A point for each N and seed, from samples of the reference."""
-        for seed in seeds:
-            measured = self.reference(seed=seed, samples_per_prompt=method.samples_per_prompt)
+    def best_of(
+        self, method: BestOfMethod, seeds: Sequence[int], limit: Limit
+    ) -> Iterator[PolicyPoint | Failure]:
+        """A point for each N and seed, or why there is none.
+
+        Args:
+            method: The method; an N that its samples of the reference can show is estimated from them.
+            seeds: Of these samples.
+            limit: Its samples tell each N that is larger, each seed a part of them.
+        """
+        drawn = self.reference(seeds, samples_per_prompt=method.samples_per_prompt)
+        for number, (seed, measured) in enumerate(zip(seeds, drawn, strict=True)):
             scores = measured.rewards.view(len(self.measuring.prompts), -1)
+            part = limit.part(number, of=len(seeds))
             for n in method.values:
-                found = best_of_n(scores, n)
+                if n <= method.samples_per_prompt:
+                    found = best_of_n(scores, n)
+                else:
+                    found = best_of_n(part.rewards, n, log_weights=part.log_weights)
+                    if found.effective_sample_size < MIN_EFFECTIVE_SAMPLES:
+                        yield Failure(method.name, f"N {n}, seed {seed}", _too_few(found))
+                        continue
                 yield PolicyPoint(
                     method.name, n, seed, found.kl, found.kl_error, found.reward, found.reward_error
                 )
@@ -122,9 +141,12 @@ class Sampler:
             policies: How many of them to sample again, beside the reference.
             samples_per_prompt: Completions of each prompt from each, in one round; so too in a fit.
             rounds: How many to draw at most, until the limit is known up to there.
-            fits: Rounds in which a policy is fitted to the best one there, where all these do not tell it.
+            fits: Rounds in which a policy is fitted to the best one there: where all these do not tell it, or
+                there are none of them.
             fit_lr: Of Adam, in these.
         """
+        if fits and not policies:
+            return self._fitted(samples_per_prompt, kl=kl, rounds=fits, lr=fit_lr)
         picked = [runs[i] for i in pick_policies([(p.kl, p.reward) for p in points], count=policies)]
         found = self._limit(picked, samples_per_prompt, round=0)
         for number in range(1, rounds):
@@ -135,16 +157,35 @@ class Sampler:
             return found
         return self._fitted(samples_per_prompt, kl=kl, rounds=fits, lr=fit_lr)
 
+    @contextlib.contextmanager
+    def fitting(
+        self, samples_per_prompt: int, *, kl: float, rounds: int, lr: float
+    ) -> Iterator[Callable[[], None]]:
+        """Fit a policy to the best one while the block goes on, unless that was done before.
+
+        Args:
+            samples_per_prompt: See `limit`.
+            kl: See `limit`.
+            rounds: `fits` of `limit`.
+            lr: `fit_lr` of `limit`.
+
+        Yields:
+            What waits until `limit` finds it.
+        """
+        folder, name = self.folder / "limit", _fit_name(samples_per_prompt, kl=kl, rounds=rounds, lr=lr)
+        if read_fit(folder, name, prompts=len(self.measuring.prompts)) is not None:
+            yield lambda: None
+            return
+        arguments = (self.measuring, folder, name, samples_per_prompt, kl, rounds, lr)
+        with beside(self.spec, fit_limit, *arguments) as fitted:
+            yield fitted
+
     def _fitted(self, samples_per_prompt: int, *, kl: float, rounds: int, lr: float) -> Limit:
         """The limit from the samples of a policy that is fitted to the best one."""
-        folder, prompts = self.folder / "limit", len(self.measuring.prompts)
-        name = f"fit-kl-{kl:g}-rounds-{rounds}-lr-{lr:g}-{samples_per_prompt}"
-        found = read_fit(folder, name, prompts=prompts)
-        if found is None:
-            run_preparation(
-                self.spec, fit_limit, self.measuring, folder, name, samples_per_prompt, kl, rounds, lr
-            )
-            found = read_fit(folder, name, prompts=prompts)
+        with self.fitting(samples_per_prompt, kl=kl, rounds=rounds, lr=lr) as fitted:
+            fitted()
+        name = _fit_name(samples_per_prompt, kl=kl, rounds=rounds, lr=lr)
+        found = read_fit(self.folder / "limit", name, prompts=len(self.measuring.prompts))
         assert found is not None
         return Limit.of_fit(found)
 
@@ -179,3 +220,14 @@ class Sampler:
                 content = self.folder.read_bytes(call["name"])
             assert content is not None
             yield Measured.from_parquet(content)
+
+
+def _fit_name(samples_per_prompt: int, *, kl: float, rounds: int, lr: float) -> str:
+    return f"fit-kl-{kl:g}-rounds-{rounds}-lr-{lr:g}-{samples_per_prompt}"
+
+
+def _too_few(found: BestOfN) -> str:
+    return (
+        f"{found.effective_sample_size:.0f} effective samples of the limit's tell it, and "
+        f"{MIN_EFFECTIVE_SAMPLES:.0f} are needed: raise `limit_samples_per_prompt`, or a KL of `kls`"
+    )

@@ -184,6 +184,7 @@ def test_null_leaves_a_shared_value_out() -> None:
         ({"limit_policies": -1}, "`limit_policies`"),
         ({"limit_fits": -1}, "`limit_fits`"),
         ({"limit_fit_lr": 0.0}, "`limit_fit_lr`"),
+        ({"limit_fits": 0}, "`best_of` of 'best-of-N' .* got 20000"),
         ({"kls": []}, "`kls` must name at least one KL"),
         ({"only": ["DPPO"]}, "did you mean 'DPO'"),
         ({"only": "DPPO"}, "did you mean 'DPO'"),

@@ -88,3 +88,13 @@ def test_a_fit_is_kept_and_tells_the_limit(tmp_path: Path) -> None:
     assert (told.fitted, told.policies) == ((2.0, 2.0), 0)
     (tmp_path / "fit.json").unlink()  # a kill before all was there
     assert read_fit(storage, "fit", prompts=1) is None
+
+
+def test_a_limit_in_parts() -> None:
+    # Two draws of 4,000, of which each part has as many.
+    whole = limit()
+    parts = [whole.part(number, of=3) for number in range(3)]
+    assert torch.cat([part.rewards for part in parts], dim=1).sort().values.equal(whole.rewards.sort().values)
+    assert [part.at(2.0).reward for part in parts] == pytest.approx([2.0] * 3, rel=0.05)
+    half = whole.rewards.shape[1] // 2
+    assert parts[1].rewards[0, : half // 3].equal(whole.rewards[0, 1:half:3])

@@ -52,6 +52,13 @@ def test_a_wrong_entry_is_named(entries: dict[str, Any], named: str) -> None:
         parse_methods(entries)
 
 
+def test_n_may_be_larger_where_the_samples_of_the_limit_tell_it() -> None:
+    entries = {"b": {"best_of": [4, 2000], "samples_per_prompt": 8}}
+    with pytest.raises(ValueError, match="with `limit_fits` or `limit_policies`"):
+        parse_methods(entries)
+    assert parse_methods(entries, any_n=True)["b"].values == (4, 2000)
+
+
 def test_some_of_the_methods() -> None:
     methods = parse_methods({"DPO": DPO, "IPO": DPO, "f": {"realign": "DPO", "at": 0.1, "scales": [0.5]}})
     assert list(pick_methods(methods, ["f", "DPO"])) == ["DPO", "f"]
