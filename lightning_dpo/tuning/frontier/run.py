@@ -22,7 +22,7 @@ from lightning_dpo.tuning.frontier.result import Failure, FrontierResult, Policy
 from lightning_dpo.tuning.frontier.sampling import Run, Sampler
 from lightning_dpo.tuning.frontier.settings import check_settings, save_settings
 from lightning_dpo.tuning.frontier.table import print_result, to_markdown
-from lightning_dpo.tuning.frontier.train import train_method
+from lightning_dpo.tuning.frontier.train import sweeps_at_once, train_methods
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
 __all__ = ["run_frontier"]
@@ -58,12 +58,15 @@ def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool 
         sampler = _sampler(config, say)
         runs: list[Run] = []
         failures: list[Failure] = []
-        for number, (of, sweep) in enumerate(zip(trained_methods, sweeps, strict=True), start=1):
-            since = time.time()
-            made, wrong = train_method(of, sweep)
-            runs += made
-            failures += wrong
-            say(f"[{number}/{len(sweeps)}] {of.name}: {len(made)} policies, {time.time() - since:.0f} s")
+        at_once = sweeps_at_once(sweeps)
+        say(
+            f"training {len(sweeps)} methods, {'two at a time' if at_once > 1 else 'one after the other'} ..."
+        )
+        training = train_methods(sampler.spec, trained_methods, sweeps, at_once=at_once)
+        for number, done in enumerate(training, start=1):
+            runs += done.runs
+            failures += done.failures
+            say(f"[{number}/{len(sweeps)}] {done.method}: {len(done.runs)} policies, {done.seconds:.0f} s")
         if not runs and len(trained_methods) == len(methods):
             raise ValueError(f"every run went wrong; the first one: {failures[0].reason}")
         say(f"sampling {len(runs)} policies, and what tells the best reachable reward ...")

@@ -1,7 +1,17 @@
-"""Training one method of a frontier: a sweep over its strengths and the seeds."""
+"""Training the methods of a frontier, each a sweep over its strengths and the seeds, two sweeps at a time."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from lightning_dpo.tuning.cluster.connect import node_resources, trials_at_once
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.frontier.methods import TrainedMethod, folder_name
 from lightning_dpo.tuning.frontier.result import Failure
@@ -10,20 +20,101 @@ from lightning_dpo.tuning.results.folder import load_result
 from lightning_dpo.tuning.run import sweep
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.record import TrialRecord
+from lightning_dpo.tuning.trial.spec import TrialSpec
 
-__all__ = ["train_method"]
+__all__ = ["Trained", "sweeps_at_once", "train_methods"]
+
+_SWEEPS_AT_ONCE = 2
 
 
-def train_method(method: TrainedMethod, config: SweepConfig) -> tuple[list[Run], list[Failure]]:
-    """Train a method, or go on where an earlier run stopped, or read what it left.
+class Trained(NamedTuple):
+    """What became of a method.
+
+    Attributes:
+        method: Its name.
+        runs: The policies.
+        failures: What went wrong.
+        seconds: How long it took.
+    """
+
+    method: str
+    runs: list[Run]
+    failures: list[Failure]
+    seconds: float
+
+
+def sweeps_at_once(sweeps: Sequence[SweepConfig]) -> int:
+    """How many sweeps share the cluster: two where it holds two trials or more, each of one process, or one.
+
+    One of the two goes on while the other starts its processes, waits for its last trial or gathers what it
+    found. Sweeps whose trials are of several processes, or share one, would wait for each other's.
 
     Args:
-        method: The method.
-        config: Its sweep.
-
-    Returns:
-        The policies, and what went wrong.
+        sweeps: Which take the same of the cluster.
     """
+    return min(_SWEEPS_AT_ONCE, len(sweeps), *(_trials_at_once(config) for config in sweeps[:1]))
+
+
+def train_methods(
+    spec: TrialSpec, methods: Sequence[TrainedMethod], sweeps: Sequence[SweepConfig], *, at_once: int
+) -> Iterator[Trained]:
+    """Train methods, or go on where an earlier run stopped, or read what it left.
+
+    Args:
+        spec: Gives the environment.
+        methods: The methods.
+        sweeps: Their sweeps.
+        at_once: See `sweeps_at_once`; several are driven by processes of their own on this machine.
+
+    Yields:
+        What became of each, in the order in which they are done.
+
+    Raises:
+        ValueError: If a sweep cannot begin.
+    """
+    if at_once < 2:
+        for method, config in zip(methods, sweeps, strict=True):
+            yield _train(spec, method, config)
+        return
+    waiting = [
+        (method, dataclasses.replace(config, concurrency=math.ceil(_trials_at_once(config) / at_once)))
+        for method, config in zip(methods, sweeps, strict=True)
+    ]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(_train).options(scheduling_strategy=here)
+    running: list[Any] = []
+    try:
+        while waiting or running:
+            running += [
+                remote.remote(spec, *waiting.pop(0)) for _ in range(at_once - len(running)) if waiting
+            ]
+            (done,), running = ray.wait(running, num_returns=1)
+            yield ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise ValueError(str(error.cause)) from error
+        raise
+    finally:
+        for each in running:
+            ray.cancel(each)
+
+
+def _trials_at_once(config: SweepConfig) -> int:
+    resources = config.resources()
+    if resources.workers > 1 or resources.packed > 1:
+        return 1
+    return config.concurrency or trials_at_once(node_resources(), resources)
+
+
+def _train(spec: TrialSpec, method: TrainedMethod, config: SweepConfig) -> Trained:
+    since = time.time()
+    with spec.user_environment():
+        runs, failures = _train_or_read(method, config)
+    return Trained(method.name, runs, failures, time.time() - since)
+
+
+def _train_or_read(method: TrainedMethod, config: SweepConfig) -> tuple[list[Run], list[Failure]]:
+    """The policies of a method's sweep, and what went wrong."""
     location = (Storage(config.storage) / str(config.name)).location
     try:
         if Storage(location).read("sweep.json") is None:

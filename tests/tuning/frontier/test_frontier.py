@@ -72,6 +72,11 @@ def test_the_recipe_as_shipped(cluster: None, config: FrontierConfig) -> None:
     assert result.limit.rewards.shape == (4, 2 * 16)  # of the reference, and of the fitted policy
     (fitted,) = Path(result.location, "measured", "limit").glob("fit-*.json")
     assert json.loads(fitted.read_text())["rounds"][0]["kl"] > 0
+    ends = [
+        [file.stat().st_mtime for file in Path(result.location, "methods", name, "trials").glob("*.json")]
+        for name in ("dpo", "ipo")
+    ]
+    assert min(ends[1]) < max(ends[0])  # side by side
     near, far = (point.kl for point in result.points if point.method == "DPO realigned")
     assert near < far
 
