@@ -76,18 +76,18 @@ def train_methods(
         for method, config in zip(methods, sweeps, strict=True):
             yield _train(spec, method, config)
         return
-    waiting = [
-        (method, dataclasses.replace(config, concurrency=math.ceil(_trials_at_once(config) / at_once)))
-        for method, config in zip(methods, sweeps, strict=True)
-    ]
+    waiting = list(zip(methods, sweeps, strict=True))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(num_cpus=0, max_retries=0)(_train).options(scheduling_strategy=here)
     running: list[Any] = []
     try:
         while waiting or running:
-            running += [
-                remote.remote(spec, *waiting.pop(0)) for _ in range(at_once - len(running)) if waiting
-            ]
+            while waiting and len(running) < at_once:
+                method, config = waiting.pop(0)
+                trials = _trials_at_once(config)
+                # The last one to begin takes what the others leave.
+                share = math.ceil(trials / at_once) if waiting else trials
+                running.append(remote.remote(spec, method, dataclasses.replace(config, concurrency=share)))
             (done,), running = ray.wait(running, num_returns=1)
             yield ray.get(done)
     except ray.exceptions.RayTaskError as error:
