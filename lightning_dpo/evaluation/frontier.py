@@ -47,6 +47,10 @@ class FrontierPoint:
         """Whether enough samples carry the weight."""
         return self.effective_sample_size >= MIN_EFFECTIVE_SAMPLES
 
+    def tells(self, kl: float) -> bool:
+        """Whether it is at a KL, nats, with twice as many effective samples as are asked for."""
+        return self.kl > 0.99 * kl and self.effective_sample_size >= 2 * MIN_EFFECTIVE_SAMPLES
+
 
 def reweighted_frontier(
     rewards: Tensor,

@@ -57,6 +57,7 @@ def fit_optimum(
     prompts: int,
     kl: float,
     rounds: int = 6,
+    most_rounds: int | None = None,
     lr: float = 1e-3,
     epochs: int = 1,
     batch_size: int = 64,
@@ -71,7 +72,8 @@ def fit_optimum(
     (adaptive multiple importance sampling, https://arxiv.org/abs/0907.1254, with distributional policy
     gradients, https://arxiv.org/abs/2012.11635, as its adaptation). What an earlier policy found and a later
     one misses stays among the completions. Where few of them carry the weight, beta is raised for this round
-    until enough do, so that a policy that begins as the reference gets there step by step.
+    until enough do, so that a policy that begins as the reference gets there step by step. Where few carry it
+    after the last round too, as when that has just found what all before had missed, `most_rounds` adds some.
 
     What is drawn is scored by all policies so far: a second copy of the policy lies on its device, and the
     weights of each round lie on the CPU.
@@ -85,6 +87,8 @@ def fit_optimum(
         prompts: How many different ones `draw` completes.
         kl: Where the optimum is wanted, nats, above 0.
         rounds: How often to fit and draw.
+        most_rounds: How often to do so where 100 effective samples do not tell the optimum by then; None adds
+            no round.
         lr: Of Adam.
         epochs: Passes over as many completions as are drawn at once, in each round.
         batch_size: Completions in a step.
@@ -116,8 +120,10 @@ def fit_optimum(
     rewards = judge(pool).double()
     logps = said(reference, pool)[None]  # under each model, of all that was drawn, (models, samples)
     found: list[FrontierPoint] = []
-    for number in range(1, rounds + 1):
+    for number in range(1, max(rounds, most_rounds or 0) + 1):
         log_weights = mixture_log_weights(by_prompt(logps - logps[0]))
+        if number > rounds and best_at_kl(by_prompt(rewards), kl=kl, log_weights=log_weights).tells(kl):
+            break
         point = _attainable(by_prompt(rewards), log_weights, kl=kl, enough=enough)
         found.append(point)
         weights = (by_prompt(rewards) / point.beta + log_weights).softmax(-1).flatten()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_dpo.evaluation import (
     Sample,
+    best_at_kl,
     best_of_n,
     best_of_n_policy,
     fit_optimum,
@@ -161,6 +162,24 @@ def test_a_fit_keeps_the_samples_of_each_prompt_together() -> None:
     first, second = torch.arange(30.0).double(), torch.arange(1030.0, 1060.0).double()
     assert torch.equal(found.rewards, torch.stack([first.repeat(3), second.repeat(3)]))
     assert found.log_weights.shape == (2, 90)
+
+
+@pytest.mark.parametrize(("each", "expected"), [(20, 5), (400, 2)])
+def test_rounds_are_added_until_the_samples_tell_the_optimum(each: int, expected: int) -> None:
+    found = fit_optimum(
+        tiny_llama(0),
+        reference=tiny_llama(0),
+        draw=lambda model, seed: said_by(model, each, seed=seed),
+        judge=lambda samples: REWARDS[numbers_of(list(samples))],
+        prompts=1,
+        kl=0.5,
+        rounds=2,
+        most_rounds=5,
+    )
+    assert len(found.rounds) == expected
+    assert found.rewards.shape == (1, (1 + expected) * each)
+    best = best_at_kl(found.rewards, kl=0.5, log_weights=found.log_weights)
+    assert best.tells(0.5) == (each == 400)  # of 120 samples in all no 100 are effective
 
 
 @pytest.mark.parametrize("wrong", [{"kl": 0.0}, {"lr": 0.0}, {"rounds": 0}, {"prompts": 0}])

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning_dpo.tuning.cluster.resources import Resources
 from lightning_dpo.tuning.config import SweepConfig, split_arguments
 from lightning_dpo.tuning.config_paths import parse_arguments
+from lightning_dpo.tuning.frontier.limit import FitSettings
 from lightning_dpo.tuning.frontier.methods import (
     Method,
     TrainedMethod,
@@ -55,8 +56,8 @@ class FrontierConfig:
         limit_policies: Trained policies that are sampled again for the limit, beside the reference.
         limit_samples_per_prompt: Completions of each prompt from each of these; None takes
             `samples_per_prompt`. The more there are, the larger the KL to which the limit is known.
-        limit_rounds: How often so many are drawn at most; not again once 100 effective samples of every
-            prompt tell the limit at the largest of `kls`.
+        limit_rounds: How often so many are drawn at most, or `limit_fits` done; not again once 100 effective
+            samples of every prompt tell the limit at the largest of `kls`.
         limit_fits: Rounds in which a copy of the reference is fitted to the best policy itself at the largest
             of `kls`; what is sampled on the way there, as much of each prompt in each round, then tells the
             limit. None where the samples of `limit_policies` tell it; 0 fits none. See `fit_optimum`.
@@ -161,6 +162,18 @@ class FrontierConfig:
     def folder(self) -> Storage:
         """Where everything lies."""
         return Storage(self.storage) / (self.name or "frontier")
+
+    def fit_settings(self) -> FitSettings | None:
+        """How a policy is fitted to the best one; None where none is."""
+        if not self.limit_fits:
+            return None
+        return FitSettings(
+            kl=max(self.kls),
+            samples_per_prompt=self.limit_samples_per_prompt or self.samples_per_prompt,
+            rounds=self.limit_fits,
+            most_rounds=self.limit_rounds * self.limit_fits,
+            lr=self.limit_fit_lr,
+        )
 
     def resources(self) -> Resources:
         """What a run takes of the cluster."""

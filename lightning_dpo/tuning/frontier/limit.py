@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lightning_dpo.evaluation import (
-    MIN_EFFECTIVE_SAMPLES,
     FittedOptimum,
     FrontierPoint,
     best_at_kl,
@@ -25,10 +24,35 @@ from lightning_dpo.files import parquet_bytes
 from lightning_dpo.tuning.objective import pareto_front
 from lightning_dpo.tuning.storage import Storage
 
-__all__ = ["Limit", "pick_policies", "read_fit", "write_fit"]
+__all__ = ["FitSettings", "Limit", "pick_policies", "read_fit", "write_fit"]
 
 _CURVE_BETAS = torch.logspace(2.5, -2.0, 150).tolist()
 """Relative to the standard deviation of the reference's rewards."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """How a policy is fitted to the best one, see `fit_optimum`.
+
+    Attributes:
+        kl: Where the best one is wanted, nats.
+        samples_per_prompt: Completions of each prompt in each round.
+        rounds: How often to fit and draw.
+        most_rounds: How often to do so at most.
+        lr: Of Adam.
+    """
+
+    kl: float
+    samples_per_prompt: int
+    rounds: int
+    most_rounds: int
+    lr: float
+
+    @property
+    def name(self) -> str:
+        """Of its files, without their endings."""
+        most = f"-{self.most_rounds}" if self.most_rounds > self.rounds else ""
+        return f"fit-kl-{self.kl:g}-rounds-{self.rounds}{most}-lr-{self.lr:g}-{self.samples_per_prompt}"
 
 
 @dataclass(frozen=True)
@@ -106,8 +130,7 @@ class Limit:
 
     def is_known(self, *, up_to: float) -> bool:
         """Whether twice as many effective samples as are asked for tell the limit at a KL."""
-        best = self.at(up_to)
-        return best.kl > 0.99 * up_to and best.effective_sample_size >= 2 * MIN_EFFECTIVE_SAMPLES
+        return self.at(up_to).tells(up_to)
 
     def share(self, reward: float, *, kl: float) -> float:
         """What part of the gain that is reachable at a policy's KL it has.

@@ -27,7 +27,7 @@ from lightning_dpo.evaluation.realign import realigned_model
 from lightning_dpo.files import parquet_bytes
 from lightning_dpo.models.load import load_model
 from lightning_dpo.tuning.config_paths import class_and_arguments, import_object
-from lightning_dpo.tuning.frontier.limit import write_fit
+from lightning_dpo.tuning.frontier.limit import FitSettings, write_fit
 from lightning_dpo.tuning.results.export import export_trial
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
@@ -215,27 +215,14 @@ def policy_logps(
         return sample_logps(policy, samples=samples, batch_size=measuring.batch_size)
 
 
-def fit_limit(
-    spec: TrialSpec,
-    measuring: Measuring,
-    target: Storage,
-    name: str,
-    samples_per_prompt: int,
-    kl: float,
-    rounds: int,
-    lr: float,
-) -> None:
+def fit_limit(spec: TrialSpec, measuring: Measuring, target: Storage, settings: FitSettings) -> None:
     """Fit a copy of the reference to the best policy at a KL; runs on a machine of the cluster.
 
     Args:
         spec: Gives the environment.
         measuring: How policies are sampled and judged.
         target: Where what was drawn goes, and how the rounds went once that is there.
-        name: Of these two files, without their endings.
-        samples_per_prompt: Completions of each prompt in each round.
-        kl: Nats.
-        rounds: See `fit_optimum`.
-        lr: Of Adam.
+        settings: How to fit.
     """
     with spec.user_environment():
         reference, policy = (_on_device(load_model(measuring.reference), spec) for _ in range(2))
@@ -243,15 +230,16 @@ def fit_limit(
             policy,
             reference=reference,
             draw=lambda model, seed: measuring.sample(
-                model, seed=seed, samples_per_prompt=samples_per_prompt
+                model, seed=seed, samples_per_prompt=settings.samples_per_prompt
             ),
             judge=measuring.rewards,
             prompts=len(measuring.prompts),
-            kl=kl,
-            rounds=rounds,
-            lr=lr,
+            kl=settings.kl,
+            rounds=settings.rounds,
+            most_rounds=settings.most_rounds,
+            lr=settings.lr,
         )
-    write_fit(target, name, found)
+    write_fit(target, settings.name, found)
 
 
 def _trained(spec: TrialSpec, checkpoint: str) -> nn.Module:

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 from lightning_dpo.tuning.cluster.connect import connected
@@ -70,9 +70,9 @@ def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool 
         if not runs and len(trained_methods) == len(methods):
             raise ValueError(f"every run went wrong; the first one: {failures[0].reason}")
         say(f"sampling {len(runs)} policies, and what tells the best reachable reward ...")
-        samples = config.limit_samples_per_prompt or config.samples_per_prompt
-        kl = max(config.kls, default=math.inf)
-        with _fitting(sampler, config, samples, kl) as fitted:
+        fit = config.fit_settings()
+        waits_for_none = not config.limit_policies
+        with sampler.fitting(fit) if fit and waits_for_none else nullcontext(_nothing) as fitted:
             trained = list(sampler.runs(runs))
             drawn: list[PolicyPoint | Failure] = []
             for method in methods.values():
@@ -84,12 +84,11 @@ def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool 
         limit = sampler.limit(
             runs,
             trained,
-            kl=kl,
+            kl=max(config.kls, default=math.inf),
             policies=config.limit_policies,
-            samples_per_prompt=samples,
+            samples_per_prompt=config.limit_samples_per_prompt or config.samples_per_prompt,
             rounds=config.limit_rounds,
-            fits=config.limit_fits,
-            fit_lr=config.limit_fit_lr,
+            fit=fit,
         )
         for method in methods.values():
             if isinstance(method, BestOfMethod):
@@ -143,15 +142,6 @@ def _sampler(config: FrontierConfig, say: Callable[[str], None]) -> Sampler:
     sampler = Sampler(spec, measuring, config.folder / "measured")
     sampler.reference(config.seeds[:1], samples_per_prompt=config.samples_per_prompt)
     return sampler
-
-
-def _fitting(
-    sampler: Sampler, config: FrontierConfig, samples_per_prompt: int, kl: float
-) -> AbstractContextManager[Callable[[], object]]:
-    """A fit to the best policy that goes on beside the sampling, where it waits for no other policy."""
-    if not config.limit_fits or config.limit_policies:
-        return nullcontext(_nothing)
-    return sampler.fitting(samples_per_prompt, kl=kl, rounds=config.limit_fits, lr=config.limit_fit_lr)
 
 
 def _in_order(found: Sequence[PolicyPoint | Failure], methods: list[str]) -> list[PolicyPoint]:

@@ -12,7 +12,7 @@ import ray
 
 from lightning_dpo.evaluation import MIN_EFFECTIVE_SAMPLES, BestOfN, best_of_n
 from lightning_dpo.tuning.cluster.task import beside, run_as_tasks
-from lightning_dpo.tuning.frontier.limit import Limit, pick_policies, read_fit
+from lightning_dpo.tuning.frontier.limit import FitSettings, Limit, pick_policies, read_fit
 from lightning_dpo.tuning.frontier.measure import Measured, Measuring, fit_limit, measure, policy_logps
 from lightning_dpo.tuning.frontier.methods import BestOfMethod, RealignedMethod, folder_name
 from lightning_dpo.tuning.frontier.result import Failure, PolicyPoint
@@ -129,8 +129,7 @@ class Sampler:
         policies: int,
         samples_per_prompt: int,
         rounds: int = 1,
-        fits: int = 0,
-        fit_lr: float = 1e-5,
+        fit: FitSettings | None = None,
     ) -> Limit:
         """The best reward at each KL.
 
@@ -139,53 +138,39 @@ class Sampler:
             points: Their points.
             kl: Up to where the limit is wanted, nats.
             policies: How many of them to sample again, beside the reference.
-            samples_per_prompt: Completions of each prompt from each, in one round; so too in a fit.
+            samples_per_prompt: Completions of each prompt from each, in one round.
             rounds: How many to draw at most, until the limit is known up to there.
-            fits: Rounds in which a policy is fitted to the best one there: where all these do not tell it, or
-                there are none of them.
-            fit_lr: Of Adam, in these.
+            fit: Of a policy to the best one: where all these do not tell it, or there are none of them.
         """
-        if fits and not policies:
-            return self._fitted(samples_per_prompt, kl=kl, rounds=fits, lr=fit_lr)
+        if fit is not None and not policies:
+            return self._fitted(fit)
         picked = [runs[i] for i in pick_policies([(p.kl, p.reward) for p in points], count=policies)]
         found = self._limit(picked, samples_per_prompt, round=0)
         for number in range(1, rounds):
             if found.is_known(up_to=kl):
                 break
             found = found.joined(self._limit(picked, samples_per_prompt, round=number))
-        if not fits or found.is_known(up_to=kl):
-            return found
-        return self._fitted(samples_per_prompt, kl=kl, rounds=fits, lr=fit_lr)
+        return found if fit is None or found.is_known(up_to=kl) else self._fitted(fit)
 
     @contextlib.contextmanager
-    def fitting(
-        self, samples_per_prompt: int, *, kl: float, rounds: int, lr: float
-    ) -> Iterator[Callable[[], None]]:
+    def fitting(self, settings: FitSettings) -> Iterator[Callable[[], object]]:
         """Fit a policy to the best one while the block goes on, unless that was done before.
-
-        Args:
-            samples_per_prompt: See `limit`.
-            kl: See `limit`.
-            rounds: `fits` of `limit`.
-            lr: `fit_lr` of `limit`.
 
         Yields:
             What waits until `limit` finds it.
         """
-        folder, name = self.folder / "limit", _fit_name(samples_per_prompt, kl=kl, rounds=rounds, lr=lr)
-        if read_fit(folder, name, prompts=len(self.measuring.prompts)) is not None:
+        folder = self.folder / "limit"
+        if read_fit(folder, settings.name, prompts=len(self.measuring.prompts)) is not None:
             yield lambda: None
             return
-        arguments = (self.measuring, folder, name, samples_per_prompt, kl, rounds, lr)
-        with beside(self.spec, fit_limit, *arguments) as fitted:
+        with beside(self.spec, fit_limit, self.measuring, folder, settings) as fitted:
             yield fitted
 
-    def _fitted(self, samples_per_prompt: int, *, kl: float, rounds: int, lr: float) -> Limit:
+    def _fitted(self, settings: FitSettings) -> Limit:
         """The limit from the samples of a policy that is fitted to the best one."""
-        with self.fitting(samples_per_prompt, kl=kl, rounds=rounds, lr=lr) as fitted:
+        with self.fitting(settings) as fitted:
             fitted()
-        name = _fit_name(samples_per_prompt, kl=kl, rounds=rounds, lr=lr)
-        found = read_fit(self.folder / "limit", name, prompts=len(self.measuring.prompts))
+        found = read_fit(self.folder / "limit", settings.name, prompts=len(self.measuring.prompts))
         assert found is not None
         return Limit.of_fit(found)
 
@@ -220,10 +205,6 @@ class Sampler:
                 content = self.folder.read_bytes(call["name"])
             assert content is not None
             yield Measured.from_parquet(content)
-
-
-def _fit_name(samples_per_prompt: int, *, kl: float, rounds: int, lr: float) -> str:
-    return f"fit-kl-{kl:g}-rounds-{rounds}-lr-{lr:g}-{samples_per_prompt}"
 
 
 def _too_few(found: BestOfN) -> str:
