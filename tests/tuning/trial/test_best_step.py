@@ -69,7 +69,17 @@ class TestBias:
             kept.append(found.ranking - truths[found.step])
         return np.array(naive), np.array(kept)
 
-    @pytest.mark.parametrize(("count", "shared"), [(4, 0.0), (4, 0.75), (8, 0.75), (16, 0.0)])
+    @pytest.mark.parametrize(
+        ("count", "shared"),
+        [
+            (4, 0.0),
+            (4, 0.75),
+            (8, 0.75),
+            (16, 0.0),
+            pytest.param(8, 0.0, marks=pytest.mark.heavy),
+            pytest.param(16, 0.75, marks=pytest.mark.heavy),
+        ],
+    )
     def test_equally_good_steps(self, count: int, shared: float) -> None:
         truth = 0.7
         naive, kept = self._errors(np.full(count, truth), shared=shared)
