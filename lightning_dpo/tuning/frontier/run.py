@@ -59,15 +59,15 @@ def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool 
         runs: list[Run] = []
         failures: list[Failure] = []
         at_once = sweeps_at_once(sweeps)
-        say(
-            f"training {len(sweeps)} methods, {'two at a time' if at_once > 1 else 'one after the other'} ..."
-        )
+        if sweeps:
+            how = "two at a time" if at_once > 1 else "one after the other"
+            say(f"training {len(sweeps)} methods, {how} ...")
         training = train_methods(sampler.spec, trained_methods, sweeps, at_once=at_once)
         for number, done in enumerate(training, start=1):
             runs += done.runs
             failures += done.failures
             say(f"[{number}/{len(sweeps)}] {done.method}: {len(done.runs)} policies, {done.seconds:.0f} s")
-        if not runs and len(trained_methods) == len(methods):
+        if not runs and not any(isinstance(method, BestOfMethod) for method in methods.values()):
             raise ValueError(f"every run went wrong; the first one: {failures[0].reason}")
         say(f"sampling {len(runs)} policies, and what tells the best reachable reward ...")
         fit = config.fit_settings()
@@ -98,6 +98,8 @@ def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool 
         dataclasses.replace(point, share_of_limit=limit.share(point.reward, kl=point.kl))
         for point in _in_order([*trained, *drawn], list(methods))
     ]
+    if not points:
+        raise ValueError(f"no policy could be measured; the first one: {failures[0].reason}")
     result = FrontierResult(
         location=config.folder.location,
         points=tuple(points),

@@ -27,6 +27,7 @@ FEW = {
     "samples_per_prompt": 8,
     "limit_samples_per_prompt": 16,
     "limit_fits": 1,
+    "limit_rounds": 1,
     "prompts": 4,
     "seeds": [0],
 }
@@ -54,9 +55,12 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FrontierConfig:
 
 
 @pytest.mark.heavy
-def test_the_recipe_as_shipped(cluster: None, config: FrontierConfig) -> None:
+def test_the_recipe_as_shipped(
+    cluster: None, config: FrontierConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepare_frontier(config.folder.location, [0], task=TINY)
-    result = run_frontier(config, verbose=False)
+    result = run_frontier(config)
+    assert "training 9 methods, two at a time ..." in capsys.readouterr().out
     assert not result.failures
     assert result.methods == list(config.methods)
     assert len(result.points) == 2 * len(config.methods)
@@ -72,11 +76,6 @@ def test_the_recipe_as_shipped(cluster: None, config: FrontierConfig) -> None:
     assert result.limit.rewards.shape == (4, 2 * 16)  # of the reference, and of the fitted policy
     (fitted,) = Path(result.location, "measured", "limit").glob("fit-*.json")
     assert json.loads(fitted.read_text())["rounds"][0]["kl"] > 0
-    ends = [
-        [file.stat().st_mtime for file in Path(result.location, "methods", name, "trials").glob("*.json")]
-        for name in ("dpo", "ipo")
-    ]
-    assert min(ends[1]) < max(ends[0])  # side by side
     near, far = (point.kl for point in result.points if point.method == "DPO realigned")
     assert near < far
 
@@ -102,6 +101,17 @@ def test_what_was_done_is_not_done_again(
     config.samples_per_prompt = 9
     with pytest.raises(ValueError, match="`samples_per_prompt` must be that of the comparison"):
         run_frontier(config, resume=True)
+
+
+@pytest.mark.heavy
+def test_where_every_run_goes_wrong_the_first_reason_is_told(cluster: None, config: FrontierConfig) -> None:
+    prepare_frontier(config.folder.location, [0], task=TINY)
+    config.only = ["DPO", "DPO realigned"]
+    config.overrides["trainer.limit_val_batches"] = 0  # nothing is reported
+    with pytest.raises(
+        ValueError, match=r"every run went wrong; the first one: .*must validate at least once"
+    ):
+        run_frontier(config, verbose=False)
 
 
 def test_every_recipe_takes_its_values() -> None:
