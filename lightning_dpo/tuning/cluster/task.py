@@ -14,7 +14,7 @@ from lightning_dpo.training.callbacks.quiet import quiet
 from lightning_dpo.tuning.cluster.connect import is_this_machine_alone
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
-__all__ = ["beside", "run_as_task", "run_as_tasks", "run_preparation", "run_side_by_side"]
+__all__ = ["beside", "run_as_task", "run_as_tasks", "run_preparation", "run_side_by_side", "value_errors"]
 
 _SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
@@ -72,12 +72,8 @@ def beside(spec: TrialSpec, function: Any, *arguments: Any) -> Iterator[Callable
     running = _remote(spec, function).remote(spec, *arguments)
 
     def result() -> Any:
-        try:
+        with value_errors("the recipe does not run: "):
             return ray.get(running)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ValueError):
-                raise ValueError(f"the recipe does not run: {error.cause}") from error
-            raise
 
     try:
         yield result
@@ -102,15 +98,27 @@ def run_as_tasks(spec: TrialSpec, function: Any, calls: Sequence[dict[str, Any]]
     remote, held = _remote(spec, function), ray.put(spec)
     waiting = [remote.remote(held, **call) for call in calls]
     try:
-        for result in waiting:
-            yield ray.get(result)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise ValueError(str(error.cause)) from error
-        raise
+        with value_errors():
+            for result in waiting:
+                yield ray.get(result)
     finally:
         for result in waiting:
             ray.cancel(result, recursive=False)
+
+
+@contextlib.contextmanager
+def value_errors(prefix: str = "") -> Iterator[None]:
+    """Raise a ValueError of a task as one of this process, for it is the user's to mend.
+
+    Args:
+        prefix: Put before what it says.
+    """
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise ValueError(f"{prefix}{error.cause}") from error
+        raise
 
 
 def run_side_by_side(function: Callable[..., None], calls: Sequence[Sequence[Any]]) -> None:

@@ -12,6 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lightning_dpo.tuning.cluster.connect import node_resources, trials_at_once
+from lightning_dpo.tuning.cluster.task import value_errors
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.frontier.methods import TrainedMethod, folder_name
 from lightning_dpo.tuning.frontier.result import Failure
@@ -89,11 +90,9 @@ def train_methods(
                 share = math.ceil(trials / at_once) if waiting else trials
                 running.append(remote.remote(spec, method, dataclasses.replace(config, concurrency=share)))
             (done,), running = ray.wait(running, num_returns=1)
-            yield ray.get(done)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise ValueError(str(error.cause)) from error
-        raise
+            with value_errors():
+                trained = ray.get(done)
+            yield trained
     finally:
         for each in running:
             ray.cancel(each)
