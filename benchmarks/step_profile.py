@@ -52,20 +52,42 @@ KINDS = {
 SwiGLU, residuals, and the loss."""
 
 
+def _visible(query: Sequence[int], key: Sequence[int]) -> int:
+    """Pairs of a query and a key that it sees, over rows and heads: the last queries of causal attention."""
+    rows, heads, queries = query[:3]
+    return rows * heads * (queries * (key[2] - queries) + queries * (queries + 1) // 2)
+
+
+def _attention(query: Any, key: Any, *_: Any, **__: Any) -> int:
+    """Operations of attention of the CPU, of which torch counts none; what is masked is not counted."""
+    return 4 * query[3] * _visible(query, key)
+
+
+def _attention_backward(grad: Any, query: Any, key: Any, *_: Any, **__: Any) -> int:
+    """Of its gradients: twice as many products; what is computed again is not counted."""
+    return 2 * _attention(query, key)
+
+
+COUNTED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
 class Step(NamedTuple):
     """A run of timed steps.
 
     Attributes:
         seconds: Of each.
-        flops: Floating-point operations of the products in one, forward and backward, reference included.
-        kinds: Seconds in each kind of operator, of one profiled step.
-        operators: The costliest operators, seconds.
+        flops: Floating-point operations of the products in each, forward and backward, reference included.
+        kinds: Seconds in each kind of operator in a step, the mean over the same batches, profiled.
+        operators: The costliest operators, seconds a step.
         peak_mib: Largest resident set of the timed steps.
         parts: What lies in memory at the peak, MiB; the last is what is left.
     """
 
     seconds: list[float]
-    flops: float
+    flops: list[float]
     kinds: dict[str, float]
     operators: list[tuple[str, float]]
     peak_mib: float
@@ -77,7 +99,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="anything `load_model` takes")
     parser.add_argument("--data", type=Path, default=DATA, help="preference rows")
     parser.add_argument("--batch-size", type=int, default=4, help="pairs of a step")
-    parser.add_argument("--steps", type=int, default=6, help="timed steps, after one that is not")
+    parser.add_argument("--steps", type=int, default=6, help="different batches, each timed once")
     parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16", help="bf16 is autocast")
     parser.add_argument("--compile", action="store_true", help="compile the blocks")
     parser.add_argument("--reference-dtype", choices=("float32", "bfloat16"), help="of the frozen reference")
@@ -94,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             Path(folder),
             model=options.model,
             data=options.data,
-            count=(options.steps + 3) * options.batch_size,
+            count=options.steps * options.batch_size,
             max_length=512,
         )
         step = measure(str(workload.model), workload.pairs(), options)
@@ -107,34 +129,41 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 class Measuring(pl.Callback):
-    """A warm-up step, timed steps, one whose operations and kept tensors are counted, and a profiled one."""
+    """Four epochs over the same batches: untimed, timed, profiled, and one that counts.
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    Counted are operations and what is kept for the backward pass. There a compiled model runs uncompiled.
+    """
+
+    EPOCHS = 4
+
+    def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.flops = 0.0
+        self.flops: list[float] = []
         self.peak_mib = 0.0
         self.kept: dict[tuple[int, torch.dtype], int] = {}
         self.operators: Counter[str] = Counter()
         self._began = 0.0
         self._within = ExitStack()
-        self._modes: list[Any] = []
+        self._mode: Any = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == self.steps + 1:
+        if trainer.current_epoch == 2:
+            self._mode = self._within.enter_context(profile(activities=[ProfilerActivity.CPU]))
+        elif trainer.current_epoch == 3:
             own = {tensor.untyped_storage().data_ptr() for tensor in pl_module.policy.parameters()}
+            kept: dict[tuple[int, torch.dtype], int] = {}
 
             def keep(tensor: Tensor) -> Tensor:
                 storage = tensor.untyped_storage()
                 if storage.data_ptr() not in own:
-                    self.kept[storage.data_ptr(), tensor.dtype] = storage.nbytes()
+                    kept[storage.data_ptr(), tensor.dtype] = storage.nbytes()
                 return tensor
 
             hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
             self._within.enter_context(hooks)
-            self._modes = [self._within.enter_context(FlopCounterMode(display=False))]
-        elif batch_idx == self.steps + 2:
-            self._modes = [self._within.enter_context(profile(activities=[ProfilerActivity.CPU]))]
+            self._within.callback(self._largest, kept)
+            mode = FlopCounterMode(display=False, custom_mapping=COUNTED)
+            self._mode = self._within.enter_context(mode)
         self._began = time.perf_counter()
 
     def on_train_batch_end(
@@ -142,16 +171,19 @@ class Measuring(pl.Callback):
     ) -> None:
         seconds = time.perf_counter() - self._began
         self._within.close()
-        if batch_idx == 0:
+        if trainer.current_epoch == 0 and batch_idx == 0:
             Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of loading
-        elif batch_idx <= self.steps:
+        elif trainer.current_epoch == 1:
             self.seconds.append(seconds)
             self.peak_mib = resident_mib("VmHWM")
-        elif batch_idx == self.steps + 1:
-            self.flops = float(self._modes[0].get_total_flops())
-        else:
-            for event in self._modes[0].key_averages():
+        elif trainer.current_epoch == 2:
+            for event in self._mode.key_averages():
                 self.operators[event.key] += event.self_cpu_time_total / 1e6
+        elif trainer.current_epoch == 3:
+            self.flops.append(float(self._mode.get_total_flops()))
+
+    def _largest(self, kept: dict[tuple[int, torch.dtype], int]) -> None:
+        self.kept = max(self.kept, kept, key=lambda one: sum(one.values()))
 
 
 def measure(model: str, pairs: list[Any], options: argparse.Namespace) -> Step:
@@ -166,10 +198,10 @@ def measure(model: str, pairs: list[Any], options: argparse.Namespace) -> Step:
         reference_dtype=options.reference_dtype,
         gradient_checkpointing=options.gradient_checkpointing,
     )
-    measuring = Measuring(options.steps)
+    measuring = Measuring()
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
-            max_steps=options.steps + 3,
+            max_epochs=Measuring.EPOCHS,
             accelerator="cpu",
             precision="bf16-mixed" if options.precision == "bf16" else "32-true",
             callbacks=[measuring],
@@ -192,19 +224,21 @@ def measure(model: str, pairs: list[Any], options: argparse.Namespace) -> Step:
         "reference": reference,
         "gradients": weights,
         "Adam's two moments": 2 * weights,
-        **{f"kept for the backward pass, {name}": size for name, size in by_type.most_common()},
     }
+    if not options.compile:  # what compiled blocks keep is in the rest
+        parts |= {f"kept for the backward pass, {name}": size for name, size in by_type.most_common()}
     parts["the rest: chunks of the head, gradients on their way, allocator"] = measuring.peak_mib - sum(
         parts.values()
     )
     kinds: Counter[str] = Counter()
-    for name, seconds in measuring.operators.items():
+    operators = Counter({name: total / options.steps for name, total in measuring.operators.items()})
+    for name, seconds in operators.items():
         kinds[kind_of(name)] += seconds
     return Step(
         measuring.seconds,
         measuring.flops,
         dict(kinds.most_common()),
-        measuring.operators.most_common(25),
+        operators.most_common(25),
         measuring.peak_mib,
         parts,
     )
@@ -235,12 +269,15 @@ def product_rate(dtype: torch.dtype, tokens: int = 1024, width: int = 576, inner
 
 def report(step: Step, limit: float) -> str:
     seconds = statistics.median(step.seconds)
+    rate = sum(step.flops) / sum(step.seconds)
+    rates = [flops / one for flops, one in zip(step.flops, step.seconds, strict=True)]
     profiled = sum(step.kinds.values())
     lines = [
         "",
         f"{seconds:.2f} s a step ({min(step.seconds):.2f}-{max(step.seconds):.2f}), "
-        f"{step.flops / 1e12:.2f} TFLOP in its products: {step.flops / seconds / 1e9:.0f} GFLOP/s, "
-        f"{step.flops / seconds / limit:.0%} of the {limit / 1e9:.0f} that such products reach alone",
+        f"{sum(step.flops) / len(step.flops) / 1e12:.2f} TFLOP in its products",
+        f"{rate / 1e9:.0f} GFLOP/s over all of them ({min(rates) / 1e9:.0f}-{max(rates) / 1e9:.0f}), "
+        f"{rate / limit:.0%} of the {limit / 1e9:.0f} that such products reach alone",
         "",
         "| where the time goes | s | share |",
         "|---|---|---|",

@@ -35,6 +35,7 @@ from lightning_dpo.scoring.forward import ScoringPlan, lay_out, score
 from lightning_dpo.scoring.graphs import outside_of_graphs
 from lightning_dpo.scoring.select import LayoutChoice, Selection, select_plan
 from lightning_dpo.training.callbacks.exact_resume import ExactResume
+from lightning_dpo.training.callbacks.freed_memory import KeepFreedMemory
 from lightning_dpo.training.callbacks.throughput import Throughput
 from lightning_dpo.training.compile import compile_blocks
 from lightning_dpo.training.metrics.data_sets import DataSetMeans
@@ -224,8 +225,8 @@ class PolicyModule(pl.LightningModule):
         """Make what goes with the policy while it has its first weights, before it is compiled."""
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """The callbacks of every run: whole checkpoints, exact resumption, the token rate."""
-        return [WholeCheckpoints(), ExactResume(), Throughput()]
+        """The callbacks of every run: whole checkpoints, exact resumption, the token rate, freed memory."""
+        return [WholeCheckpoints(), ExactResume(), Throughput(), KeepFreedMemory()]
 
     def trained_modules(self) -> list[nn.Module]:
         """What the optimizer trains: the policy. Override it for a method that has a head of its own."""
