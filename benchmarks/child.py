@@ -42,7 +42,12 @@ class Settings(NamedTuple):
 
 
 def run_ours(
-    settings: Settings, *, layout: Any = "auto", cached: bool = False, packed: bool = False
+    settings: Settings,
+    *,
+    layout: Any = "auto",
+    cached: bool = False,
+    packed: bool = False,
+    lean: bool = False,
 ) -> Measurement:
     import lightning.pytorch as pl
     from torch.optim import AdamW
@@ -90,6 +95,8 @@ def run_ours(
             lora=LoraSettings(r=rank, alpha=2 * rank) if rank else None,
             reference="cached" if cached else "adapter" if rank else "frozen",
             reference_cache=f"{folder}/cache" if cached else None,
+            reference_dtype="bfloat16" if lean else None,
+            compile_model=lean,
         )
         trainer = pl.Trainer(
             max_steps=meter.all_steps,
@@ -197,6 +204,7 @@ def run_trl(settings: Settings, *, precompute: bool = False, liger: bool = False
 VARIANTS: dict[str, Callable[[Settings], Measurement]] = {
     "ours": run_ours,
     "ours-cached": lambda settings: run_ours(settings, cached=True),
+    "ours-lean": lambda settings: run_ours(settings, lean=True),
     "ours-concatenated": lambda settings: run_ours(settings, layout="concatenated"),
     "packed": lambda settings: run_ours(settings, packed=True),
     "trl": run_trl,
