@@ -76,7 +76,7 @@ def rank_and_count() -> tuple[int, int]:
 
 def adamw(params: Any) -> AdamW:
     # Of gradients near 0, Adam's first steps are all rounding below this eps.
-    return AdamW(params, lr=1e-2, eps=1e-6)
+    return AdamW(params, lr=1e-2, eps=1e-5)
 
 
 def fit(
