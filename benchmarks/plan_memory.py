@@ -1,6 +1,6 @@
 """Peak memory that `lightning_dpo.parallel.memory` predicts, beside what training on the CPU really takes.
 
-    python -m benchmarks.plan_memory [--sizes 20m 60m 150m] [--gradient_checkpointing]
+    python -m benchmarks.plan_memory [--sizes 20m 60m 150m] [--gradient_checkpointing [selective]]
 
 Each size trains a few steps in a process of its own: random weights, float32, AdamW, a frozen reference.
 Counted is the largest resident set while training, beyond what the same process had after its imports.
@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from lightning_dpo.types.choices import Recomputation
 
 _SIZES: dict[str, dict[str, int]] = {
     "20m": {
@@ -81,7 +83,7 @@ def configuration(size: str) -> dict[str, Any]:
     }
 
 
-def compare(size: str, *, gradient_checkpointing: bool = False) -> Comparison:
+def compare(size: str, *, gradient_checkpointing: Recomputation = False) -> Comparison:
     """Predict, and measure in a fresh process."""
     from lightning_dpo.parallel.memory import load_config, model_shape, plan_memory
 
@@ -106,14 +108,15 @@ def compare(size: str, *, gradient_checkpointing: bool = False) -> Comparison:
         "MALLOC_TRIM_THRESHOLD_": "262144",
     }
     command = [sys.executable, "-m", "benchmarks.plan_memory", "--run", size]
-    command += ["--gradient_checkpointing"] * gradient_checkpointing
+    if gradient_checkpointing:
+        command += ["--gradient_checkpointing", *["selective"] * (gradient_checkpointing == "selective")]
     root = Path(__file__).parents[1]
     child = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, cwd=root)
     line = next(text for text in child.stdout.splitlines() if text.startswith("PEAK "))
     return Comparison(shape.parameters, tokens, json.loads(line.removeprefix("PEAK ")), plan.peak)
 
 
-def run(size: str, *, gradient_checkpointing: bool) -> None:
+def run(size: str, *, gradient_checkpointing: Recomputation) -> None:
     """Train in this process and print the peak."""
     import lightning.pytorch as pl
     import torch
@@ -158,7 +161,9 @@ def run(size: str, *, gradient_checkpointing: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
-    parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument(
+        "--gradient_checkpointing", nargs="?", const=True, default=False, choices=["selective"]
+    )
     parser.add_argument("--run")
     options = parser.parse_args()
     if options.run:

@@ -25,6 +25,7 @@ from lightning_dpo.parallel.memory.estimate import (
 )
 from lightning_dpo.parallel.memory.shapes import KNOWN_MODELS, ModelShape, load_config, model_shape
 from lightning_dpo.parallel.speed import GPUS, Cluster
+from lightning_dpo.types.choices import Recomputation
 
 __all__ = ["plan", "print_overview", "print_plans", "run"]
 
@@ -59,7 +60,7 @@ def plan(
     precision: PrecisionName = "bf16-mixed",
     reference: ReferenceName = "frozen",
     lora: LoraSettings | None = None,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: Recomputation = False,
     efficiency: float = 0.4,
     network_efficiency: float = 0.8,
     flops: float | None = None,
@@ -86,7 +87,8 @@ def plan(
         precision: The trainer's: 32-true, bf16-mixed or bf16-true.
         reference: frozen, adapter, cached or none.
         lora: Train adapters of the rank `--lora.r`; by default all weights train.
-        gradient_checkpointing: Compute activations anew whatever the strategy.
+        gradient_checkpointing: Compute activations anew whatever the strategy: true, or selective for all but
+            the results of products and attention.
         efficiency: Share of the GPU's peak that training reaches, from 0 to 1.
         network_efficiency: Share of its links' bandwidth that collectives reach, from 0 to 1.
         flops: Operations a second that one device reaches, in place of `efficiency`.

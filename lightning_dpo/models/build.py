@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
 from lightning_dpo.models.load import load_model
 from lightning_dpo.models.lora import LoraSettings, apply_lora
 from lightning_dpo.models.modes import disable_dropout
 from lightning_dpo.models.shared_base import base_model
+from lightning_dpo.types.choices import Recomputation
 
-__all__ = ["PolicySettings", "build_policy", "load_as"]
+__all__ = ["PolicySettings", "build_policy", "keeps_products", "load_as"]
+
+_PRODUCTS = frozenset({"mm", "addmm", "_scaled_mm", "_grouped_mm", "_scaled_grouped_mm"})
 
 
 class PolicySettings(NamedTuple):
@@ -23,7 +28,7 @@ class PolicySettings(NamedTuple):
     lora: LoraSettings | None
     dtype: torch.dtype
     attn_implementation: str | None
-    gradient_checkpointing: bool
+    gradient_checkpointing: Recomputation
     disable_dropout: bool
     trust_remote_code: bool
 
@@ -48,8 +53,28 @@ def build_policy(settings: PolicySettings) -> nn.Module:
                 "`gradient_checkpointing` needs a Hugging Face model as `policy`, got "
                 f"{type(model).__name__}; checkpoint inside your own module"
             )
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        options: dict[str, Any] = {"use_reentrant": False}
+        if settings.gradient_checkpointing == "selective":
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, keeps_products)
+        enable(gradient_checkpointing_kwargs=options)
     return model
+
+
+def keeps_products(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Keep what matrix products and fused attention gave; norms, activations and casts are computed anew.
+
+    As torchtitan's selective activation checkpointing (https://arxiv.org/abs/2410.06511, section 2.1.3) does
+    it by operation, but for every product. The scores of attention that is not fused are not kept.
+
+    Args:
+        context: Of torch's checkpoint.
+        operation: Which one, such as aten.mm.default.
+        args: Its own.
+        kwargs: Likewise.
+    """
+    name = operation.name().split("::")[-1].split(".")[0]
+    is_kept = name in _PRODUCTS or "attention" in name or "attn" in name
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def load_as(source: str, settings: PolicySettings) -> PreTrainedModel:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -36,8 +36,9 @@ from lightning_dpo.scoring.graphs import outside_of_graphs
 from lightning_dpo.scoring.select import LayoutChoice, Selection, select_plan
 from lightning_dpo.training.callbacks.exact_resume import ExactResume
 from lightning_dpo.training.callbacks.freed_memory import KeepFreedMemory
+from lightning_dpo.training.callbacks.gradients import FreeGradients
 from lightning_dpo.training.callbacks.throughput import Throughput
-from lightning_dpo.training.compile import compile_blocks
+from lightning_dpo.training.compile import compile_blocks, left_to_compiler
 from lightning_dpo.training.metrics.data_sets import DataSetMeans
 from lightning_dpo.training.metrics.weighted_means import WeightedMeans
 from lightning_dpo.training.saving.checkpoint_io import WholeCheckpoints
@@ -51,10 +52,9 @@ from lightning_dpo.training.saving.model_record import (
 )
 from lightning_dpo.training.step_output import StepOutput
 from lightning_dpo.types import CompletionBatch, CompletionLogps
+from lightning_dpo.types.choices import DtypeName, Recomputation
 
 __all__ = ["PolicyModule"]
-
-DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
 
 class PolicyModule(pl.LightningModule):
@@ -97,7 +97,7 @@ class PolicyModule(pl.LightningModule):
         layout: LayoutChoice = "auto",
         dtype: DtypeName = "float32",
         attn_implementation: str | None = None,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: Recomputation = False,
         compile_model: bool = False,
         disable_dropout: bool = True,
         trust_remote_code: bool = False,
@@ -116,7 +116,9 @@ class PolicyModule(pl.LightningModule):
             dtype: Type the weights are loaded in. Keep float32 with mixed precision; an adapter's own weights
                 are float32 whatever its base weights are, so these may be bfloat16.
             attn_implementation: Passed to transformers. None takes what is fastest and exact here.
-            gradient_checkpointing: Recompute activations in the backward pass.
+            gradient_checkpointing: Recompute activations in the backward pass: true those of whole blocks,
+                "selective" all but the results of matrix products and attention, which takes little time.
+                Compiled blocks do the latter by themselves.
             compile_model: Compile the blocks of the policy, and of its reference, with torch.compile.
             disable_dropout: Set all dropout of the policy to 0.
             trust_remote_code: Run modelling code that comes with a hub repository.
@@ -212,7 +214,8 @@ class PolicyModule(pl.LightningModule):
         Args:
             sharding: How models are split over ranks; None leaves them whole.
         """
-        policy = build_trained(self.settings, sharding=sharding)
+        settings = left_to_compiler(self.settings) if self.is_compiled else self.settings
+        policy = build_trained(settings, sharding=sharding)
         if sharding is not None and self.settings.lora is not None:
             # Sharded checkpoints are written and read by what the state names: here the adapter only.
             self.register_state_dict_post_hook(drop_base_weights)  # type: ignore[no-untyped-call]
@@ -225,8 +228,8 @@ class PolicyModule(pl.LightningModule):
         """Make what goes with the policy while it has its first weights, before it is compiled."""
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """The callbacks of every run: whole checkpoints, exact resumption, the token rate, freed memory."""
-        return [WholeCheckpoints(), ExactResume(), Throughput(), KeepFreedMemory()]
+        """The callbacks of every run: whole checkpoints, exact resumption, the token rate, memory."""
+        return [WholeCheckpoints(), ExactResume(), Throughput(), KeepFreedMemory(), FreeGradients()]
 
     def trained_modules(self) -> list[nn.Module]:
         """What the optimizer trains: the policy. Override it for a method that has a head of its own."""
@@ -380,11 +383,8 @@ class PolicyModule(pl.LightningModule):
         self.configure_model()
         data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
         tokenizer = getattr(data, "tokenizer", None) or self.tokenizer_source
-        options: dict[str, Any] = {
-            "tokenizer": tokenizer,
-            "merge": merge,
-            "reward_head": self.reward_head_weight(),
-        }
+        options: dict[str, Any] = {"tokenizer": tokenizer, "merge": merge}
+        options["reward_head"] = self.reward_head_weight()
         if not is_sharded(self.policy):
             return export_model(self.policy, folder, **options)
         weights = full_state(self.policy)

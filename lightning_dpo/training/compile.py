@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from lightning_dpo.models.build import PolicySettings
 from lightning_dpo.parallel.sharding import blocks
 
-__all__ = ["compile_blocks"]
+__all__ = ["compile_blocks", "left_to_compiler"]
 
 
 def compile_blocks(model: nn.Module) -> None:
@@ -20,3 +22,17 @@ def compile_blocks(model: nn.Module) -> None:
     """
     for part in blocks(model) or [model]:
         part.compile(dynamic=True)
+
+
+def left_to_compiler(settings: PolicySettings) -> PolicySettings:
+    """Leave out what torch's compiler does by itself: it chooses what a block recomputes.
+
+    A selective checkpoint around compiled code would run all of it again.
+
+    Args:
+        settings: Of a policy whose blocks will be compiled.
+    """
+    if settings.gradient_checkpointing != "selective":
+        return settings
+    rank_zero_info('gradient_checkpointing: "selective" is left to the compiler of the blocks')
+    return settings._replace(gradient_checkpointing=False)

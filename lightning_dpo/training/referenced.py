@@ -21,11 +21,12 @@ from lightning_dpo.reference.frozen import AdapterReference
 from lightning_dpo.reference.missing import of_all_completions
 from lightning_dpo.reference.spec import ReferenceSpec
 from lightning_dpo.scoring.forward import ScoringPlan
-from lightning_dpo.training.base import DtypeName, PolicyModule
+from lightning_dpo.training.base import PolicyModule
 from lightning_dpo.training.callbacks.exact_resume import MOVING
 from lightning_dpo.training.callbacks.reference_sync import ReferenceSync
 from lightning_dpo.training.compile import compile_blocks
 from lightning_dpo.types import CompletionBatch
+from lightning_dpo.types.choices import DtypeName
 
 __all__ = ["ReferencedModule"]
 

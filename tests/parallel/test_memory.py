@@ -165,7 +165,8 @@ def test_float32_without_sharding_by_hand() -> None:
         4 * count,
     )
     assert plan.logits == 2 * 4 * 40 * 1000
-    assert plan.peak >= 20 * count + plan.activations + plan.logits
+    assert plan.peak >= 20 * count
+    assert plan.peak >= 16 * count + plan.activations + plan.logits  # gradients come as activations go
     several = plan_memory(shape, strategy="ddp", gpus=2, precision="32-true", tokens=100)
     assert several.gradients == 2 * plan.gradients
 
@@ -307,9 +308,17 @@ def test_command_prints_the_overview(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.heavy
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads peaks from /proc, as Linux has")
 @pytest.mark.parametrize(
-    ("size", "checkpointing"), [("20m", False), ("60m", False), ("150m", False), ("20m", True)]
+    ("size", "checkpointing"),
+    [
+        ("20m", False),
+        ("60m", False),
+        ("150m", False),
+        ("20m", True),
+        ("20m", "selective"),
+        ("60m", "selective"),
+    ],
 )
-def test_peak_is_what_training_takes(size: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_is_what_training_takes(size: str, checkpointing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     from benchmarks.plan_memory import compare
 

@@ -38,6 +38,7 @@ def test_the_same_steps(ranks: Any, strategy: str, model: str, lora: bool) -> No
     "options",
     [
         {"gradient_checkpointing": True},
+        {"gradient_checkpointing": "selective"},
         {"sharding": {"reshard_after_forward": False}},
         {"sharding": {"block_classes": ["LlamaMLP"]}},
         {"sharding": {"reshard_after_forward": False}, "lora": True},

@@ -162,13 +162,14 @@ def test_precisions_start_at_ln_2(precision: Any) -> None:
 
 def test_gradient_checkpointing_changes_memory_not_results() -> None:
     ends = []
-    for checkpointing in (False, True):
+    for checkpointing in (False, True, "selective"):
         module = DPOModule(tiny_model(), optimizer=sgd, gradient_checkpointing=checkpointing)
         trainer(max_epochs=2).fit(module, loader())
-        assert module.policy.is_gradient_checkpointing == checkpointing
+        assert module.policy.is_gradient_checkpointing == bool(checkpointing)
         ends.append(weights(module.policy))
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(ends[2][name], value, atol=1e-6, rtol=1e-6)
 
 
 def test_a_users_own_network_trains() -> None:

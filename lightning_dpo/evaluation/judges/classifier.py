@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_dpo.evaluation.judges.model import DtypeName, ModelJudge
+from lightning_dpo.evaluation.judges.model import ModelJudge
 from lightning_dpo.evaluation.judges.texts import samples_of_texts
 from lightning_dpo.evaluation.sampling import Sample
 from lightning_dpo.models.load import resolve_source
+from lightning_dpo.types.choices import DtypeName
 
 __all__ = ["ClassifierJudge"]
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_dpo.evaluation.judges.model import DtypeName, ModelJudge
+from lightning_dpo.evaluation.judges.model import ModelJudge
 from lightning_dpo.evaluation.kl import completion_kl
 from lightning_dpo.evaluation.sampling import Sample
 from lightning_dpo.models.load import load_model
+from lightning_dpo.types.choices import DtypeName
 
 __all__ = ["ImplicitRewardJudge"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,9 @@ from lightning_dpo.evaluation.judges.texts import same_vocabulary, samples_of_te
 from lightning_dpo.evaluation.sampling import Sample
 from lightning_dpo.models.device import pick_device
 from lightning_dpo.models.load import load_tokenizer, resolve_source
+from lightning_dpo.types.choices import DtypeName
 
-__all__ = ["DtypeName", "ModelJudge"]
-
-DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
+__all__ = ["ModelJudge"]
 
 
 class ModelJudge(ABC):

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from lightning_dpo.parallel.memory.shapes import ModelShape
 from lightning_dpo.scoring.lm_head import CHUNK_ELEMENTS
+from lightning_dpo.types.choices import Recomputation
 
-__all__ = ["Workload", "activation_bytes", "head_bytes", "layer_bytes"]
+__all__ = ["Workload", "activation_bytes", "head_bytes", "layer_bytes", "product_bytes"]
 
 _FLOAT = 4
 
@@ -65,13 +66,26 @@ def layer_bytes(shape: ModelShape, work: Workload) -> int:
     return total
 
 
-def activation_bytes(shape: ModelShape, work: Workload, *, checkpointing: bool) -> int:
-    """What all blocks keep; with checkpointing their inputs, and all of the one that is computed anew."""
+def product_bytes(shape: ModelShape, work: Workload) -> int:
+    """What a block gives out of its matrix products and its attention, which runs in float32 on the CPU."""
+    within = _FLOAT if work.by_completion else work.compute
+    products = shape.query + 2 * shape.key + 2 * shape.hidden + 2 * shape.intermediate
+    return work.tokens * (work.compute * products + within * shape.query + _FLOAT * shape.heads)
+
+
+def activation_bytes(shape: ModelShape, work: Workload, *, checkpointing: Recomputation) -> int:
+    """What all blocks keep; with checkpointing their inputs, and all of the one that is computed anew.
+
+    Where it is selective, blocks keep what their products gave, too.
+    """
     layer = layer_bytes(shape, work)
     ends = work.tokens * (2 * _FLOAT + work.stream) * shape.hidden  # the last norm and its result
     ends += work.completion_tokens * work.stream * shape.hidden  # states that predict completion tokens
     if checkpointing:
-        return ends + layer + shape.layers * work.tokens * work.stream * shape.hidden
+        kept = work.tokens * work.stream * shape.hidden
+        if checkpointing == "selective":
+            kept += product_bytes(shape, work)
+        return ends + layer + shape.layers * kept
     return ends + shape.layers * layer
 
 

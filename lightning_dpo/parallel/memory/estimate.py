@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 from lightning_dpo.parallel.memory.activations import Workload, activation_bytes, backward_bytes, head_bytes
 from lightning_dpo.parallel.memory.operations import forward_operations, passes
 from lightning_dpo.parallel.memory.shapes import ModelShape, load_config, model_shape
+from lightning_dpo.types.choices import Recomputation
 
 __all__ = ["HEADROOM", "STRATEGIES", "Plan", "PrecisionName", "ReferenceName", "first_fit", "plan_memory"]
 
@@ -81,12 +82,12 @@ def plan_memory(
     precision: PrecisionName = "bf16-mixed",
     reference: ReferenceName = "frozen",
     lora_r: int | None = None,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: Recomputation = False,
     flops: float = 400e12,
     accelerator: Literal["cuda", "cpu"] = "cuda",
     replicas: int = 1,
 ) -> Plan:
-    """Work out a run's memory.
+    """Work out a run's memory, of batches that are not accumulated: gradients are freed before the next one.
 
     Args:
         config: A `ModelShape`, a transformers configuration, or what `load_config` takes.
@@ -99,7 +100,7 @@ def plan_memory(
         precision: The trainer's.
         reference: DPOModule's; with LoRA a frozen one is the adapter switched off, which takes nothing.
         lora_r: Rank of adapters on all linear layers but the head; None trains all weights.
-        gradient_checkpointing: Whatever the strategy.
+        gradient_checkpointing: As PolicyModule takes it; strategies that checkpoint do so in any case.
         flops: Operations a second that one device reaches, not its peak.
         accelerator: What attention and the optimizer do differs.
         replicas: Copies of the weights that the devices hold (HSDP), each split over its share of them.
@@ -117,7 +118,7 @@ def plan_memory(
         )
     shape = config if isinstance(config, ModelShape) else model_shape(_configuration(config))
     sharded, offload = strategy != "ddp", strategy == "fsdp2+offload"
-    checkpointing = gradient_checkpointing or strategy in STRATEGIES[2:]
+    checkpointing = strategy in STRATEGIES[2:] or gradient_checkpointing
     trained = shape.parameters if lora_r is None else lora_r * shape.adapter_width
     held = shape.parameters + (0 if lora_r is None else trained)
     stored = 2 if precision == "bf16-true" else 4
@@ -146,8 +147,7 @@ def plan_memory(
     forward, backward = _working(shape, work, sharded=sharded, stored=stored, trains_all=lora_r is None)
     update = trained * stored // ranks if accelerator == "cuda" else 2 * shape.largest_parameter * stored
     moments = (
-        # The last step's gradients are cleared after the forward pass.
-        gradients * (not offload) + forward + activations + logits,
+        forward + activations + logits,
         backward + activations + logits + backward_bytes(shape, work),
         (gradients + update) * (not offload),
     )

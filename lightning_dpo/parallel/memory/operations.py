@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from lightning_dpo.parallel.memory.activations import Workload
 from lightning_dpo.parallel.memory.shapes import ModelShape
+from lightning_dpo.types.choices import Recomputation
 
 __all__ = ["Passes", "forward_operations", "passes"]
 
@@ -40,17 +41,17 @@ def forward_operations(shape: ModelShape, work: Workload, *, pair_tokens: int) -
     return 2 * body + attention, 2 * shape.head_parameters * work.completion_tokens / work.tokens
 
 
-def passes(*, reference: str, lora: bool, checkpointing: bool) -> Passes:
+def passes(*, reference: str, lora: bool, checkpointing: Recomputation) -> Passes:
     """What a step computes: gradients of inputs and, without adapters, of weights cost a pass each.
 
     Args:
         reference: DPOModule's; one that is cached or missing is not computed.
         lora: Whether adapters train, whose own operations are not counted.
-        checkpointing: Whether blocks are computed again in the backward pass.
+        checkpointing: What is computed again in the backward pass; products only where whole blocks are.
     """
     gradients = 1 if lora else 2
     return Passes(
         reference=int(reference in ("frozen", "adapter")),
-        body=gradients + int(checkpointing),
+        body=gradients + int(checkpointing is True),
         head=gradients + 1,
     )

@@ -10,6 +10,7 @@ from lightning_dpo.parallel.memory.estimate import PrecisionName, ReferenceName
 from lightning_dpo.parallel.memory.operations import forward_operations, passes
 from lightning_dpo.parallel.memory.shapes import ModelShape
 from lightning_dpo.parallel.speed.cluster import Cluster
+from lightning_dpo.types.choices import Recomputation
 
 __all__ = ["StepTime", "plan_step"]
 
@@ -87,7 +88,7 @@ def plan_step(
     precision: PrecisionName = "bf16-mixed",
     reference: ReferenceName = "frozen",
     lora_r: int | None = None,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: Recomputation = False,
 ) -> StepTime:
     """Work out a step's time.
 
@@ -109,7 +110,7 @@ def plan_step(
         precision: The trainer's.
         reference: DPOModule's.
         lora_r: Rank of adapters on all linear layers but the head; None trains all weights.
-        gradient_checkpointing: Whether blocks are computed again in the backward pass.
+        gradient_checkpointing: What is computed again in the backward pass, as PolicyModule takes it.
 
     Raises:
         ValueError: If replicas or shards are no positive numbers.
