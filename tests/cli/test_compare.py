@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from pair_rows import jsonl
 from tiny_folder import save_tiny
 from training import sgd, trainer
 from transformers import AutoModelForCausalLM
@@ -30,11 +31,10 @@ SMALL = ["--data=pairs.jsonl", "--max_new_tokens=6", "--device=cpu"]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "model")
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    jsonl(tmp_path / "pairs.jsonl", ROWS)
     (tmp_path / "my_module.py").write_text(
         "def judge(prompts, completions):\n    return [float(len(text)) for text in completions]\n"
         "def nan(prompts, completions):\n    return [float('nan')] * len(prompts)\n"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import CONFIGS
+from pair_rows import jsonl
+from tiny_folder import save_tiny
 from tiny_tokenizers import TOOLS, byte_level
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lightning_dpo.cli.main import main
 
@@ -24,12 +23,8 @@ def said(text: str) -> dict[str, Any]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small chat model, rows with tool calls and rows of text."""
-    monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    tokenizer = byte_level(template=TOOLS, eos="<|im_end|>")
-    config = LlamaConfig(**{**CONFIGS["llama"].to_dict(), "vocab_size": len(tokenizer)})
-    AutoModelForCausalLM.from_config(config).save_pretrained("model")
-    tokenizer.save_pretrained("model")
+    save_tiny(tmp_path / "model", tokenizer=byte_level(template=TOOLS, eos="<|im_end|>"))
     tools = [
         {
             "prompt": [{"role": "user", "content": f"is it green {n}?"}],
@@ -39,8 +34,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for n in range(12)
     ]
     text = [{"prompt": f"say {n}", "chosen": f" yes {n}", "rejected": f" no {n}"} for n in range(20)]
-    for name, rows in (("tools", tools), ("text", text)):
-        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    jsonl(tmp_path / "tools.jsonl", tools)
+    jsonl(tmp_path / "text.jsonl", text)
     return tmp_path
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_folder import save_tiny
 from tiny_tokenizers import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -23,17 +22,6 @@ from lightning_dpo.losses import IPOLoss
 from lightning_dpo.training.cli import DPOCLI
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
-COLOURS = ("red", "green", "grey", "white", "pink", "brown", "black", "gold")
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    save_tiny(tmp_path / "model")
-    rows = [{"prompt": f"is it {c}?", "chosen": " yes it is", "rejected": f" no not {c}"} for c in COLOURS]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
 
 
 TINY = [

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_folder import save_tiny
+from pair_rows import COLOURS, jsonl
 from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
 
@@ -16,28 +15,8 @@ import lightning_dpo.models.build
 import lightning_dpo.models.load
 from lightning_dpo.cli.main import main
 
-ROWS = [
-    {"prompt": f"is the sky {colour}?", "chosen": " yes it is blue", "rejected": f" no it is {colour}"}
-    for colour in ("red", "green", "grey", "white")
-]
-
-
 FEEDBACK = "--data=lightning_dpo.data.feedback.FeedbackDataModule"
 JUDGED = [{"prompt": f"is the sky {n}?", "completion": " yes it is blue", "label": True} for n in range(4)]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small model with its tokenizer, and pairs."""
-    monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    save_tiny(tmp_path / "model")
-    write(tmp_path / "pairs.jsonl", ROWS)
-    return tmp_path
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def fit(*extra: str, train: str = "pairs.jsonl") -> None:
@@ -70,7 +49,7 @@ class TestBeforeAModelIsLoaded:
         assert "'missing.jsonl'" in error
 
     def test_wrong_column(self, folder: Path, capsys: Any) -> None:
-        write(folder / "pairs.jsonl", [{"question": "a", "good": "b", "bad": "c"}])
+        jsonl(folder / "pairs.jsonl", [{"question": "a", "good": "b", "bad": "c"}])
         error = error_of(capsys)
         assert all(
             word in error for word in ("question", "good", "bad", "prompt", "chosen", "rejected", "columns")
@@ -119,12 +98,12 @@ class TestBeforeAModelIsLoaded:
         assert 'columns={"margin": "your_column"}' in error
 
     def test_weights_for_a_loss_that_compares_pairs(self, folder: Path, capsys: Any) -> None:
-        write(folder / "pairs.jsonl", [{**row, "weight": n} for n, row in enumerate(ROWS, 1)])
+        jsonl(folder / "pairs.jsonl", [{**row, "weight": n} for n, row in enumerate(COLOURS, 1)])
         error = error_of(capsys, "--model.loss=AOTLoss")
         assert "`loss` must give each pair a loss of its own to be weighted, got AOTLoss" in error
 
     def test_judged_completions_given_to_dpo(self, folder: Path, capsys: Any) -> None:
-        write(folder / "pairs.jsonl", JUDGED)
+        jsonl(folder / "pairs.jsonl", JUDGED)
         error = error_of(capsys)
         assert "`train` must have columns `chosen` and `rejected`" in error
         assert "read them with FeedbackDataModule" in error
@@ -136,7 +115,7 @@ class TestBeforeAModelIsLoaded:
         assert "set `unpaired_from_pairs: true`" in error
 
     def test_a_data_module_of_the_other_kind(self, folder: Path, capsys: Any) -> None:
-        write(folder / "pairs.jsonl", [*JUDGED, {**JUDGED[0], "label": False}])
+        jsonl(folder / "pairs.jsonl", [*JUDGED, {**JUDGED[0], "label": False}])
         error = error_of(capsys, FEEDBACK)
         assert "`datamodule` must give PairBatch for DPOModule, got FeedbackDataModule" in error
 

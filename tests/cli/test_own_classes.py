@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tiny_folder import save_tiny
 from transformers import AutoModelForCausalLM
 
 from lightning_dpo.cli.main import main
 from lightning_dpo.training.cli import DPOCLI, data_class_in, model_class_in
 
 RECIPE = Path(__file__).parents[2] / "configs" / "smollm2_dpo.yaml"
-COLOURS = ("red", "green", "grey", "white", "pink", "brown", "black", "gold")
 DATA = ["--data.train=pairs.jsonl", "--data.num_processes=1", "--data.validation_split=0.25"]
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_model_summary=false"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    save_tiny(tmp_path / "model")
-    rows = [{"prompt": f"is it {c}?", "chosen": " yes it is", "rejected": f" no not {c}"} for c in COLOURS]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
 
 
 def write(path: Path, **settings: Any) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_folder import save_tiny
 from transformers import AutoModelForCausalLM
 
 from lightning_dpo.cli.main import main
@@ -27,16 +25,6 @@ ARGUMENTS = [
     "--trainer.accelerator=cpu",
     "--trainer.logger=false",
 ]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    save_tiny(tmp_path / "model")
-    rows = [{"prompt": f"is {n} even?", "chosen": " yes", "rejected": " no"} for n in range(8)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
 
 
 @pytest.mark.slow

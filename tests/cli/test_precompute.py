@@ -1,36 +1,24 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tiny_models import CONFIGS
-from tiny_tokenizers import byte_level
-from transformers import AutoModelForCausalLM, LlamaConfig
+from tiny_folder import save_tiny
 
 from lightning_dpo.cli.main import main
 from lightning_dpo.models import build as builder_module
 from lightning_dpo.models.load import load_model
 from lightning_dpo.reference.spec import ReferenceSpec
 
-COLOURS = ("red", "green", "grey", "white", "pink", "brown", "black", "gold")
 CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a model, pairs and the recipe of a run that would take far longer than these tests."""
-    monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    tokenizer = byte_level()
-    config = LlamaConfig(**{**CONFIGS["llama"].to_dict(), "vocab_size": len(tokenizer)})
-    for name in ("model", "other"):
-        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    rows = [{"prompt": f"is it {c}?", "chosen": " yes it is", "rejected": f" no not {c}"} for c in COLOURS]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def recipe(folder: Path) -> Path:
+    """The recipe of a run that would take far longer than these tests, beside another model."""
+    save_tiny(folder / "other")
     settings = {
         "trainer": {"max_epochs": 1, "accelerator": "cpu", "logger": False},
         "model": {
@@ -40,7 +28,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         },
         "data": {"train": "pairs.jsonl", "validation_split": 0.25, "batch_size": 2, "num_processes": 1},
     }
-    path = tmp_path / "recipe.yaml"
+    path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from pair_rows import COLOURS, jsonl
 from tiny_folder import save_tiny
 from torch.optim import SGD
 from training import trainer
@@ -23,7 +23,6 @@ from lightning_dpo.losses import SimPOLoss
 from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.training.reward_model import RewardModule
 
-COLOURS = ("red", "green", "grey", "white", "pink", "brown", "black", "gold")
 OLDER_SWEEP = Path(__file__).parents[1] / "support" / "older_sweep"
 QUICK = ["--num_prompts=4", "--max_new_tokens=6", "--device=cpu"]
 
@@ -33,8 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, pairs, and checkpoints of several kinds of training."""
     root = tmp_path_factory.mktemp("realign")
     save_tiny(root / "model")
-    rows = [{"prompt": f"is it {c}?", "chosen": " yes it is", "rejected": f" no not {c}"} for c in COLOURS]
-    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    jsonl(root / "pairs.jsonl", COLOURS)
     (root / "judge_of_lengths.py").write_text(
         "def score(prompts, completions):\n    return [float(len(text)) for text in completions]\n"
         "def both(prompts, first, second):\n    return [0.5] * len(prompts)\n"
@@ -64,7 +62,6 @@ def _sgd(params: Any) -> SGD:
 
 @pytest.fixture(autouse=True)
 def _there(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
     for file in made.iterdir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import pty
 import re
@@ -13,11 +12,7 @@ import sys
 import termios
 from pathlib import Path
 
-import pytest
-from tiny_folder import save_tiny
-
 RECIPE = Path(__file__).parents[2] / "configs" / "smollm2_dpo.yaml"
-COLOURS = ("red", "green", "grey", "white", "pink", "brown", "black", "gold")
 FIT = [
     sys.executable,
     "-c",
@@ -30,14 +25,6 @@ FIT = [
     "--data.validation_split=0.25",
     "--trainer.accelerator=cpu",
 ]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    save_tiny(tmp_path / "model")
-    rows = [{"prompt": f"is it {c}?", "chosen": " yes it is", "rejected": f" no not {c}"} for c in COLOURS]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -12,9 +12,9 @@ import torch
 from feedback_rows import ROWS as JUDGED
 from feedback_rows import ready_feedback
 from pair_rows import jsonl, parts, ready
-from tiny_models import CONFIGS, OwnNetwork
+from tiny_folder import tiny_lm
+from tiny_models import OwnNetwork
 from training import sgd, trainer
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lightning_dpo import DPOModule
 from lightning_dpo.data.mixture import Mixture
@@ -170,8 +170,7 @@ def test_a_cached_reference_is_filled_with_what_all_epochs_draw(
         "harmless": {"path": files["harmless"], "weight": 0.3},
     }
     data = ready(train, tokenizer=tokenizer, batch_size=8)
-    config = LlamaConfig(**{**CONFIGS["llama"].to_dict(), "vocab_size": len(tokenizer)})
-    module = DPOModule(AutoModelForCausalLM.from_config(config), reference="cached", optimizer=sgd)
+    module = DPOModule(tiny_lm(tokenizer), reference="cached", optimizer=sgd)
     run = trainer(max_epochs=epochs)
     passes = []
     filled = FillReferenceCache.on_train_start
@@ -199,10 +198,7 @@ def test_named_sets_to_validate_on_and_judged_completions(tmp_path: Path, tokeni
     [batch] = data.val_dataloader()
     assert batch.origins.bincount().tolist() == [12, 4]
     assert data.validation_sets == ("one", "two")
-    model = AutoModelForCausalLM.from_config(
-        LlamaConfig(**{**CONFIGS["llama"].to_dict(), "vocab_size": len(tokenizer)})
-    )
-    [logged] = trainer().validate(KTOModule(model), datamodule=data, verbose=False)
+    [logged] = trainer().validate(KTOModule(tiny_lm(tokenizer)), datamodule=data, verbose=False)
     assert {"val/one/rewards/auc", "val/two/rewards/auc", "val/rewards/auc"} <= set(logged)
     desirable = [8, 2]  # of the first and of the second data set
     means = [logged[f"val/{name}/logps/desirable"] for name in ("one", "two")]

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from tiny_folder import save_tiny
+from tiny_folder import save_tiny, tiny_lm
 from tiny_tokenizers import byte_level
 from training import sgd, trainer
 
@@ -70,12 +70,8 @@ class Seen(DPOModule):
 
     def __init__(self, policy: Any = None, **options: Any) -> None:
         if policy is None:
-            from tiny_models import CONFIGS
-            from transformers import AutoModelForCausalLM, LlamaConfig
-
             torch.manual_seed(1)
-            config = {**CONFIGS["llama"].to_dict(), "vocab_size": len(byte_level())}
-            policy = AutoModelForCausalLM.from_config(LlamaConfig(**config))
+            policy = tiny_lm(byte_level())
             options = {"reference": "none", "loss": SimPOLoss(beta=2.0), "warmup_ratio": 0.0, **options}
         super().__init__(policy, **{"optimizer": sgd, **options})
         self.rows: list[list[int]] = []

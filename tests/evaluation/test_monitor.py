@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from tiny_models import CONFIGS, tiny_model
+from tiny_folder import tiny_lm
+from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
 from training import loader, sgd, trainer
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lightning_dpo import DPOModule, PreferenceDataModule
 from lightning_dpo.evaluation import CompletionMonitor
@@ -23,7 +23,6 @@ ROWS = [{"prompt": f"is it {i}?", "chosen": f" yes {i}", "rejected": f" no {i}"}
 
 def fit(tmp_path: Path, *, judge: Any = None, samples_per_prompt: int = 1, **options: Any) -> Any:
     tokenizer = byte_level()
-    config = LlamaConfig(**{**CONFIGS["llama"].to_dict(), "vocab_size": len(tokenizer)})
     data = PreferenceDataModule(
         ROWS, validation=ROWS[:6], tokenizer=tokenizer, batch_size=4, cache_dir=str(tmp_path), num_processes=1
     )
@@ -34,7 +33,7 @@ def fit(tmp_path: Path, *, judge: Any = None, samples_per_prompt: int = 1, **opt
         logger=CSVLogger(tmp_path),
         num_sanity_val_steps=1,
     )
-    module = DPOModule(AutoModelForCausalLM.from_config(config), **options)
+    module = DPOModule(tiny_lm(tokenizer), **options)
     before = run.validate(module, data, verbose=False)[0]
     run.fit(module, data)
     return run, before

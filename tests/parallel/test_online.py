@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import online_jobs
 import pytest
 import together_jobs
 import torch
+from pair_rows import jsonl
 from resume_jobs import ROWS, source
 from tiny_tokenizers import byte_level
 from torch.utils.data import DataLoader
@@ -111,7 +111,7 @@ def test_a_run_goes_on(ranks: Any, tmp_path: Path, kind: str, lora: bool) -> Non
 def test_the_recipe_with_the_overlay(ranks: Any, tmp_path: Path) -> None:
     model = source(tmp_path / "model")
     byte_level().save_pretrained(model)
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:16]))
+    jsonl(tmp_path / "pairs.jsonl", ROWS[:16])
     arguments = [
         "fit",
         f"--config={CONFIG_FOLDER / 'online_dpo.yaml'}",

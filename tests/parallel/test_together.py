@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import together_jobs
 import torch
+from pair_rows import jsonl
 from resume_jobs import ROWS, source
 from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
@@ -113,7 +113,7 @@ def test_the_recipes_with_the_overlay(
 ) -> None:
     model = source(tmp_path / "model")
     byte_level().save_pretrained(model)
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    jsonl(tmp_path / "pairs.jsonl", ROWS)
     configs = [f"--config={CONFIG_FOLDER / name}.yaml" for name in ("smollm2_dpo", *overlays)]
     options = [
         f"--model.policy={model}",

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import CONFIGS
-from tiny_tokenizers import byte_level
+from pair_rows import COLOURS, jsonl
+from tiny_folder import save_tiny
 from torch.optim import SGD
 from training import sgd, trainer
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_dpo import DPOModule, PreferenceDataModule
 from lightning_dpo.losses import DPOLoss, IPOLoss
 from lightning_dpo.reference.fill import FillReferenceCache
 
-COLOURS = ("red", "green", "grey", "white", "pink", "brown", "black", "gold")
-
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
-    tokenizer = byte_level()
-    config = LlamaConfig(**{**CONFIGS["llama"].to_dict(), "vocab_size": len(tokenizer)})
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    rows = [{"prompt": f"is it {c}?", "chosen": " yes it is", "rejected": f" no not {c}"} for c in COLOURS]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_tiny(tmp_path / "model")
+    jsonl(tmp_path / "pairs.jsonl", COLOURS)
     return tmp_path
 
 

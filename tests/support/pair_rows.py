@@ -11,6 +11,10 @@ from lightning_dpo.types import PairBatch
 GOOD = [
     {"prompt": f"the sky {n}", "chosen": f" is blue {n}", "rejected": f" is green {n}"} for n in range(40)
 ]
+COLOURS = [
+    {"prompt": f"is it {colour}?", "chosen": " yes it is", "rejected": f" no not {colour}"}
+    for colour in ("red", "green", "grey", "white", "pink", "brown", "black", "gold")
+]
 BAD = [
     {"prompt": "a", "chosen": "", "rejected": "b"},
     {"prompt": "a", "chosen": "b", "rejected": "b"},

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from tiny_models import CONFIGS
-from tiny_tokenizers import byte_level
-from transformers import AutoModelForCausalLM, LlamaConfig
+from pair_rows import jsonl
+from tiny_folder import save_tiny
 
 RECIPE = Path(__file__).parents[2] / "configs" / "smollm2_dpo.yaml"
 COLOURS = ("red", "green", "grey", "white", "pink", "brown", "black", "gold")
 
 
 def make_project(folder: Path) -> Path:
-    tokenizer = byte_level()
-    config = LlamaConfig(**{**CONFIGS["llama"].to_dict(), "vocab_size": len(tokenizer)})
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save_tiny(folder / "model")
     # The same answer is preferred for some and rejected for others, so that no trial is right at once.
     rows = []
     for number in range(32):
@@ -26,7 +21,7 @@ def make_project(folder: Path) -> Path:
         answers = [f" yes it is {colour}", f" no it is {colour[::-1]}"]
         chosen, rejected = answers if number % 2 else answers[::-1]
         rows.append({"prompt": f"is it {colour} {number}?", "chosen": chosen, "rejected": rejected})
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    jsonl(folder / "pairs.jsonl", rows)
     return folder
 
 

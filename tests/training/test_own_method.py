@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from pair_rows import jsonl
 from tiny_folder import save_tiny
 from tiny_models import random_pairs, tiny_model
 from training import History, loader, sgd, trainer
@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module_class: Any) -
     monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
     save_tiny(tmp_path / "tiny")
     rows = [{"prompt": f"is it {i}?", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(24)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    jsonl(tmp_path / "pairs.jsonl", rows)
     return tmp_path
 
 
