@@ -23,6 +23,7 @@ class PreferenceLoss(nn.Module, ABC):
         mixes_pairs: Whether one pair's loss holds other pairs' completions, so that weights of single pairs
             have no meaning.
         beta: Scale of the rewards. A loss without such a constant leaves it at 1.
+        loss_at_start: What `expected_at_start` gives, of a loss whose arguments do not change it.
     """
 
     needs_reference: bool = True
@@ -30,6 +31,7 @@ class PreferenceLoss(nn.Module, ABC):
     needs_margins: bool = False
     mixes_pairs: bool = False
     beta: float = 1.0
+    loss_at_start: float | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse arguments that the loss does not have before Python does, to name the losses that have them.
@@ -83,7 +85,7 @@ class PreferenceLoss(nn.Module, ABC):
 
         The check on the first batch compares the measured loss with it.
         """
-        return None
+        return self.loss_at_start
 
     def required(self, reference: PairLogps | None) -> PairLogps:
         """The reference's log-probs, for losses that cannot do without.

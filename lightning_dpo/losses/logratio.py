@@ -44,14 +44,12 @@ class NCALoss(LogRatioLoss):
         ValueError: If `beta` is not greater than 0.
     """
 
+    loss_at_start = 2 * math.log(2)
+
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,)."""
         chosen, rejected = self.logratios(policy, reference)
         return functional.nca_loss(chosen, rejected_logratio=rejected, beta=self.beta)
-
-    def expected_at_start(self) -> float:
-        """The loss of every pair at the start: 2 ln 2."""
-        return 2 * math.log(2)
 
 
 class BCOLoss(LogRatioLoss):
@@ -68,6 +66,8 @@ class BCOLoss(LogRatioLoss):
     Raises:
         ValueError: If `beta` is not greater than 0.
     """
+
+    loss_at_start = 2 * math.log(2)
 
     delta: Tensor
     pairs_seen: Tensor
@@ -86,10 +86,6 @@ class BCOLoss(LogRatioLoss):
         return functional.bco_loss(
             chosen, rejected_logratio=rejected, beta=self.beta, shift=self.delta.to(chosen)
         )
-
-    def expected_at_start(self) -> float:
-        """The loss of every pair at the start: 2 ln 2."""
-        return 2 * math.log(2)
 
     @torch.no_grad()
     def _update(self, rewards: Tensor, weights: Tensor | None) -> None:
@@ -142,14 +138,12 @@ class APOZeroLoss(LogRatioLoss):
         ValueError: If `beta` is not greater than 0.
     """
 
+    loss_at_start = 1.0
+
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,)."""
         chosen, rejected = self.logratios(policy, reference)
         return functional.apo_zero_loss(chosen, rejected_logratio=rejected, beta=self.beta)
-
-    def expected_at_start(self) -> float:
-        """The loss of every pair at the start: 1."""
-        return 1.0
 
 
 class APODownLoss(LogRatioLoss):
@@ -164,14 +158,12 @@ class APODownLoss(LogRatioLoss):
         ValueError: If `beta` is not greater than 0.
     """
 
+    loss_at_start = 1.0
+
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,)."""
         chosen, rejected = self.logratios(policy, reference)
         return functional.apo_down_loss(chosen, rejected_logratio=rejected, beta=self.beta)
-
-    def expected_at_start(self) -> float:
-        """The loss of every pair at the start: 1."""
-        return 1.0
 
 
 class AOTLoss(LogRatioLoss):
@@ -191,6 +183,8 @@ class AOTLoss(LogRatioLoss):
         ValueError: If an argument is out of its range.
     """
 
+    loss_at_start = math.log(2)
+
     mixes_pairs = True
 
     def __init__(self, beta: float = 0.1, *, label_smoothing: float = 0.0, unpaired: bool = False) -> None:
@@ -204,10 +198,6 @@ class AOTLoss(LogRatioLoss):
         first, second = self._samples(policy, self.required(reference))
         delta = functional.aot_margin(first, second=second)
         return functional.dpo_loss(delta, beta=self.beta, label_smoothing=self.label_smoothing)
-
-    def expected_at_start(self) -> float:
-        """The loss of every pair at the start: ln 2."""
-        return math.log(2)
 
 
 def _samples_of_completions(policy: PairLogps, reference: PairLogps) -> tuple[Tensor, Tensor]:

@@ -125,6 +125,8 @@ class DPOLoss(MarginLoss):
         ValueError: If an argument is out of its range.
     """
 
+    loss_at_start = math.log(2)  # whatever the label smoothing and the divergence
+
     def __init__(
         self,
         beta: float = 0.1,
@@ -141,10 +143,6 @@ class DPOLoss(MarginLoss):
         """Loss of each pair, (batch,)."""
         delta = self.margin(policy, reference)
         return functional.dpo_loss(delta, beta=self.beta, label_smoothing=self.label_smoothing)
-
-    def expected_at_start(self) -> float:
-        """The loss of every pair at the start: ln 2, whatever the label smoothing and the divergence."""
-        return math.log(2)
 
 
 class IPOLoss(MarginLoss):
@@ -207,13 +205,11 @@ class HingeLoss(MarginLoss):
         ValueError: If an argument is out of its range.
     """
 
+    loss_at_start = 1.0
+
     def forward(self, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
         """Loss of each pair, (batch,)."""
         return functional.hinge_loss(self.margin(policy, reference), beta=self.beta)
-
-    def expected_at_start(self) -> float:
-        """The loss of every pair at the start: 1."""
-        return 1.0
 
 
 class LengthNormalizedDPOLoss(MarginLoss):
@@ -229,6 +225,8 @@ class LengthNormalizedDPOLoss(MarginLoss):
     Raises:
         ValueError: If an argument is out of its range.
     """
+
+    loss_at_start = math.log(2)
 
     def __init__(
         self,
@@ -248,10 +246,6 @@ class LengthNormalizedDPOLoss(MarginLoss):
         """Loss of each pair, (batch,)."""
         return functional.dpo_loss(self.margin(policy, reference), beta=self.beta)
 
-    def expected_at_start(self) -> float:
-        """The loss of every pair at the start: ln 2."""
-        return math.log(2)
-
 
 class RobustDPOLoss(MarginLoss):
     """Robust DPO, https://arxiv.org/abs/2403.00409: unbiased where labels are flipped at a known rate.
@@ -266,6 +260,8 @@ class RobustDPOLoss(MarginLoss):
     Raises:
         ValueError: If an argument is out of its range.
     """
+
+    loss_at_start = math.log(2)  # whatever the label smoothing
 
     def __init__(
         self,
@@ -283,10 +279,6 @@ class RobustDPOLoss(MarginLoss):
         """Loss of each pair, (batch,); negative where the margin is large."""
         delta = self.margin(policy, reference)
         return functional.robust_dpo_loss(delta, beta=self.beta, label_smoothing=self.label_smoothing)
-
-    def expected_at_start(self) -> float:
-        """The loss of every pair at the start: ln 2, whatever the label smoothing."""
-        return math.log(2)
 
 
 class EXOLoss(MarginLoss):
@@ -348,6 +340,8 @@ class DiscoPOPLoss(MarginLoss):
         ValueError: If an argument is out of its range.
     """
 
+    loss_at_start = (math.log(2) + 1) / 2
+
     def __init__(
         self,
         beta: float = 0.1,
@@ -364,10 +358,6 @@ class DiscoPOPLoss(MarginLoss):
         """Loss of each pair, (batch,)."""
         return functional.discopop_loss(self.margin(policy, reference), beta=self.beta, tau=self.tau)
 
-    def expected_at_start(self) -> float:
-        """The loss of every pair at the start: (ln 2 + 1) / 2."""
-        return (math.log(2) + 1) / 2
-
 
 class DPOPLoss(PreferenceLoss):
     """DPO-Positive, https://arxiv.org/abs/2402.13228: keeps the chosen completion's probability from falling.
@@ -381,6 +371,8 @@ class DPOPLoss(PreferenceLoss):
         ValueError: If an argument is out of its range.
     """
 
+    loss_at_start = math.log(2)
+
     def __init__(self, beta: float = 0.1, *, anchor: float = 50.0) -> None:
         super().__init__()
         self.beta = check_beta(beta)
@@ -392,7 +384,3 @@ class DPOPLoss(PreferenceLoss):
         return functional.dpop_loss(
             chosen - rejected, chosen_logratio=chosen, beta=self.beta, anchor=self.anchor
         )
-
-    def expected_at_start(self) -> float:
-        """The loss of every pair at the start: ln 2."""
-        return math.log(2)
