@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from lightning_dpo.tuning.frontier.result import FrontierResult, PolicyPoint
-from lightning_dpo.tuning.report.charts.axes import layout
+from lightning_dpo.tuning.report.charts.axes import axis, layout
 from lightning_dpo.tuning.report.charts.chart import HOVER, Chart, hover_lines
 from lightning_dpo.tuning.report.formatting import format_number
 
@@ -37,17 +37,13 @@ def reward_chart(result: FrontierResult) -> Chart:
     )
     if hidden:
         note += f" {hidden} of {len(result.points)} policies lie further right; zoom out to see them."
-    across = _axis("KL from the reference, nats") | {"range": [0, up_to]}
+    across = axis("KL from the reference, nats", []) | {"range": [0, up_to]}
     rewards = [result.limit.reference, *(p.reward for p in result.points if p.kl <= up_to)]
     rewards += traces[0]["y"]
     free = 0.06 * (max(rewards) - min(rewards))
-    up = _axis("mean reward") | {"range": [min(rewards) - free, max(rewards) + free]}
+    up = axis("mean reward", []) | {"range": [min(rewards) - free, max(rewards) + free]}
     places = layout(across, up)
     return Chart("Reward against KL", note, traces, places, min_width=520)
-
-
-def _axis(title: str) -> dict[str, Any]:
-    return {"title": {"text": title, "standoff": 8}, "automargin": True, "zeroline": False}
 
 
 def _limit(result: FrontierResult, up_to: float) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 from markupsafe import Markup
@@ -11,7 +10,7 @@ from lightning_dpo.tuning.frontier.chart import reward_chart
 from lightning_dpo.tuning.frontier.result import FrontierResult, MethodShares
 from lightning_dpo.tuning.frontier.table import NOTE, best_text, share_text
 from lightning_dpo.tuning.report.formatting import format_duration, format_number
-from lightning_dpo.tuning.report.page import template_environment
+from lightning_dpo.tuning.report.page import fill_template
 from lightning_dpo.tuning.storage import Storage
 
 __all__ = ["render", "write_page"]
@@ -26,26 +25,16 @@ def write_page(result: FrontierResult) -> None:
 
 def render(result: FrontierResult) -> str:
     """The page as HTML, plotly's script included."""
-    from plotly.offline import get_plotlyjs
-
-    chart = reward_chart(result)
-    return (
-        template_environment()
-        .get_template("frontier.html")
-        .render(
-            result=result,
-            name=result.location.rstrip("/").rpartition("/")[2],
-            headline=_headline(result),
-            lead=_lead(result),
-            facts=_facts(result),
-            chart=chart,
-            figures=[{"data": chart.data, "layout": chart.layout}],
-            note=NOTE,
-            comparison=_comparison(result),
-            policies=_policies(result),
-            settings=json.dumps(result.settings, indent=2, default=str, ensure_ascii=False),
-            plotly=Markup(get_plotlyjs()),
-        )
+    return fill_template(
+        "frontier.html",
+        charts=[reward_chart(result)],
+        result=result,
+        headline=_headline(result),
+        lead=_lead(result),
+        facts=_facts(result),
+        note=NOTE,
+        comparison=_comparison(result),
+        policies=_policies(result),
     )
 
 

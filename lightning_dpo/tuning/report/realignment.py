@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from markupsafe import Markup
-
 from lightning_dpo.evaluation.realign import RealignedPoint
 from lightning_dpo.files import write_file
 from lightning_dpo.tuning.report.charts.realignment import realignment
-from lightning_dpo.tuning.report.page import template_environment
+from lightning_dpo.tuning.report.page import fill_template
 from lightning_dpo.tuning.report.realigned_table import member_cells
 from lightning_dpo.tuning.results.result import SweepResult
 
@@ -38,19 +36,11 @@ def render_realignment(
         facts: What it was measured on, by name.
         sweep: Whose trials to draw beside them.
     """
-    from plotly.offline import get_plotlyjs
-
     drawn = [realignment(points, of=of, sweep=sweep) for of in ("score", "accuracy")]
-    charts = [chart for chart in drawn if chart is not None]
-    return (
-        template_environment()
-        .get_template("realignment.html")
-        .render(
-            facts=facts,
-            charts=charts,
-            figures=[{"data": chart.data, "layout": chart.layout} for chart in charts],
-            columns=[(name, "", "right") for name in member_cells(points[0])],
-            lines=[list(member_cells(point).values()) for point in points],
-            plotly=Markup(get_plotlyjs()),
-        )
+    return fill_template(
+        "realignment.html",
+        charts=[chart for chart in drawn if chart is not None],
+        facts=facts,
+        columns=[(name, "", "right") for name in member_cells(points[0])],
+        lines=[list(member_cells(point).values()) for point in points],
     )
