@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -19,7 +20,24 @@ from lightning_dpo.types import CompletionBatch, CompletionLogps
 __all__ = ["AdapterReference", "FrozenReference"]
 
 
-class FrozenReference(Reference):
+class _ModelReference(Reference):
+    """A reference that a model is run for, once for each batch."""
+
+    @torch.no_grad()
+    def logps(self, batch: CompletionBatch, *, plan: ScoringPlan) -> CompletionLogps:
+        """One forward pass, in eval mode."""
+        return completion_logps(self._scored(batch, plan), batch)
+
+    @torch.no_grad()
+    def token_logps(self, batch: CompletionBatch, *, plan: ScoringPlan) -> Tensor:
+        """One forward pass, in eval mode."""
+        return self._scored(batch, plan).logps
+
+    @abstractmethod
+    def _scored(self, batch: CompletionBatch, plan: ScoringPlan) -> TokenLogps: ...
+
+
+class FrozenReference(_ModelReference):
     """A model of its own, in eval mode for good."""
 
     can_update = True
@@ -79,16 +97,6 @@ class FrozenReference(Reference):
             if theirs.config.get_text_config()._attn_implementation != implementation:
                 theirs.set_attn_implementation(implementation)
 
-    @torch.no_grad()
-    def logps(self, batch: CompletionBatch, *, plan: ScoringPlan) -> CompletionLogps:
-        """One forward pass of the frozen model."""
-        return completion_logps(self._scored(batch, plan), batch)
-
-    @torch.no_grad()
-    def token_logps(self, batch: CompletionBatch, *, plan: ScoringPlan) -> Tensor:
-        """One forward pass of the frozen model."""
-        return self._scored(batch, plan).logps
-
     def _scored(self, batch: CompletionBatch, plan: ScoringPlan) -> TokenLogps:
         if self._model.training:  # a reference that is saved is part of the module, which has its mode set
             self._model.eval()
@@ -96,7 +104,7 @@ class FrozenReference(Reference):
         return _score(self._model, batch, plan)
 
 
-class AdapterReference(Reference):
+class AdapterReference(_ModelReference):
     """The policy with its adapter switched off: the reference costs no memory."""
 
     def __init__(self, policy: nn.Module) -> None:
@@ -111,16 +119,6 @@ class AdapterReference(Reference):
                 f'{type(policy).__name__}; set `lora` or use reference="frozen"'
             )
         self._policy: Any = policy
-
-    @torch.no_grad()
-    def logps(self, batch: CompletionBatch, *, plan: ScoringPlan) -> CompletionLogps:
-        """One forward pass of the base weights, in eval mode."""
-        return completion_logps(self._scored(batch, plan), batch)
-
-    @torch.no_grad()
-    def token_logps(self, batch: CompletionBatch, *, plan: ScoringPlan) -> Tensor:
-        """One forward pass of the base weights, in eval mode."""
-        return self._scored(batch, plan).logps
 
     def _scored(self, batch: CompletionBatch, plan: ScoringPlan) -> TokenLogps:
         self.passes += 1
