@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lightning_dpo.cli.terminal import naming
 from lightning_dpo.data.bad_rows import BadRowHandling
 from lightning_dpo.data.formats import PAIRS
 from lightning_dpo.data.loader import PairDataset
@@ -89,7 +89,7 @@ def compare(
         raise ValueError(f"`out` must end in {' or '.join(_SUFFIXES)}, got {str(out)!r}")
     place = pick_device(device)
     found = load_judge(judge)
-    with _naming_data():
+    with naming(_SPLIT, "data"):
         source = open_source(data, split=_SPLIT)
         parser = choose_parser(source, split=_SPLIT, format=format, columns={}, kind=PAIRS)
     if isinstance(found, ModelJudge):
@@ -158,18 +158,9 @@ def run(arguments: Sequence[str]) -> None:
     auto_cli(compare, args=list(arguments), as_positional=False, prog="lightning-dpo compare")
 
 
-@contextmanager
-def _naming_data() -> Iterator[None]:
-    """Errors speak of the command's argument."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(str(error).replace(f"`{_SPLIT}`", "`data`")) from error
-
-
 def _prompts(source: RowSource, parser: RowParser, *, tokenizer: Any, limits: TokenLimits) -> list[list[int]]:
     """Token ids of each prompt of the data, once, in the data's order."""
-    with _naming_data():
+    with naming(_SPLIT, "data"):
         store = prepare(
             source,
             split=_SPLIT,

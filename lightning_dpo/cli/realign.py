@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
+from lightning_dpo.cli.terminal import naming
 from lightning_dpo.data.datamodule import PreferenceDataModule
 from lightning_dpo.data.sources import open_source
 from lightning_dpo.evaluation.judges import Judge, ModelJudge, is_pairwise, judge_samples, load_judge
@@ -18,6 +19,7 @@ from lightning_dpo.evaluation.realign import RealignedPoint, SamplingSettings, W
 from lightning_dpo.evaluation.realign.curve import save_points
 from lightning_dpo.evaluation.realign.family import check_scales
 from lightning_dpo.evaluation.sampling import end_tokens
+from lightning_dpo.models.device import pick_device
 from lightning_dpo.models.load import load_tokenizer
 from lightning_dpo.training.saving.export import check_export_folder, export_model
 from lightning_dpo.training.saving.read import TrainedPair, load_trained_pair
@@ -85,7 +87,8 @@ def realign(
     """
     check_scales(scales)
     _check_counts(num_prompts=num_prompts, samples_per_prompt=samples_per_prompt)
-    place = _device(device)
+    with naming("device", "--device"):
+        place = pick_device(device)
     _check_export(export, export_scale, weights=weights, has_data=data is not None)
     sweep = None if trials is None else _load_sweep(trials)
     reader = None
@@ -190,12 +193,10 @@ def _check_counts(*, num_prompts: int, samples_per_prompt: int) -> None:
 
 
 def _find_judge(name: str) -> Judge:
-    try:
+    with naming("judge", "--judge"):
         found: Any = load_judge(name)
         if isinstance(found, ModelJudge):
             found.load()
-    except ValueError as error:
-        raise ValueError(str(error).replace("`judge`", "`--judge`")) from error
     if is_pairwise(found):
         raise ValueError(
             f"`--judge` must score completions one by one, got {name!r}, which compares two; "
@@ -208,10 +209,8 @@ def _find_judge(name: str) -> Judge:
 def _reader(
     data: str, *, max_length: int, batch_size: int, limit: int | None, format: str | None
 ) -> PreferenceDataModule:
-    try:
+    with naming("train", "--data"):
         open_source(data, split="train")
-    except ValueError as error:
-        raise ValueError(str(error).replace("`train`", "`--data`")) from error
     return PreferenceDataModule(
         data,
         max_length=max_length,
@@ -230,21 +229,6 @@ def _load_sweep(folder: str) -> Any:
         return load_result(folder)
     except ValueError as error:
         raise ValueError(f"`--trials`: {error}") from error
-
-
-def _device(name: str) -> torch.device:
-    """Where to run.
-
-    Raises:
-        ValueError: If torch knows no such device, or has none here.
-    """
-    try:
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"`--device` must be cpu, cuda or auto, got {name!r}: {reason}") from error
-    return place
 
 
 def _tokenizer(given: str | None, pair: TrainedPair) -> Any:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["quiet_libraries"]
+__all__ = ["naming", "quiet_libraries"]
 
 _LIBRARIES = (
     "accelerate|datasets|huggingface_hub|jsonargparse|lightning|lightning_utilities|omegaconf|optuna|peft|ray|"
@@ -47,6 +47,15 @@ def quiet_libraries() -> Iterator[None]:
             tips.removeFilter(_is_no_tip)
             for handler in streams:
                 handler.setStream(before)
+
+
+@contextmanager
+def naming(argument: str, shown: str) -> Iterator[None]:
+    """Errors about an argument of what a command calls speak of the command's own."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"`{argument}`", f"`{shown}`")) from error
 
 
 class _CurrentStderr:

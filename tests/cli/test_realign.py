@@ -155,7 +155,10 @@ WRONG_SETTINGS = [
     ([FULL, DATA, "--judge=no.such"], "`--judge` must be the dotted path"),
     ([FULL, DATA, "--judge=judge_of_lengths.both"], "`--judge` must score completions one by one"),
     ([FULL, DATA, "--trials=model"], "must be that of a sweep"),
-    ([FULL, DATA, "--device=abacus"], "`--device` must be cpu, cuda or auto"),
+    (
+        [FULL, DATA, "--device=abacus"],
+        "`--device` must be one that torch has here, such as cpu",
+    ),
     ([FULL, DATA, "--num_prompts=-1"], "`--num_prompts` must not be negative"),
     ([FULL, "--export=x", "--export_scale=0.5"], "`--export` needs `--weights`"),
     ([FULL, "--weights", "--export_scale=1"], "`--export_scale` needs `--export`"),
