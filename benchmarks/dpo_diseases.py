@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.tables import aligned
 from lightning_dpo import DPOModule, PreferenceDataModule
 from lightning_dpo.demo.context import quiet, quiet_trainer, single_thread
 from lightning_dpo.demo.grammar import ADJECTIVES, PROMPTS, is_grammatical, score
@@ -161,11 +162,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
     lines = [["", *COLUMNS]]
     for name, found in results.items():
         lines.append([name, *(f"{found[key]:.2f}" if key in found else "" for key in COLUMNS.values())])
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) if k else cell.ljust(width) for k, (cell, width) in enumerate(cells))
-        for cells in (list(zip(line, widths, strict=True)) for line in lines)
-    )
+    return "\n".join(aligned(lines))
 
 
 def main() -> None:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.process import resident_mib
 from lightning_dpo.models.unwrap import causal_lm
 
-__all__ = ["Measurement", "Meter", "resident_mib"]
+__all__ = ["Measurement", "Meter"]
 
 SYNCHRONISES = "called a synchronizing CUDA operation"
 """What torch warns of, where it is asked to, when the host waits for the device."""
@@ -175,11 +176,3 @@ def _graphs() -> int:
     from torch._dynamo.utils import counters
 
     return counters["stats"]["unique_graphs"]
-
-
-def resident_mib(field: str) -> float:
-    """A line of this process's status, MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.process import resident_mib
 from lightning_dpo.types.choices import Recomputation
 
 _SIZES: dict[str, dict[str, int]] = {
@@ -128,7 +129,7 @@ def run(size: str, *, gradient_checkpointing: Recomputation) -> None:
     from lightning_dpo.types import TokenPair
 
     torch.set_num_threads(1)
-    before = _resident("VmRSS")
+    before = resident_mib("VmRSS")
 
     class ForgetLoading(pl.Callback):
         def on_train_start(self, *_: object) -> None:
@@ -155,7 +156,7 @@ def run(size: str, *, gradient_checkpointing: Recomputation) -> None:
     model = AutoModelForCausalLM.from_config(load_config(configuration(size)))
     module = DPOModule(model, gradient_checkpointing=gradient_checkpointing)
     trainer.fit(module, DataLoader([batch] * _STEPS, batch_size=None))
-    print(f"PEAK {_resident('VmHWM') - before}", flush=True)
+    print(f"PEAK {round((resident_mib('VmHWM') - before) * _MIB)}", flush=True)
 
 
 def main() -> None:
@@ -177,13 +178,6 @@ def main() -> None:
             f"{row.predicted / _MIB:15.0f} {row.error:+12.1%}",
             flush=True,
         )
-
-
-def _resident(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("this benchmark reads /proc, which Linux has")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A variant of a benchmark in a process of its own."""
+"""A variant of a benchmark in a process of its own, and what a process takes of the memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["run_child"]
+__all__ = ["resident_mib", "run_child"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,3 +39,11 @@ def run_child(module: str, variant: str, settings: NamedTuple, *, threads: int) 
             raise SystemExit(f"{variant} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
         found: dict[str, Any] = json.loads(result.read_text())
         return found
+
+
+def resident_mib(field: str) -> float:
+    """A line of this process's status, MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")

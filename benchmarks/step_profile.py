@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import resident_mib
+from benchmarks.process import resident_mib
 from benchmarks.trl_throughput import DATA
 from benchmarks.workload import prepare
 from benchmarks.works import DEFAULT_MODEL

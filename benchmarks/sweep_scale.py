@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from benchmarks.process import run_child
+from benchmarks.process import resident_mib, run_child
 from benchmarks.simulated_trials import Simulation, ThinModule, simulated
 
 _WATCH_FRAMES = """() => {
@@ -131,7 +131,7 @@ def run_sweep(settings: Settings) -> dict[str, Any]:
         storage=settings.folder,
         name=f"trials{settings.trials}",
     )
-    before = _resident("VmRSS")
+    before = resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     began = time.perf_counter()
     with simulated(simulation), clock.watching(functions):
@@ -146,7 +146,7 @@ def run_sweep(settings: Settings) -> dict[str, Any]:
         "sweep_seconds": seconds,
         "trials_own_seconds": simulation.seconds,
         "before_mib": before,
-        "peak_mib": _resident("VmHWM"),
+        "peak_mib": resident_mib("VmHWM"),
         "seconds": dict(clock.seconds),
         "calls": dict(clock.calls),
         "last_seconds": clock.last,
@@ -195,12 +195,6 @@ def _sizes(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
             files[name] += 1
             sizes[name] += path.stat().st_size
     return dict(files), dict(sizes)
-
-
-def _resident(field: str) -> float:
-    """A line of this process's status, MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def open_report(path: str) -> dict[str, float] | None:
