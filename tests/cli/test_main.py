@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import re
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from data_files import write
 from tiny_tokenizers import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -120,10 +120,7 @@ def test_another_progress_bar_takes_the_place_of_the_default(folder: Path) -> No
 def test_a_csv_file_is_named_as_any_other(folder: Path) -> None:
     # Not read as a configuration, whose text would take the place of the name.
     rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
-    with Path("pairs.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write(Path("pairs.csv"), rows)
     command = ["fit", "--model.policy=model", "--trainer.max_steps=1", "--trainer.accelerator=cpu"]
     main([*command, "--data.train=pairs.csv", "--data.validation=pairs.csv", "--data.num_processes=1"])
     recipe = yaml.safe_load((next(folder.rglob("config.yaml"))).read_text())

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from pair_rows import BAD, GOOD, jsonl, parts, ready
 from tiny_tokenizers import CHATML, THINKING, byte_level
+from training import trainer as quiet_trainer
 
 from lightning_dpo.data.bad_rows import Reason
 from lightning_dpo.data.datamodule import PreferenceDataModule
@@ -45,17 +46,7 @@ class Recorder(pl.LightningModule):
 
 
 def trainer(tmp_path: Path, **settings) -> pl.Trainer:
-    options = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-        "num_sanity_val_steps": 0,
-        "default_root_dir": tmp_path,
-        "max_epochs": 1,
-    }
-    return pl.Trainer(**{**options, **settings})
+    return quiet_trainer(**{"num_sanity_val_steps": 0, "default_root_dir": tmp_path, **settings})
 
 
 class TestPreparation:

@@ -1,8 +1,5 @@
 """Judged completions through the data module: formats, labels, pairs split in two, and mistakes."""
 
-from __future__ import annotations
-
-import csv
 import hashlib
 import json
 import pickle
@@ -11,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from data_files import write
 from feedback_rows import ROWS, ready_feedback, texts
 from pair_rows import GOOD, jsonl, ready
 from tiny_tokenizers import CHATML, byte_level
@@ -58,15 +56,9 @@ class TestRows:
         assert sorted(batch.labels.tolist()) == sorted(train.labels().tolist())
 
     def test_labels_come_from_tables_too(self, tmp_path: Path, tokenizer) -> None:
-        path = tmp_path / "a.csv"
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["question", "completion", "liked"])
-            writer.writeheader()
-            for row in ROWS:
-                writer.writerow(
-                    {"question": row["prompt"], "completion": row["completion"], "liked": row["label"]}
-                )
         columns = {"prompt": "question", "label": "liked"}
+        renamed = [{columns.get(name, name): value for name, value in row.items()} for row in ROWS]
+        path = write(tmp_path / "a.csv", renamed)
         data = ready_feedback(str(path), tokenizer=tokenizer, columns=columns)
         assert data.train_examples.labels().tolist() == [row["label"] for row in ROWS]
 

@@ -1,17 +1,13 @@
 """The optional columns `margin` and `weight`: from rows of any format and file to batches."""
 
-from __future__ import annotations
-
-import csv
-import json
 import pickle
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from data_files import write
 from feedback_rows import ROWS as JUDGED
 from feedback_rows import ready_feedback
 from pair_rows import GOOD, jsonl, parts, ready
@@ -55,24 +51,6 @@ def batches(data) -> tuple[list, list, list]:
     return list(prompts), list(margins), list(weights)
 
 
-def csv_file(path: Path, rows: list[dict]) -> str:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return str(path)
-
-
-def parquet_file(path: Path, rows: list[dict]) -> str:
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return str(path)
-
-
-def json_file(path: Path, rows: list[dict]) -> str:
-    path.write_text(json.dumps(rows, indent=1))
-    return str(path)
-
-
 def test_there_is_a_row_of_every_format_here() -> None:
     assert ROWS.keys() == FORMATS.keys()
 
@@ -94,12 +72,9 @@ def test_every_format_has_them(format: str) -> None:
     assert (batch.margins.tolist(), batch.weights.tolist(), batch.denominator) == ([1.5], [2.0], 2.0)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "write"),
-    [("jsonl", jsonl), ("json", json_file), ("csv", csv_file), ("parquet", parquet_file)],
-)
-def test_every_kind_of_file_has_them(tmp_path: Path, tokenizer, suffix: str, write) -> None:
-    data = ready(write(tmp_path / f"a.{suffix}", NUMBERED), tokenizer=tokenizer, batch_size=7, seed=3)
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_every_kind_of_file_has_them(tmp_path: Path, tokenizer, suffix: str) -> None:
+    data = ready(str(write(tmp_path / f"a.{suffix}", NUMBERED)), tokenizer=tokenizer, batch_size=7, seed=3)
     by_prompt = sorted(zip((r["prompt"] for r in NUMBERED), MARGINS, WEIGHTS, strict=True))
     _, margins, weights = batches(data)
     assert margins == [margin for _, margin, _ in by_prompt]
@@ -138,7 +113,7 @@ def test_a_part_of_the_pairs_keeps_its_own(tokenizer, num_workers: int) -> None:
 
 def test_a_row_without_a_weight_counts_1(tmp_path: Path, tokenizer) -> None:
     rows = [{**GOOD[0], "weight": ""}, {**GOOD[1], "weight": "2.5"}, {**GOOD[2], "weight": " "}]
-    data = ready(csv_file(tmp_path / "a.csv", rows), tokenizer=tokenizer, shuffle=False)
+    data = ready(str(write(tmp_path / "a.csv", rows)), tokenizer=tokenizer, shuffle=False)
     (batch,) = data.train_dataloader()
     assert (batch.weights.tolist(), batch.margins) == ([1.0, 2.5, 1.0], None)
     rows = [{**GOOD[0], "weight": None}, {**GOOD[1], "weight": 2.5}, GOOD[2]]

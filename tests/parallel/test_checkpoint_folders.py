@@ -1,9 +1,5 @@
 """A checkpoint folder that two ranks write is whole or not there."""
 
-from __future__ import annotations
-
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +9,7 @@ import torch
 from checkpoint_jobs import Trained, run
 from ranks import Ranks
 from resume_jobs import source
+from small_disk import mounted
 from torn import tear_folder
 
 pytestmark = pytest.mark.slow
@@ -35,8 +32,7 @@ def whole(ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, An
 
 def assert_same_bits(one: Trained, other: Trained) -> None:
     assert one.steps == other.steps
-    for name, value in one.weights.items():
-        assert torch.equal(value, other.weights[name]), name
+    torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("moment", ["half", "between renames"])
@@ -71,13 +67,8 @@ def test_the_last_checkpoint_is_found_after_a_kill_between_renames(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("a small file system can only be mounted by root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "disk", size="1600k") as folder:
+        yield folder
 
 
 def test_a_full_disk(ranks: Any, whole: tuple[str, Any], small_disk: Path) -> None:

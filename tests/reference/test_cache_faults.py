@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cache_jobs import fill_slowly
+from cache_jobs import fill_slowly, use_cache
 from processes import process_context
+from small_disk import mounted
 from tiny_models import random_pairs, tiny_model
 from training import loader, sgd, trainer
 
@@ -44,13 +45,8 @@ def start(model: str, cache: Path, *, pause: float = 0.0, step: int = 1) -> tupl
     return process, ours
 
 
-def use(model: str, cache: Path, **options: object) -> CacheUsage:
-    module = DPOModule(model, reference="cached", reference_cache=str(cache), optimizer=sgd)
-    run = trainer(max_epochs=0)
-    run.fit(module, loader(random_pairs(COUNT)))
-    (usage,) = [c.usage for c in run.callbacks if isinstance(c, FillReferenceCache)]
-    assert usage is not None
-    return usage
+def use(model: str, cache: Path) -> CacheUsage:
+    return use_cache(model, str(cache), count=COUNT)
 
 
 def check_values(model: str, cache: Path) -> None:
@@ -99,14 +95,9 @@ def test_two_processes_fill_one_cache(model: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("a small file system can only be mounted by root")
-    yield folder  # type: ignore[misc]
-    subprocess.run(["umount", str(folder)], check=True)
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with mounted(tmp_path / "disk", size="16k") as folder:
+        yield folder
 
 
 def test_a_full_disk(model: str, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

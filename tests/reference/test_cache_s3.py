@@ -7,26 +7,19 @@ from typing import Any
 import pytest
 import s3fs
 from botocore.exceptions import EndpointConnectionError
-from tiny_models import random_pairs, tiny_model
-from training import loader, sgd, trainer
+from cache_jobs import use_cache
+from tiny_models import tiny_model
 
-from lightning_dpo import DPOModule
 from lightning_dpo.reference.cache import store as store_module
 from lightning_dpo.reference.cache.folder import open_folder
 from lightning_dpo.reference.cache.usage import CacheUsage
-from lightning_dpo.reference.fill import FillReferenceCache
 from lightning_dpo.training.saving.checkpoint_io import AtomicCheckpointIO
 
 COUNT = 24
 
 
 def use(model: str, cache: str = "s3://bucket/runs/cache") -> CacheUsage:
-    module = DPOModule(model, reference="cached", reference_cache=cache, optimizer=sgd)
-    run = trainer(max_epochs=0)
-    run.fit(module, loader(random_pairs(COUNT)))
-    (usage,) = [c.usage for c in run.callbacks if isinstance(c, FillReferenceCache)]
-    assert usage is not None
-    return usage
+    return use_cache(model, cache, count=COUNT)
 
 
 def test_it_is_filled_read_and_checked(bucket: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

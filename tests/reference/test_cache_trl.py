@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cache_jobs import used_by
 from pair_rows import COLOURS, jsonl
 from tiny_folder import save_tiny
 from torch.optim import SGD
@@ -14,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_dpo import DPOModule, PreferenceDataModule
 from lightning_dpo.losses import DPOLoss, IPOLoss
-from lightning_dpo.reference.fill import FillReferenceCache
 
 
 @pytest.fixture
@@ -32,9 +32,7 @@ def ours(place: Path, name: str, **settings: Any) -> int:
     )
     run = trainer(default_root_dir=place / name)
     run.fit(module, data)
-    (usage,) = [c.usage for c in run.callbacks if isinstance(c, FillReferenceCache)]
-    assert usage is not None
-    return usage.passes
+    return used_by(run).passes
 
 
 def theirs(place: Path, name: str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> int:

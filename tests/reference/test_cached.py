@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from cache_jobs import used_by
 from tiny_models import OwnNetwork, random_pairs, tiny_model
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -21,7 +21,6 @@ from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.reference.cache.store import ReferenceCache
 from lightning_dpo.reference.cache.usage import CacheUsage
 from lightning_dpo.reference.cached import CachedReference
-from lightning_dpo.reference.fill import FillReferenceCache
 from lightning_dpo.scoring.forward import ScoringPlan
 from lightning_dpo.types import PairLogps
 
@@ -75,13 +74,7 @@ def run(
     module = DPOModule(policy, **settings)
     runner = trainer(num_sanity_val_steps=0, **options)
     runner.fit(module, loader() if train is None else train, validation)
-    return module, usage(runner) if settings["reference"].startswith("cached") else CacheUsage(0, 0, 0)
-
-
-def usage(runner: pl.Trainer) -> CacheUsage:
-    (callback,) = [c for c in runner.callbacks if isinstance(c, FillReferenceCache)]
-    assert callback.usage is not None
-    return callback.usage
+    return module, used_by(runner) if settings["reference"].startswith("cached") else CacheUsage(0, 0, 0)
 
 
 def test_a_second_run_with_other_settings_makes_no_reference_pass(
@@ -134,8 +127,7 @@ def test_training_goes_as_with_a_frozen_reference(folder: str, loss: Any, shuffl
     assert curves[0][-1] < curves[0][0] - 0.05
     for curve, end in zip(curves[1:], ends[1:], strict=True):
         assert curve == pytest.approx(curves[0], abs=1e-5)
-        for name, value in ends[0].items():
-            torch.testing.assert_close(end[name], value, atol=1e-5, rtol=1e-5, msg=name)
+        torch.testing.assert_close(end, ends[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["shared", "concatenated"])
@@ -233,7 +225,7 @@ def test_a_resumed_run_is_compared_with_the_start(folder: str, passes: Passes, t
     runner.fit(module, loader(), ckpt_path=checkpoint, weights_only=False)
     assert passes.loaded == [folder, folder]  # the policy, and the reference for the pass
     assert module.reference_model is None  # gone after it
-    assert usage(runner) == CacheUsage(passes=4, pairs=16, from_cache=0)
+    assert used_by(runner) == CacheUsage(passes=4, pairs=16, from_cache=0)
     module = DPOModule(folder, optimizer=sgd)
     trainer(max_epochs=2, callbacks=[frozen]).fit(module, loader(), ckpt_path=checkpoint, weights_only=False)
     assert resumed.values["train/loss"] == pytest.approx(frozen.values["train/loss"], abs=1e-5)
@@ -274,7 +266,7 @@ def test_validation_alone_uses_the_cache(folder: str) -> None:
     for expected in (3, 0):
         runner = trainer()
         results.append(runner.validate(module, loader(count=10), verbose=False)[0])
-        assert usage(runner) == CacheUsage(passes=expected, pairs=10, from_cache=0 if expected else 10)
+        assert used_by(runner) == CacheUsage(passes=expected, pairs=10, from_cache=0 if expected else 10)
     assert results[0] == results[1]
     assert results[0]["val/loss"] == pytest.approx(np.log(2), abs=1e-6)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cache_entries import SPACE, entries, found
+from cache_jobs import used_by
 from tiny_folder import save_tiny
 from tiny_tokenizers import CHATML, byte_level
 from training import sgd, trainer
@@ -24,7 +25,6 @@ from lightning_dpo.reference.cache.keys import batch_keys
 from lightning_dpo.reference.cache.shards import encode
 from lightning_dpo.reference.cache.store import ReferenceCache
 from lightning_dpo.reference.cache.usage import CacheUsage
-from lightning_dpo.reference.fill import FillReferenceCache
 from lightning_dpo.types import completion_keys
 
 
@@ -68,9 +68,7 @@ def model(tmp_path: Path) -> str:
 def run(model: str, module: PreferenceDataModule, **options: Any) -> CacheUsage:
     runner = trainer(max_epochs=0, **options)
     runner.fit(DPOModule(model, reference="cached", optimizer=sgd), datamodule=module)
-    (usage,) = [c.usage for c in runner.callbacks if isinstance(c, FillReferenceCache)]
-    assert usage is not None
-    return usage
+    return used_by(runner)
 
 
 def agree(rows: TokenDataset, batch_of: Any) -> None:

@@ -99,6 +99,21 @@ def fit(
     return Result(usage[0] if usage else None, losses.values, loaded, module.reference_model is not None)
 
 
+def use_cache(model: str, cache: str, *, count: int) -> CacheUsage:
+    """Look up some pairs in a cache, which is filled with what it lacks; nothing is trained."""
+    module = DPOModule(model, reference="cached", reference_cache=cache, optimizer=sgd)
+    run = trainer(max_epochs=0)
+    run.fit(module, loader(random_pairs(count)))
+    return used_by(run)
+
+
+def used_by(run: pl.Trainer) -> CacheUsage:
+    """What a run took from the reference cache."""
+    (usage,) = [c.usage for c in run.callbacks if isinstance(c, FillReferenceCache)]
+    assert usage is not None
+    return usage
+
+
 def fill_slowly(told: Connection, *, model: str, cache: str, pause: float, count: int, step: int) -> None:
     """Fill a cache with each `step`-th of some pairs, telling of each pass; for a process of its own."""
     store.FLUSH_SECONDS, store.FLUSH_SHARE = 0.0, 1e9  # a shard after every pass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -19,6 +18,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import FSDPStrategy
 from processes import process_context
 from resume_jobs import source, train
+from small_disk import mounted
 from tiny_models import tiny_model
 from torn import last, train_and_tear
 from training import loader, sgd, trainer
@@ -70,13 +70,8 @@ def test_a_run_killed_while_it_saves(whole: Any, tmp_path: Path, moment: str) ->
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("a small file system can only be mounted by root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "disk", size="1m") as folder:
+        yield folder
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from cache_jobs import used_by
 from training import History, trainer
 from transformers import AutoModelForCausalLM
 
 from lightning_dpo import DPOModule, PreferenceDataModule
 from lightning_dpo.losses import DPOLoss
 from lightning_dpo.models.lora import LoraSettings
-from lightning_dpo.reference.fill import FillReferenceCache
 from lightning_dpo.training.saving.export import export_checkpoint
 
 OLDER = Path(__file__).parents[1] / "support" / "older_run"
@@ -54,8 +54,7 @@ def test_a_run_goes_on_as_if_it_had_not_been_stopped(checkpoint: str, options: d
     whole, expected = run(**options)
     assert len(history.values["train/loss"]) == 5
     assert history.values["train/loss"] == pytest.approx(expected.values["train/loss"][3:], abs=1e-5)
-    for name, value in whole.policy.state_dict().items():
-        torch.testing.assert_close(resumed.policy.state_dict()[name], value, atol=1e-4, rtol=1e-3, msg=name)
+    torch.testing.assert_close(resumed.policy.state_dict(), whole.policy.state_dict(), atol=1e-4, rtol=1e-3)
 
 
 def test_an_older_cache_is_found_to_be_older_and_computed_again(
@@ -67,8 +66,7 @@ def test_an_older_cache_is_found_to_be_older_and_computed_again(
     before = {path.name: path.read_bytes() for path in older.iterdir()}
     module, history = run("cached.pt", reference="cached", reference_cache=str(root))
     assert "by pair, as an older version kept them" in caplog.text
-    (usage,) = [c.usage for c in module.trainer.callbacks if isinstance(c, FillReferenceCache)]
-    assert usage is not None
+    usage = used_by(module.trainer)
     assert (usage.pairs, usage.from_cache) == (16, 0)
     _, expected = run()
     assert history.values["train/loss"] == pytest.approx(expected.values["train/loss"][3:], abs=1e-5)
@@ -76,9 +74,7 @@ def test_an_older_cache_is_found_to_be_older_and_computed_again(
     caplog.clear()
     module, _ = run("cached.pt", reference="cached", reference_cache=str(root))
     assert "older version" not in caplog.text
-    (usage,) = [c.usage for c in module.trainer.callbacks if isinstance(c, FillReferenceCache)]
-    assert usage is not None
-    assert usage.from_cache == 16
+    assert used_by(module.trainer).from_cache == 16
 
 
 def test_an_older_checkpoint_is_exported(tmp_path: Path) -> None:
