@@ -31,8 +31,7 @@ def test_a_weight_is_how_often_a_pair_comes(make) -> None:
     value = mean(weighted(policy, reference), WEIGHTS)
     often = repeated(policy._replace(weights=None).select(TWICE), reference.select(TWICE))
     assert value == pytest.approx(float(often.mean()), rel=1e-6)
-    for name, buffer in weighted.state_dict().items():
-        torch.testing.assert_close(buffer, repeated.state_dict()[name])
+    torch.testing.assert_close(weighted.state_dict(), repeated.state_dict())
 
 
 def test_token_weighted_is_the_mean_over_tokens_by_hand() -> None:

@@ -35,9 +35,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 def assert_same(one: Trained, other: Trained, *, exactly: bool = False) -> None:
     tolerance = {"atol": 0.0, "rtol": 0.0} if exactly else {"atol": 1e-5, "rtol": 1e-4}
     assert one.steps == other.steps
-    assert one.weights.keys() == other.weights.keys()
-    for name, value in one.weights.items():
-        torch.testing.assert_close(value, other.weights[name], msg=name, **tolerance)
+    torch.testing.assert_close(one.weights, other.weights, **tolerance)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -127,8 +125,8 @@ def test_exports(ranks: Any, tmp_path: Path, kind: str) -> None:
     applied = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter)
     expected = applied.merge_and_unload().state_dict()
     for folder in (merged, tmp_path / "live"):
-        for name, value in AutoModelForCausalLM.from_pretrained(folder).state_dict().items():
-            torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5, msg=name)
+        written = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        torch.testing.assert_close(written, expected, atol=1e-6, rtol=1e-5)
     assert not torch.equal(
         expected["transformer.h.0.attn.c_attn.weight"],
         AutoModelForCausalLM.from_pretrained(model).state_dict()["transformer.h.0.attn.c_attn.weight"],
@@ -139,11 +137,10 @@ def test_full_weights_are_exported_from_a_folder(ranks: Any, tmp_path: Path) -> 
     model = source(tmp_path / "model")
     whole = ranks.run(run, model=model, folder=tmp_path, every=5, strategy="fsdp2", **SHARED)
     exported = export_checkpoint(tmp_path / "step=10.ckpt", tmp_path / "exported")
-    for name, value in AutoModelForCausalLM.from_pretrained(exported).state_dict().items():
-        assert torch.equal(value, whole[0].weights[name]), name
+    written = AutoModelForCausalLM.from_pretrained(exported).state_dict()
+    torch.testing.assert_close(written, whole[0].weights, rtol=0, atol=0)
     pair = load_trained_pair(tmp_path / "step=10.ckpt")
-    for name, value in pair.policy.state_dict().items():
-        assert torch.equal(value, whole[0].weights[name]), name
+    torch.testing.assert_close(pair.policy.state_dict(), whole[0].weights, rtol=0, atol=0)
     assert pair.reference_name == str(model)
 
 

@@ -85,8 +85,7 @@ def test_accumulated_batches_equal_one_large_batch(loss: Any) -> None:
             module, loader(pairs, batch_size=batch_size)
         )
         ends.append(weights(module.policy))
-    for name, value in ends[0].items():
-        torch.testing.assert_close(ends[1][name], value, atol=1e-5, rtol=1e-5, msg=name)
+    torch.testing.assert_close(ends[1], ends[0], atol=1e-5, rtol=1e-5)
 
 
 def test_batches_of_unequal_size_accumulate_to_their_pairs_mean() -> None:
@@ -98,8 +97,7 @@ def test_batches_of_unequal_size_accumulate_to_their_pairs_mean() -> None:
         module = DPOModule(tiny_model(), optimizer=sgd)
         trainer(accumulate_grad_batches=len(batches)).fit(module, DataLoader(batches, batch_size=None))
         ends.append(weights(module.policy))
-    for name, value in ends[0].items():
-        torch.testing.assert_close(ends[1][name], value, atol=1e-5, rtol=1e-5, msg=name)
+    torch.testing.assert_close(ends[1], ends[0], atol=1e-5, rtol=1e-5)
 
 
 def test_fillers_change_nothing() -> None:
@@ -114,8 +112,7 @@ def test_fillers_change_nothing() -> None:
         run.fit(module, DataLoader([batch], batch_size=None), DataLoader([batch], batch_size=None))
         ends.append(weights(module.policy))
         metrics.append({k: float(v) for k, v in run.callback_metrics.items() if k not in timed})
-    for name, value in ends[0].items():
-        torch.testing.assert_close(ends[1][name], value, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ends[1], ends[0], atol=1e-6, rtol=1e-6)
     assert metrics[1] == pytest.approx(metrics[0], rel=1e-5, abs=1e-6)
 
 
@@ -167,9 +164,8 @@ def test_gradient_checkpointing_changes_memory_not_results() -> None:
         trainer(max_epochs=2).fit(module, loader())
         assert module.policy.is_gradient_checkpointing == bool(checkpointing)
         ends.append(weights(module.policy))
-    for name, value in ends[0].items():
-        torch.testing.assert_close(ends[1][name], value, atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(ends[2][name], value, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ends[1], ends[0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ends[2], ends[0], atol=1e-6, rtol=1e-6)
 
 
 def test_a_users_own_network_trains() -> None:
@@ -298,5 +294,4 @@ def test_compiled_training_gives_the_same_weights(how: str) -> None:
         assert module.policy.config._attn_implementation == PREFIX_ATTENTION
         assert set(module.state_dict()) == {f"policy.{name}" for name in tiny_model().state_dict()}
         ends.append(weights(module.policy))
-    for name, value in ends[0].items():
-        torch.testing.assert_close(ends[1][name], value, atol=1e-4, rtol=1e-4, msg=name)
+    torch.testing.assert_close(ends[1], ends[0], atol=1e-4, rtol=1e-4)

@@ -148,8 +148,7 @@ class TestTraining:
         # Ten batches for the same warm-up.
         runner.fit(offline, DataLoader([*pairs, *pairs, *pairs[:2]], batch_size=None))
         start = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-        for name, value in offline.policy.state_dict().items():
-            torch.testing.assert_close(value, online.policy.state_dict()[name], msg=name)
+        torch.testing.assert_close(offline.policy.state_dict(), online.policy.state_dict())
         assert any(not torch.equal(value, start[name]) for name, value in online.policy.state_dict().items())
 
     def test_completions_come_from_the_policy_as_it_was(self, folder: str) -> None:
@@ -244,8 +243,7 @@ class TestResume:
             assert bool(kept) == ("refresh_every" in options)
             assert all("lora_" in key for key in kept) == ("lora" in options or not kept)
             resumed = train(model, ckpt_path=checkpoint, **settings)
-            for name, value in whole.policy.state_dict().items():
-                assert torch.equal(value, resumed.policy.state_dict()[name]), name
+            torch.testing.assert_close(whole.policy.state_dict(), resumed.policy.state_dict(), rtol=0, atol=0)
 
     def test_an_iterative_run_goes_on_as_an_online_one(self, tmp_path: Path) -> None:
         model = source(tmp_path / "model")

@@ -50,8 +50,7 @@ def test_the_reference_follows(alpha: float) -> None:
     for step, (policy, reference) in enumerate(zip(watch.policy, watch.reference, strict=True), start=1):
         if step % 2 == 0:
             expected = {name: alpha * policy[name] + (1 - alpha) * value for name, value in expected.items()}
-        for name, value in reference.items():
-            torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(reference, expected, atol=1e-6, rtol=1e-6)
         if alpha == 1 and step % 2 == 0:
             assert all(torch.equal(value, policy[name]) for name, value in reference.items())
 

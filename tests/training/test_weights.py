@@ -66,8 +66,7 @@ def test_a_weight_of_2_is_the_pair_twice(loss: PreferenceLoss) -> None:
     assert any((expected[name] - start[name]).abs().max() > 1e-4 for name in start)
     for batches in ([weighted], halves):
         ended, numbers = run(batches, loss)
-        for name, value in expected.items():
-            torch.testing.assert_close(ended[name], value, atol=1e-5, rtol=1e-5, msg=name)
+        torch.testing.assert_close(ended, expected, atol=1e-5, rtol=1e-5)
         assert numbers == {name: pytest.approx(value, rel=1e-4, abs=1e-5) for name, value in logged.items()}
 
 
@@ -89,8 +88,7 @@ def test_the_data_module_weights_pairs_as_if_they_were_repeated(
         trainer(max_epochs=2, accumulate_grad_batches=accumulate).fit(module, pairs)
         ends.append({name: value.detach() for name, value in module.policy.state_dict().items()})
     for ended in ends[1:]:
-        for name, value in ends[0].items():
-            torch.testing.assert_close(ended[name], value, atol=1e-5, rtol=1e-5, msg=name)
+        torch.testing.assert_close(ended, ends[0], atol=1e-5, rtol=1e-5)
 
 
 class Watching(DPOLoss):

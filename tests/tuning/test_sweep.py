@@ -80,8 +80,7 @@ class TestResult:
             again = float(cli.trainer.callback_metrics[name])
             assert again == pytest.approx(result.best.metrics[name], rel=1e-3), name
         exported = AutoModelForCausalLM.from_pretrained(result.model).state_dict()
-        for name, value in cli.model.policy.state_dict().items():
-            torch.testing.assert_close(exported[name], value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(exported, cli.model.policy.state_dict(), rtol=1e-3, atol=1e-4)
 
     def test_the_table_of_results(self, result: SweepResult) -> None:
         table = pq.read_table(Path(result.location) / "results.parquet").to_pandas()

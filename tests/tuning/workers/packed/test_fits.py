@@ -108,8 +108,7 @@ def test_trials_of_one_process_are_those_that_run_alone(
             for name in [name for name in theirs if name.startswith("val/")]:
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-6), name
         weights = _adapter(record)
-        for name, value in _adapter(expected).items():
-            torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-7)
+        torch.testing.assert_close(weights, _adapter(expected), rtol=0, atol=1e-7)
 
     # As after the death of its process at Tune's: the trial goes on where it was.
     assert [event.kind for event in _begun_again(fits, spec, "c")] == ["report", "report", "done"]

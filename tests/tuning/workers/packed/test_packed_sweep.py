@@ -50,8 +50,7 @@ def _assert_same(ours: Any, theirs: Any) -> None:
         for name in [name for name in other if name.startswith("val/")]:
             assert mine[name] == pytest.approx(other[name], rel=1e-5, abs=1e-6), name
     weights = _adapter(ours)
-    for name, value in _adapter(theirs).items():
-        torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights, _adapter(theirs), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.heavy
