@@ -30,6 +30,7 @@ from lightning_dpo.files import cache_folder, write_file
 from lightning_dpo.models.device import pick_device
 from lightning_dpo.models.load import load_tokenizer
 from lightning_dpo.training.saving.read import load_trained_pair
+from lightning_dpo.types.checks import check_bounds
 
 __all__ = ["compare", "print_comparison", "run"]
 
@@ -81,10 +82,7 @@ def compare(
         device: cpu, cuda, or auto for a GPU if there is one.
         out: Writes all figures with every answer (.json), or a row for every answer (.parquet).
     """
-    numbers = {"samples": samples, "samples_per_prompt": samples_per_prompt, "batch_size": batch_size}
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
+    check_bounds(least=1, samples=samples, samples_per_prompt=samples_per_prompt, batch_size=batch_size)
     if out is not None and out.suffix not in _SUFFIXES:
         raise ValueError(f"`out` must end in {' or '.join(_SUFFIXES)}, got {str(out)!r}")
     place = pick_device(device)

@@ -24,6 +24,7 @@ from lightning_dpo.data.tokenization.load import loaded_tokenizer
 from lightning_dpo.data.tokenization.shared_entries import token_cache
 from lightning_dpo.data.tokenization.truncation import LongPairAction, TokenLimits
 from lightning_dpo.types import PairBatch
+from lightning_dpo.types.checks import check_bounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -336,17 +337,15 @@ class TokenDataModule(pl.LightningDataModule):
             raise ValueError(f"`completion_turns` must be 'last' or 'all', got {self.completion_turns!r}")
         if self.validation_split is not None and not 0 < self.validation_split < 1:
             raise ValueError(f"`validation_split` must be between 0 and 1, got {self.validation_split}")
-        positive = {
-            "batch_size": self.batch_size,
-            "tokens_per_batch": self.tokens_per_batch,
-            "validation_batch_size": self.validation_batch_size,
-            "train_limit": self.row_limits["train"],
-            "validation_limit": self.row_limits["validation"],
-            "num_processes": self.num_processes,
-        }
-        for name, value in positive.items():
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        check_bounds(
+            least=1,
+            batch_size=self.batch_size,
+            tokens_per_batch=self.tokens_per_batch,
+            validation_batch_size=self.validation_batch_size,
+            train_limit=self.row_limits["train"],
+            validation_limit=self.row_limits["validation"],
+            num_processes=self.num_processes,
+        )
 
 
 class PreferenceDataModule(TokenDataModule):

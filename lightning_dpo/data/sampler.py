@@ -12,6 +12,7 @@ from torch.utils.data import SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_dpo.data.mixture import Mixture
+from lightning_dpo.types.checks import check_bounds
 
 __all__ = ["BatchIndices", "OrderedPairBatchSampler", "PairBatchSampler"]
 
@@ -99,9 +100,7 @@ class PairBatchSampler(DistributedSampler[BatchIndices]):
             ValueError: If there are no pairs, or neither limit or a senseless one is given.
         """
         self._lengths = np.asarray(lengths, dtype=np.int64)
-        for name, value in (("batch_size", batch_size), ("tokens_per_batch", tokens_per_batch)):
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        check_bounds(least=1, batch_size=batch_size, tokens_per_batch=tokens_per_batch)
         if batch_size is None and tokens_per_batch is None:
             raise ValueError("`batch_size` or `tokens_per_batch` must be given, got neither")
         if not len(self._lengths):

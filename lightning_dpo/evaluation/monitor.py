@@ -26,6 +26,7 @@ from lightning_dpo.models.adapter_off import AdapterOff
 from lightning_dpo.models.unwrap import is_sharded
 from lightning_dpo.reference.base import Reference
 from lightning_dpo.types import PairBatch
+from lightning_dpo.types.checks import check_bounds
 
 __all__ = ["ComparedPolicy", "CompletionMonitor"]
 
@@ -79,15 +80,13 @@ class CompletionMonitor(pl.Callback):
         Raises:
             ValueError: If a number is below 1, or there is no such judge.
         """
-        numbers = {
-            "num_prompts": num_prompts,
-            "samples_per_prompt": samples_per_prompt,
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-        }
-        for name, value in numbers.items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        check_bounds(
+            least=1,
+            num_prompts=num_prompts,
+            samples_per_prompt=samples_per_prompt,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+        )
         self.num_prompts = num_prompts
         self.samples_per_prompt = samples_per_prompt
         self.options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}

@@ -1,5 +1,7 @@
 """Judged completions through the data module: formats, labels, pairs split in two, and mistakes."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import pickle

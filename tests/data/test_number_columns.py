@@ -1,5 +1,7 @@
 """The optional columns `margin` and `weight`: from rows of any format and file to batches."""
 
+from __future__ import annotations
+
 import pickle
 from pathlib import Path
 

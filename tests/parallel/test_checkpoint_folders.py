@@ -1,5 +1,7 @@
 """A checkpoint folder that two ranks write is whole or not there."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

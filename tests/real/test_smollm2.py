@@ -1,5 +1,7 @@
 """A real model on real preferences, by the commands a user types."""
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """The way a real model is scored under bfloat16: single tokens' gradients go far there, and all is right."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest

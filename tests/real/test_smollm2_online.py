@@ -1,5 +1,7 @@
 """Online DPO of a real model on real prompts, by its recipe."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

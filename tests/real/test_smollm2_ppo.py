@@ -1,5 +1,7 @@
 """PPO on a real model and real prompts, by its recipe."""
 
+from __future__ import annotations
+
 import math
 import sys
 from collections.abc import Sequence

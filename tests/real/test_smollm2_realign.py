@@ -1,5 +1,7 @@
 """A real policy, trained a little, at other distances from its reference, by the commands of a user."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pyarrow.parquet as pq

@@ -1,5 +1,7 @@
 """A reward model on a real model and real preferences, by its recipe, and the folder it is exported to."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Four trials of a real model on real preferences, and the best one again by `fit`."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

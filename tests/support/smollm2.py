@@ -1,5 +1,7 @@
 """The real model of tests: whether it is here, how it trains fastest, and the real rows that it trains on."""
 
+from __future__ import annotations
+
 import importlib.util
 from pathlib import Path
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_dpo.parallel import mix_weights
 from lightning_dpo.reference.base import Reference
+from lightning_dpo.types.checks import check_bounds
 
 __all__ = ["ReferenceSync"]
 
@@ -45,10 +46,8 @@ class ReferenceSync(pl.Callback):
         Raises:
             ValueError: If a setting is out of range.
         """
-        if every < 1:
-            raise ValueError(f"`every` must be at least 1 optimizer step, got {every}")
-        if not 0 < alpha <= 1:
-            raise ValueError(f"`alpha` must be above 0 and at most 1, got {alpha}")
+        check_bounds(least=1, unit=" optimizer step", every=every)
+        check_bounds(above=0, most=1, alpha=alpha)
         self.every = every
         self.alpha = alpha
         self.updates = 0
