@@ -18,7 +18,7 @@ from lightning_dpo.types.choices import Recomputation
 
 __all__ = ["PolicySettings", "build_policy", "keeps_products", "load_as"]
 
-_PRODUCTS = frozenset({"mm", "addmm", "_scaled_mm", "_grouped_mm", "_scaled_grouped_mm"})
+_PRODUCTS = frozenset({"mm", "addmm", "_scaled_mm"})
 
 
 class PolicySettings(NamedTuple):
@@ -64,7 +64,8 @@ def keeps_products(context: Any, operation: Any, *args: Any, **kwargs: Any) -> C
     """Keep what matrix products and fused attention gave; norms, activations and casts are computed anew.
 
     As torchtitan's selective activation checkpointing (https://arxiv.org/abs/2410.06511, section 2.1.3) does
-    it by operation, but for every product. The scores of attention that is not fused are not kept.
+    it by operation, but for every product. Not kept are the scores of attention that is not fused, and what
+    experts gave, to which some models add biases in place.
 
     Args:
         context: Of torch's checkpoint.
