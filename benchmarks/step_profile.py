@@ -103,7 +103,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16", help="bf16 is autocast")
     parser.add_argument("--compile", action="store_true", help="compile the blocks")
     parser.add_argument("--reference-dtype", choices=("float32", "bfloat16"), help="of the frozen reference")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations")
+    parser.add_argument(
+        "--gradient-checkpointing",
+        nargs="?",
+        const=True,
+        default=False,
+        choices=["selective"],
+        help="recompute activations, those of whole blocks or selectively",
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/step_profile.json"), help="all numbers")
     return parser.parse_args(argv)
 
@@ -224,10 +231,9 @@ def measure(model: str, pairs: list[Any], options: argparse.Namespace) -> Step:
         "imports, tokenizer, rows": imports,
         "policy": weights,
         "reference": reference,
-        "gradients": weights,
         "Adam's two moments": 2 * weights,
     }
-    if not options.compile:  # what compiled blocks keep is in the rest
+    if not options.compile and not options.gradient_checkpointing:  # what such blocks keep is in the rest
         parts |= {f"kept for the backward pass, {name}": size for name, size in by_type.most_common()}
     parts["the rest: chunks of the head, gradients on their way, allocator"] = measuring.peak_mib - sum(
         parts.values()
