@@ -15,6 +15,9 @@ __all__ = ["KL", "Goal", "Objective", "check_goals", "check_logged", "pareto_fro
 KL = "val/kl"
 """The KL between policy and reference, which is shown beside the goals wherever it was measured."""
 
+_LOWER_IS_BETTER = ("loss", "kl", "error")
+"""Last words of metrics that nobody means to maximise by naming them alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Goal:
@@ -25,8 +28,13 @@ class Goal:
 
     @property
     def worst(self) -> float:
-        """Value that searchers are told for a trial that went wrong; finite, since not all take infinity."""
-        return 0.0 if self.mode == "max" else 1e6
+        """Value that searchers are told for a trial that went wrong; finite, since not all take infinity.
+
+        Of what may be negative 0 would be a good value: searchers would go where trials go wrong.
+        """
+        if self.mode == "min":
+            return 1e6
+        return 0.0 if "accuracy" in self.metric or self.metric.endswith("/auc") else -1e6
 
     def score(self, value: float) -> float:
         """The value, turned so that more is better."""
@@ -47,14 +55,23 @@ class Objective:
             value: A metric to maximise, or ``{maximize: metric, minimize: metric}``, each one or a list.
 
         Raises:
-            ValueError: If it is neither.
+            ValueError: If it is neither, or a name alone of what is to be small.
         """
         if isinstance(value, str):
+            if value.rpartition("/")[2].removeprefix("val_") in _LOWER_IS_BETTER:
+                raise ValueError(
+                    f"`objective` maximises a metric that is named alone, got {value!r}: write "
+                    f"{{minimize: {value}}}, or {{maximize: {value}}} if the largest is to win"
+                )
             return cls((Goal(value, "max"),))
         unknown = [key for key in value if key not in ("maximize", "minimize")]
         if unknown or not value:
             raise ValueError(
                 f"`objective` must be a metric's name or {{maximize: ..., minimize: ...}}, got {dict(value)}"
+            )
+        if not all(isinstance(metrics, str | list | tuple) and metrics for metrics in value.values()):
+            raise ValueError(
+                f"`objective` must name a metric, or a list of them, for each direction, got {dict(value)}"
             )
         goals = [
             Goal(metric, "max" if key == "maximize" else "min")
@@ -90,10 +107,11 @@ def check_goals(
     scale = [path for path in varied if path.startswith("model.loss")]
     for goal in objective.goals:
         if goal.metric not in metrics:
-            hint = " It needs sampled completions: set `kl_prompts`." if goal.metric == KL else ""
+            near = f"did you mean {nearest(goal.metric, metrics)!r}?"
+            hint = "it needs sampled completions: set `kl_prompts`" if goal.metric == KL else near
             raise ValueError(
-                f"`objective` must be a metric that the module logs at validation, got {goal.metric!r}; "
-                f"did you mean {nearest(goal.metric, metrics)!r}?{hint}"
+                "`objective` must be a metric that the module logs at validation, got "
+                f"{goal.metric!r}; {hint}"
             )
         if scale and goal.metric in incomparable:
             raise ValueError(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lightning_dpo import DPOModule
-from lightning_dpo.tuning.objective import Objective, check_goals, pareto_front
+from lightning_dpo.tuning.objective import Goal, Objective, check_goals, pareto_front
 from lightning_dpo.tuning.recipe.module_traits import ModuleTraits
 
 TRAITS = ModuleTraits.of(DPOModule)
@@ -30,6 +30,31 @@ def test_a_metric_that_is_not_logged_is_refused() -> None:
         check_goals(Objective.parse("val/accuracy"), **LOGGED)
     with pytest.raises(ValueError, match="kl_prompts"):
         check_goals(Objective.parse({"minimize": "val/kl"}), **LOGGED)
+
+
+@pytest.mark.parametrize("metric", ["val/loss", "val/kl", "val_loss", "val/helpful/loss", "val/error"])
+def test_what_is_to_be_small_is_not_maximised_by_its_name_alone(metric: str) -> None:
+    with pytest.raises(ValueError, match=f"write {{minimize: {metric}}}"):
+        Objective.parse(metric)
+    assert [Objective.parse({f"{key}imize": metric}).primary.mode for key in ("min", "max")] == ["min", "max"]
+
+
+def test_a_direction_without_a_metric_is_refused() -> None:
+    for nothing in (None, []):
+        with pytest.raises(ValueError, match="`objective` must name a metric"):
+            Objective.parse({"maximize": nothing})
+
+
+def test_the_kl_is_not_taken_for_a_misspelt_metric() -> None:
+    with pytest.raises(ValueError, match="sampled completions") as error:
+        check_goals(Objective.parse({"minimize": "val/kl"}), **LOGGED)
+    assert "did you mean" not in str(error.value)
+
+
+def test_a_trial_that_went_wrong_is_worse_than_any_other() -> None:
+    assert Goal("val/logratio/margin", "max").worst < -100  # margins fall below 0
+    assert Goal("val/loss", "min").worst > 100
+    assert Goal("val/rewards/accuracy", "max").worst == 0
 
 
 def test_the_pareto_set() -> None:
