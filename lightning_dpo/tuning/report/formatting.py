@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["format_duration", "format_number", "format_value", "metric_label", "path_labels"]
+__all__ = ["format_duration", "format_number", "format_value", "metric_label", "one_line", "path_labels"]
 
 _GREEK = {"beta": "β"}
 _METRICS = {"kl": "KL", "margin": "margin", "tokens_per_second": "tokens/s"}
@@ -35,6 +35,12 @@ def format_value(value: Any) -> str:
         found = _CLASS_PATH.fullmatch(value)
         return found[1] if found else value
     return json.dumps(value, default=str) if isinstance(value, Mapping | list | tuple) else str(value)
+
+
+def one_line(text: str, *, longest: int = 300) -> str:
+    """A text that may have lines, such as an error, as one of at most so many characters."""
+    joined = " ".join(text.split())
+    return joined if len(joined) <= longest else f"{joined[: longest - 1]}…"
 
 
 def format_number(value: float, digits: int = 3, *, pad: bool = False) -> str:

@@ -89,8 +89,8 @@ class LiveTable:
             # Of a trial that went wrong Tune hears the worst value that there is, which is no measurement.
             if metrics and "step" in metrics and (told is None or told in _WENT_WELL):
                 line.report(metrics)
-            if told is not None:
-                line.status = told
+            if metrics and told is not None:
+                line.status, line.reason = told, metrics.get("reason", "")
             elif status is not None and (line.status == "running" or status == "failed"):
                 line.status = line.status_at_end() if status == "ended" else status
         if self._verbose and not self._console.is_terminal:

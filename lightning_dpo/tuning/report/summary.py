@@ -8,7 +8,13 @@ from rich.console import Console
 
 from lightning_dpo.tuning.objective import KL
 from lightning_dpo.tuning.report.comparison_table import comparison_table, format_interval
-from lightning_dpo.tuning.report.formatting import format_number, format_value, metric_label, path_labels
+from lightning_dpo.tuning.report.formatting import (
+    format_number,
+    format_value,
+    metric_label,
+    one_line,
+    path_labels,
+)
 from lightning_dpo.tuning.results.kept import kept_step_note, runs_again_note
 from lightning_dpo.tuning.results.result import SweepResult
 
@@ -48,6 +54,7 @@ def print_summary(result: SweepResult) -> None:
         *filter(None, [kept_step_note(best)]),
         *_recommended(result),
         f"trials: {len(result.trials)} ({trials}) in {result.seconds:.0f} s",
+        *_went_wrong(result),
         *filter(None, [runs_again_note((*result.trials, *result.reruns))]),
         f"reference passes: {result.reference_passes}",
         f"recipe: {result.location}/best/config.yaml",
@@ -68,6 +75,15 @@ def _measured(result: SweepResult, metric: str) -> str:
     if metric == result.objective.primary.metric and best.id in result.comparisons:
         text += f" ({result.confidence:.0%}: {format_interval(result.comparisons[best.id].interval)})"
     return text
+
+
+def _went_wrong(result: SweepResult) -> list[str]:
+    """Why trials went wrong, each reason once: the most frequent ones; the report has all of them."""
+    reasons = Counter(f"{t.status}: {t.reason}" for t in result.trials if t.status.went_wrong and t.reason)
+    return [
+        f"{one_line(reason)} ({count} {'trial' if count == 1 else 'trials'})"
+        for reason, count in reasons.most_common(3)
+    ]
 
 
 def _recommended(result: SweepResult) -> list[str]:

@@ -18,6 +18,7 @@ from lightning_dpo.tuning.report.formatting import (
     format_number,
     format_value,
     metric_label,
+    one_line,
     path_labels,
 )
 
@@ -37,6 +38,7 @@ class TrialLine:
         metrics: Its last report.
         seconds_per_step: Measured since the report before.
         reported_at: When its last report came, seconds since the epoch.
+        reason: In words, where something went wrong.
     """
 
     id: str
@@ -45,6 +47,7 @@ class TrialLine:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     seconds_per_step: float = 0.0
     reported_at: float = 0.0
+    reason: str = ""
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Take over a report of the trial."""
@@ -126,7 +129,8 @@ def end_notice(line: TrialLine, goals: Sequence[Goal]) -> str:
         if metric in line.metrics
     ]
     told = f": {', '.join(measured)}" if measured else ""
-    return f"trial {line.id} {line.status} at step {line.metrics.get('step', 0)}{told} ({values})"
+    why = f": {one_line(line.reason)}" if line.reason else ""
+    return f"trial {line.id} {line.status} at step {line.metrics.get('step', 0)}{told} ({values}){why}"
 
 
 def _table(

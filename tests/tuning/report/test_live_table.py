@@ -115,3 +115,13 @@ def test_without_a_terminal_each_trial_is_one_line(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(table_module, "QUIET_SECONDS", 0.0)
         table.update(trial, metrics={"step": 2})
         assert "58 of 60 trials have ended, 2 running" in console.file.getvalue().splitlines()[-1]
+
+
+def test_without_a_terminal_the_line_of_a_trial_says_why_it_failed() -> None:
+    table, console = make_table(terminal=False)
+    reason = "`beta` must be above 0, got -0.1"
+    trial = FakeTrial("79493_00000", {"model.loss.beta": -0.1})
+    table.update(trial, metrics={ACCURACY: 0.0, "status": "failed", "reason": reason})
+    table.update(trial, status="ended")
+    expected = f"trial 79493_00000 failed at step 0 (β -0.1): {reason}"
+    assert console.file.getvalue().splitlines() == [expected]
