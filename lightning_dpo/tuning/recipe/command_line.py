@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_dpo.losses import PreferenceLoss
 from lightning_dpo.training.cli import DPOCLI, class_arguments
 from lightning_dpo.tuning.config_paths import config_paths, import_object
 from lightning_dpo.tuning.recipe.trial_loggers import LogParameters, TrialRun, name_runs, named_loggers
@@ -62,6 +65,22 @@ class ParsedRecipe(_RecipeCLI):
         """The LightningDataModule's class."""
         return import_object(self._named_data) if self._named_data else self._datamodule_class
 
+    def check_loss(self) -> None:
+        """Make the loss alone, which costs nothing: a value out of its range is found before a trial runs.
+
+        Raises:
+            ValueError: By the loss, for example for a beta that is not positive.
+        """
+        given = self.get("model.loss")
+        class_path = getattr(given, "class_path", None)
+        if class_path is None or not _is_loss(import_object(class_path)):
+            return  # of a module that has none, or of its own kind
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--loss", type=PreferenceLoss)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # newer versions of jsonargparse have another name for it
+            parser.instantiate_classes(Namespace(loss=given))  # type: ignore[no-untyped-call]
+
     def paths(self) -> set[str]:
         """Every config path that the recipe has, inner ones too."""
         return config_paths(self.config)
@@ -70,6 +89,10 @@ class ParsedRecipe(_RecipeCLI):
         """The complete configuration, for `fit`."""
         text: str = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
         return text
+
+
+def _is_loss(made: Any) -> bool:
+    return isinstance(made, type) and issubclass(made, PreferenceLoss)
 
 
 class KnownPaths(ParsedRecipe):

@@ -110,7 +110,11 @@ class Recipe:
                     f"the recipe has no config path {path!r}; did you mean {nearest(path, known)!r}?"
                 )
         for example in examples:
-            self.parse(example)
+            parsed = self.parse(example)
+            try:
+                parsed.check_loss()
+            except ValueError as error:
+                raise ValueError(f"the recipe does not take {_told(example)}: {error}") from error
 
     @property
     def _given_module(self) -> Any:
@@ -151,5 +155,9 @@ class Recipe:
             try:
                 yield arguments + as_arguments(merged)
             except ArgumentError as error:
-                given = ", ".join(f"{path}={value!r}" for path, value in merged.items())
-                raise ValueError(f"the recipe does not take {given or 'its own values'}: {error}") from error
+                raise ValueError(f"the recipe does not take {_told(merged)}: {error}") from error
+
+
+def _told(overrides: Mapping[str, Any]) -> str:
+    """Values as an error names them."""
+    return ", ".join(f"{path}={value!r}" for path, value in overrides.items()) or "its own values"

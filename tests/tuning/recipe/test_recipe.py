@@ -43,6 +43,17 @@ def test_a_value_of_the_wrong_type_is_found_before_anything_starts(recipe: Recip
         recipe.check([{"model.loss.beta": "much"}])
 
 
+def test_a_loss_out_of_its_range_is_found_before_anything_starts(recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match=r"take model.loss.beta=-0.1: `beta` must be a finite number"):
+        recipe.check([{"model.loss.beta": 0.1}, {"model.loss.beta": -0.1}])
+    inner = {"class_path": IPO, "init_args": {"beta": 0.1}}
+    weighted = {"class_path": "lightning_dpo.losses.WPO", "init_args": {"loss": inner}}
+    recipe.check([{"model.loss": weighted}])
+    inner["init_args"] = {"beta": 0.0}
+    with pytest.raises(ValueError, match=r"`beta` must be a finite number"):
+        recipe.check([{"model.loss": weighted}])
+
+
 def test_overrides_come_before_interpolations(recipe: Recipe) -> None:
     text = recipe.texts[0].replace("warmup_ratio: 0.1", "warmup_ratio: ${model.loss.init_args.beta}")
     parsed = Recipe((text,), recipe.overrides).parse({"model.loss.beta": 0.7})
