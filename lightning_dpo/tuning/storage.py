@@ -45,7 +45,7 @@ class Storage:
         """The text of a file; None where there is none."""
         try:
             return str(self._fs.read_text(self._at(name), encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def read_bytes(self, name: str) -> bytes | None:

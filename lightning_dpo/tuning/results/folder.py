@@ -60,6 +60,11 @@ def load_result(location: str) -> SweepResult:
     """
     storage = Storage(location)
     text = storage.read(_SUMMARY)
+    if text is None and (begun := (storage / "trials").names(".json")):
+        raise ValueError(
+            f"`folder` must be that of a sweep that has ended, got {location!r}, where {len(begun)} trials "
+            "have begun and no sweep.json tells of the end: wait for it, or go on with it by --resume"
+        )
     if text is None:
         raise ValueError(f"`folder` must be that of a sweep, with {_SUMMARY} in it, got {location!r}")
     summary = json.loads(text)

@@ -68,3 +68,14 @@ def test_a_choice_of_numbers_and_texts_is_a_column_of_texts(tmp_path: Path) -> N
     ]
     save_result(replace(result, trials=tuple(mixed)))
     assert set(pq.read_table(tmp_path / "results.parquet")["config/model.x"].to_pylist()) == {"auto", "1"}
+
+
+def test_a_sweep_that_has_not_ended_is_told_from_a_folder_without_one(older: Path) -> None:
+    (older / "sweep.json").unlink()
+    with pytest.raises(ValueError, match=r"has ended, got .* 6 trials have begun .* --resume"):
+        load_result(str(older))
+
+
+def test_a_file_is_no_sweep(older: Path) -> None:
+    with pytest.raises(ValueError, match=r"`folder` must be that of a sweep, with sweep.json in it"):
+        load_result(str(older / "results.parquet"))
