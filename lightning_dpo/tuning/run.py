@@ -20,7 +20,7 @@ from lightning_dpo.tuning.report.summary import print_summary
 from lightning_dpo.tuning.results.export import export_to_sweep
 from lightning_dpo.tuning.results.extension import finished_before
 from lightning_dpo.tuning.results.folder import save_result
-from lightning_dpo.tuning.results.gather import gather
+from lightning_dpo.tuning.results.gather import gather, is_interrupted
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.results.warm_start import load_start
 from lightning_dpo.tuning.rounds.rerun import check_seeds
@@ -130,6 +130,8 @@ def sweep(
     write_report(result)
     if verbose:
         print_summary(result)
+        if is_interrupted([*result.trials, *result.reruns]):
+            print("interrupted: this is what there is; go on with the sweep by --resume (resume=True)")
     return result
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
 
 from ray.tune import ResultGrid, Tuner
@@ -9,9 +11,12 @@ from ray.tune.experiment import Trial
 
 from lightning_dpo.tuning.cluster.tune_settings import tune_settings
 
-__all__ = ["fit_with_retries"]
+__all__ = ["fit_with_retries", "was_interrupted"]
 
 _ROUNDS = 3
+
+_INTERRUPTED = "_lightning_dpo_interrupted"
+"""Attribute of Tune's outcome."""
 
 
 def fit_with_retries(tuner: Tuner, restore: Callable[[], Tuner], *, trials: int = 1) -> ResultGrid:
@@ -27,11 +32,37 @@ def fit_with_retries(tuner: Tuner, restore: Callable[[], Tuner], *, trials: int 
         trials: How many there are.
     """
     with tune_settings(trials):
-        outcome = tuner.fit()
+        outcome = _fit(tuner)
         for _ in range(_ROUNDS):
             if not any(_was_given_up(trial) for trial in outcome._experiment_analysis.trials):
                 break
-            outcome = restore().fit()
+            outcome = _fit(restore())
+    return outcome
+
+
+def was_interrupted(outcome: ResultGrid) -> bool:
+    """Whether a user ended what `fit_with_retries` ran, by Ctrl-C.
+
+    Args:
+        outcome: What it returned.
+    """
+    return bool(getattr(outcome, _INTERRUPTED, False))
+
+
+def _fit(tuner: Tuner) -> ResultGrid:
+    """Run, and mark the outcome if a signal ended it: Tune then returns as if all trials were over.
+
+    While it runs Tune has a handler of its own for SIGINT. It puts the earlier one back if the signal comes,
+    and otherwise leaves its own behind, which would swallow the next Ctrl-C.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return tuner.fit()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        outcome = tuner.fit()
+        setattr(outcome, _INTERRUPTED, signal.getsignal(signal.SIGINT) is before)
+    finally:
+        signal.signal(signal.SIGINT, before)
     return outcome
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray.tune import Result, ResultGrid
 
+from lightning_dpo.tuning.cluster.retry import was_interrupted
 from lightning_dpo.tuning.results.comparison import Comparison, compare
 from lightning_dpo.tuning.results.folder import save_result
 from lightning_dpo.tuning.results.kept import kept_step_note
@@ -18,14 +19,14 @@ from lightning_dpo.tuning.results.ranking import rank
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.results.runs import counted_runs
 from lightning_dpo.tuning.storage import Storage
-from lightning_dpo.tuning.trial.ending import outcome_of_dead_process
+from lightning_dpo.tuning.trial.ending import INTERRUPTED, outcome_of_dead_process
 from lightning_dpo.tuning.trial.outcomes import PairOutcomes, kept_outcomes, load_outcomes
 from lightning_dpo.tuning.trial.record import TrialRecord, load_records
 from lightning_dpo.tuning.trial.resume import remove_spent
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
 
-__all__ = ["completed_trials", "gather"]
+__all__ = ["completed_trials", "gather", "is_interrupted"]
 
 _PACKAGES = ("lightning-dpo", "lightning", "torch", "transformers", "ray", "optuna")
 
@@ -74,6 +75,11 @@ def gather(
     )
     if not trials or not result.best.is_ranked:
         save_result(result)
+        if is_interrupted(trials):
+            raise ValueError(
+                f"the sweep in {result.location} was interrupted before a trial had a result; go on with it "
+                "by resume=True (--resume)"
+            )
         reasons = [f"{t.status}: {t.reason}" for t in trials if t.reason]
         raise ValueError(f"every trial went wrong; the first one: {reasons[0] if reasons else 'none ran'}")
     result = replace(result, comparisons=_comparisons(spec, result))
@@ -85,6 +91,15 @@ def gather(
         if chosen is result.best
         else _recipe(spec, result, chosen, "recommended", note),
     )
+
+
+def is_interrupted(trials: Sequence[TrialRecord]) -> bool:
+    """Whether a user ended the sweep while some of these trials ran.
+
+    Args:
+        trials: As `completed_trials` gives them.
+    """
+    return any(trial.reason == INTERRUPTED for trial in trials)
 
 
 def completed_trials(spec: TrialSpec, outcome: ResultGrid) -> list[TrialRecord]:
@@ -101,13 +116,13 @@ def completed_trials(spec: TrialSpec, outcome: ResultGrid) -> list[TrialRecord]:
         if record is None and told.error is None and not told.metrics:
             continue  # the sweep ended before it began
         record = record or spec.new_record(ray_trial.trial_id, ray_trial.config)
-        trials.append(_completed(record, told))
+        trials.append(_completed(record, told, interrupted=was_interrupted(outcome)))
     _remove_spent(spec, outcome, trials)
     return sorted(trials, key=lambda trial: trial.id)  # as they began: Ray restores them in another order
 
 
-def _completed(record: TrialRecord, ray_result: Result) -> TrialRecord:
-    """The record with what the trial could not know: that a scheduler stopped it, or Ray gave it up."""
+def _completed(record: TrialRecord, ray_result: Result, *, interrupted: bool) -> TrialRecord:
+    """The record with what the trial could not know: who stopped it, or that Ray gave it up."""
     metrics = ray_result.metrics or {}
     if record.checkpoint is not None:
         pass
@@ -120,6 +135,8 @@ def _completed(record: TrialRecord, ray_result: Result) -> TrialRecord:
         return replace(record, status=status, reason=reason)
     if record.status.is_over:
         return record
+    if interrupted and not metrics.get("done"):
+        return replace(record, status=TrialStatus.STOPPED, reason=INTERRUPTED)
     # Tune ends a trial that a scheduler stops, and does so at its last report too.
     is_complete = 0 < record.total_steps <= record.step
     return replace(record, status=TrialStatus.FINISHED if is_complete else TrialStatus.STOPPED)

@@ -13,7 +13,7 @@ from lightning_dpo.tuning.cluster.retry import fit_with_retries
 from lightning_dpo.tuning.cluster.tuner import has_begun, new_tuner, restored_tuner
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.report.live_table import LiveTable
-from lightning_dpo.tuning.results.gather import completed_trials
+from lightning_dpo.tuning.results.gather import completed_trials, is_interrupted
 from lightning_dpo.tuning.results.ranking import rank
 from lightning_dpo.tuning.rounds.rerun import Rerun, RerunSpace, confirmations, repetitions
 from lightning_dpo.tuning.search.schedulers import make_scheduler
@@ -47,12 +47,12 @@ def run_rounds(
     """
     found: list[TrialRecord] = []
     ends_at = None if time_left is None else time.time() + time_left
-    if config.repeats > 1:
+    if config.repeats > 1 and not is_interrupted(searched):
         again = repetitions(searched, repeats=config.repeats, recipe=spec.recipe)
         found += _run(
             spec, config, again, name="repeats", concurrency=concurrency, ends_at=ends_at, verbose=verbose
         )
-    if config.confirm:
+    if config.confirm and not is_interrupted([*searched, *found]):
         again = confirmations(
             rank(searched, spec.objective, found),
             confirm=config.confirm,
@@ -86,6 +86,8 @@ def _run(
             outcome = fit_with_retries(restored_tuner(own), partial(restored_tuner, own), trials=len(reruns))
         found += completed_trials(own, outcome)
         number += 1
+        if is_interrupted(found):
+            return found
     known = [(record.rerun_of, dict(record.overrides)) for record in found]
     missing = tuple(one for one in reruns if (one.trial, dict(one.overrides)) not in known)
     if not missing:

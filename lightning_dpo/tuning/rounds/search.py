@@ -18,7 +18,7 @@ from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.config_paths import class_and_arguments
 from lightning_dpo.tuning.report.live_table import LiveTable
 from lightning_dpo.tuning.results.extension import Extension
-from lightning_dpo.tuning.results.gather import completed_trials
+from lightning_dpo.tuning.results.gather import completed_trials, is_interrupted
 from lightning_dpo.tuning.results.warm_start import as_told
 from lightning_dpo.tuning.search.schedulers import make_scheduler
 from lightning_dpo.tuning.search.searchers import (
@@ -69,6 +69,8 @@ def run_search(
             outcome = fit_with_retries(restored_tuner(own), partial(restored_tuner, own), trials=total)
         records += completed_trials(own, outcome)
         number += 1
+        if is_interrupted(records):
+            return records
     missing = total - len(records)
     is_first = number == 1
     if is_first:

@@ -12,7 +12,10 @@ from lightning_dpo.tuning.trial.record import TrialRecord
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.trial.status import TrialStatus
 
-__all__ = ["Outcome", "Session", "end_trial", "outcome_of_dead_process", "report_again"]
+__all__ = ["INTERRUPTED", "Outcome", "Session", "end_trial", "outcome_of_dead_process", "report_again"]
+
+INTERRUPTED = "interrupted"
+"""The reason of a trial that ran when a user ended the sweep; `--resume` goes on with it."""
 
 
 class Session(Protocol):

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import signal
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from lightning_dpo.tuning.cluster.retry import fit_with_retries
+from lightning_dpo.tuning.cluster.retry import fit_with_retries, was_interrupted
 
 
 class Tuner:
@@ -39,3 +40,21 @@ def test_trials_with_retries_left_are_taken_up_again(rounds: list[Any], used: in
     outcome = fit_with_retries(rounds[0], restore)
     assert count == used
     assert outcome is rounds[used - 1].outcome
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_signal_is_told_and_the_next_one_is_not_swallowed(comes: bool) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    class Interrupted(Tuner):
+        def fit(self) -> Any:
+            """What Tune does: its handler stays unless the signal comes, which puts the earlier one back."""
+            signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, before))
+            if comes:
+                signal.raise_signal(signal.SIGINT)
+            return self.outcome
+
+    tuner: Any = Interrupted(("TERMINATED", True))
+    outcome = fit_with_retries(tuner, lambda: tuner)
+    assert was_interrupted(outcome) is comes
+    assert signal.getsignal(signal.SIGINT) is before

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_dpo.tuning import Objective, SearchSpace, SweepResult
+from lightning_dpo.tuning import Objective, SearchSpace, SweepConfig, SweepResult
 from lightning_dpo.tuning.recipe.recipe import Recipe
 from lightning_dpo.tuning.report.page import write_report
 from lightning_dpo.tuning.report.summary import print_summary
 from lightning_dpo.tuning.results.folder import load_result, save_result
-from lightning_dpo.tuning.results.gather import completed_trials, gather
+from lightning_dpo.tuning.results.gather import completed_trials, gather, is_interrupted
+from lightning_dpo.tuning.rounds.run import run_rounds
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.best_step import KeptStep
 from lightning_dpo.tuning.trial.checkpoints import CHECKPOINT, PROGRESS
@@ -161,3 +162,35 @@ def test_kept_steps_rank_trials_and_are_told_of(tmp_path: Path, capsys: pytest.C
     assert left["a"] == ["1_000002.weights"]
     assert left["b"] == ["1_000004.weights"]
     assert left["c"] == ["1_000004.state", "1_000006.weights"]
+
+
+def test_an_interrupted_search_runs_nothing_again(tmp_path: Path) -> None:
+    spec = TrialSpec(RECIPE, SPACE, Objective.parse("m"), str(tmp_path), "")
+    over = reported("a", 2, 4, 6).ended(TrialStatus.FINISHED)
+    records = [over, reported("b", 2)]
+    for record in records:
+        record.save(spec.records)
+
+    class Outcome(list):
+        _experiment_analysis = SimpleNamespace(
+            trials=[SimpleNamespace(trial_id=record.id, config={}) for record in records]
+        )
+        _lightning_dpo_interrupted = True
+
+    told = [SimpleNamespace(checkpoint=None, metrics=None, error=None) for _ in records]
+    outcome: Any = Outcome(told)
+    trials = completed_trials(spec, outcome)
+    assert [(trial.status, trial.reason) for trial in trials] == [
+        ("finished", ""),
+        ("stopped", "interrupted"),
+    ]
+    assert is_interrupted(trials)
+    config = SweepConfig(space={"model.loss.beta": 0.1}, repeats=3, confirm=2)
+    assert run_rounds(spec, trials, config, concurrency=1, verbose=False) == ()
+
+
+def test_an_interruption_before_the_first_report_says_how_to_go_on(tmp_path: Path) -> None:
+    spec = TrialSpec(RECIPE, SPACE, Objective.parse("m"), str(tmp_path), "")
+    cut = replace(reported("a"), status=TrialStatus.STOPPED, reason="interrupted")
+    with pytest.raises(ValueError, match=r"interrupted before a trial had a result.*--resume"):
+        gather(spec, [cut], settings={}, machines=[], reference_passes=0, seconds=1.0)
