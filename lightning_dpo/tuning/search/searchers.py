@@ -61,17 +61,22 @@ def make_searcher(
         return PlainSearch(space, points=points, done=done, limit=limit, random_state=seed, **arguments)
     if kind == "optuna":
         return _optuna(space, objective, arguments, seed=seed, name=name, start=start, goes_on=goes_on)
+    cls = _class_of(kind)
+    if space.grid:
+        raise ValueError(f"`search` {kind} takes no grid, got {space.grid[0].path}; use choice in its place")
+    if len(objective.goals) > 1:
+        raise ValueError(f'several goals need `search="optuna"`, got {kind}')
+    return _of_class(cls, space, objective, arguments, start)
+
+
+def _class_of(kind: str) -> Any:
+    """The class of a searcher that is named by its path."""
     if "." not in kind:
         raise ValueError(
             "`search` must be one of random, grid, optuna or importable as package.module.Class, got "
             f"{kind!r}"
         )
-    if space.grid:
-        raise ValueError(f"`search` {kind} takes no grid, got {space.grid[0].path}; use choice in its place")
-    cls = import_object(kind)
-    if len(objective.goals) > 1:
-        raise ValueError(f'several goals need `search="optuna"`, got {kind}')
-    return _of_class(cls, space, objective, arguments, start)
+    return import_object(kind)
 
 
 def is_plain(choice: str | Mapping[str, Any]) -> bool:
@@ -92,7 +97,7 @@ def learns_from_results(choice: str | Mapping[str, Any]) -> bool:
     kind, _ = class_and_arguments(choice)
     if kind in _PLAIN or kind == "optuna":
         return kind == "optuna"
-    own = getattr(import_object(kind), "add_evaluated_point", None)
+    own = getattr(_class_of(kind), "add_evaluated_point", None)
     return own is not None and own is not Searcher.add_evaluated_point
 
 

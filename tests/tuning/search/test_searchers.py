@@ -22,6 +22,8 @@ def test_searchers_by_name_and_by_class_path() -> None:
 def test_a_searcher_that_is_not_known() -> None:
     with pytest.raises(ValueError, match=r"`search` must be one of random, grid, optuna .* got 'optna'"):
         make_searcher("optna", space=SPACE, objective=ONE, seed=0)
+    with pytest.raises(ValueError, match=r"`search` must be one of random, grid, optuna .* got 'optna'"):
+        learns_from_results("optna")
     with pytest.raises(ValueError, match="importable"):
         make_searcher("ray.tune.search.Optna", space=SPACE, objective=ONE, seed=0)
 
