@@ -110,7 +110,16 @@ class Recipe:
                     f"the recipe has no config path {path!r}; did you mean {nearest(path, known)!r}?"
                 )
         for example in examples:
-            parsed = self.parse(example)
+            try:
+                parsed = self.parse(example)
+            except ValueError as error:
+                lists = [path for path, value in example.items() if isinstance(value, list)]
+                if not lists:
+                    raise
+                raise ValueError(
+                    f"{error}\n`space` gives {lists[0]} a list as its value; values to try are "
+                    f"{{grid: {example[lists[0]]}}} or {{choice: {example[lists[0]]}}}"
+                ) from error
             try:
                 parsed.check_loss()
             except ValueError as error:

@@ -43,6 +43,12 @@ def test_a_value_of_the_wrong_type_is_found_before_anything_starts(recipe: Recip
         recipe.check([{"model.loss.beta": "much"}])
 
 
+def test_a_list_where_one_value_belongs_is_told_from_a_grid(recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match=r"model.loss.beta a list .*\{grid: \[0.1, 0.3\]\}"):
+        recipe.check([{"model.loss.beta": [0.1, 0.3]}])
+    recipe.check([{"model.optimizer.betas": [0.9, 0.95]}])
+
+
 def test_a_loss_out_of_its_range_is_found_before_anything_starts(recipe: Recipe) -> None:
     with pytest.raises(ValueError, match=r"take model.loss.beta=-0.1: `beta` must be a finite number"):
         recipe.check([{"model.loss.beta": 0.1}, {"model.loss.beta": -0.1}])
