@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -244,14 +245,23 @@ def sweep_parser(**kwargs: Any) -> ArgumentParser:
     return parser
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments of the sweep, and those of its recipe, with the values that follow them."""
+_OF_RECIPE = ("--model", "--data.", "--trainer", "--seed_everything")
+
+
+def split_arguments(
+    arguments: Sequence[str], *, apart: tuple[str, ...] = _OF_RECIPE
+) -> tuple[list[str], list[str]]:
+    """Arguments of the sweep, and those of its recipe, with the values that follow them.
+
+    Args:
+        arguments: A command line.
+        apart: How the latter begin.
+    """
     parts: tuple[list[str], list[str]] = ([], [])
     current = parts[0]
     for argument in arguments:
         if argument.startswith("--"):
-            is_of_recipe = argument.startswith(("--model", "--data.", "--trainer", "--seed_everything"))
-            current = parts[1] if is_of_recipe else parts[0]
+            current = parts[1] if argument.startswith(apart) else parts[0]
         current.append(argument)
     return parts
 
@@ -259,11 +269,15 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _parse(
     file: Path, arguments: list[str], recipe_arguments: list[str], changes: dict[str, Any]
 ) -> SweepConfig:
+    arguments, of_space = split_arguments(arguments, apart=("--space.",))
+    _check_names(arguments)
     try:
         values = sweep_parser().parse_args([f"--config={file}", *arguments]).as_dict()
     except ArgumentError as error:
         raise ValueError(f"{file} is not a sweep: {error}") from error
     values.pop("config")
+    varied = {path.removeprefix("space."): value for path, value in parse_arguments(of_space).items()}
+    values["space"] = {**values["space"], **_with_numbers(varied)}
     config = SweepConfig(**{**values, **changes})
     names = [config.recipe] if isinstance(config.recipe, str) else list(config.recipe or [])
     return replace(
@@ -272,6 +286,29 @@ def _parse(
         recipe=[str(_found(Path(name), file.parent)) for name in names],
         overrides={**config.overrides, **parse_arguments(recipe_arguments)},
     )
+
+
+def _check_names(arguments: Sequence[str]) -> None:
+    """Refuse an option that there is not, with the nearest one."""
+    known = [field.name for field in fields(SweepConfig)]
+    for argument in arguments:
+        name = argument.removeprefix("--").partition("=")[0].partition(".")[0].removesuffix("+")
+        if argument.startswith("--") and name not in (*known, "config", "print_config"):
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"; did you mean --{near[0]}?" if near else f" ({', '.join(_OF_RECIPE)})"
+            raise ValueError(f"--{name} is no option of a sweep, and none of its recipe{meant}")
+
+
+def _with_numbers(value: Any) -> Any:
+    """Values of YAML in which 1e-5 is a number, as it is in the sweep's file, and not a text."""
+    if isinstance(value, dict):
+        return {name: _with_numbers(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(inner) for inner in value]
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _found(name: Path, beside: Path) -> Path:

@@ -69,6 +69,36 @@ def test_arguments_of_the_recipe() -> None:
         import_object("lightning_dpo.nothing")
 
 
+def test_a_path_of_the_space_is_set_from_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("space: {model.loss.beta: {grid: [0.1]}, model.optimizer.lr: 1.0e-5}\n")
+    given = [
+        "--space.model.optimizer.lr",
+        "{grid: [1e-5, 3e-5]}",
+        "--samples=2",
+        "--space.model.loss.beta=0.3",
+    ]
+    config = SweepConfig.from_yaml(file, arguments=given)
+    assert config.space == {"model.loss.beta": 0.3, "model.optimizer.lr": {"grid": [1e-5, 3e-5]}}
+    assert config.samples == 2
+    whole = SweepConfig.from_yaml(file, arguments=["--space", "{model.loss.beta: 1.0}"])
+    assert whole.space == {"model.loss.beta": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--num_samples", "--num_samples is no option of a sweep.* did you mean --samples"),
+        ("--lr", "--lr is no option .*--model, --data"),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_nearest(option: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("space: {model.loss.beta: {grid: [0.1]}}\n")
+    with pytest.raises(ValueError, match=words):
+        SweepConfig.from_yaml(file, arguments=[option, "3"])
+
+
 def test_help_lists_every_field_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     main(["tune", "--help"])
     shown = capsys.readouterr().out
