@@ -25,8 +25,7 @@ _DESCRIPTION = """Run a sweep over config paths of a recipe.
   lightning-dpo tune --config tuning/beta_lr.yaml --resume --samples 32     # 32 trials in all
   lightning-dpo tune --config tuning/losses.yaml --name again --start_from outputs/sweeps/losses
 
-One path of the space: --space.model.optimizer.lr '{loguniform: [1e-6, 1e-4]}'; --space '{...}' takes the place
-of all of them.
+One path of the space: --space.model.optimizer.lr '{loguniform: [1e-6, 1e-4]}'; all of it: --space '{...}'.
 
 Any option of `lightning-dpo fit` that begins with --model, --data., --trainer or --seed_everything is laid
 over the recipe.

@@ -13,6 +13,7 @@ from lightning_dpo.tuning.cluster.prepare import prepare
 from lightning_dpo.tuning.cluster.tuner import has_begun
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.objective import check_goals, check_logged
+from lightning_dpo.tuning.recipe.command_line import ParsedRecipe
 from lightning_dpo.tuning.recipe.data_fingerprint import data_fingerprint
 from lightning_dpo.tuning.recipe.module_traits import ModuleTraits
 from lightning_dpo.tuning.report.page import write_report
@@ -149,6 +150,7 @@ def _checked_spec(config: SweepConfig, *, module: Any, data: Any) -> TrialSpec:
     space, objective = config.search_space(), config.goals()
     check_seeds(space, repeats=config.repeats, confirm=config.confirm)
     recipe.check(space.examples())
+    _check_validates(recipe.parse(next(space.examples())))
     traits = recipe.traits
     metrics = traits.metrics(kl=config.kl_prompts > 0)
     if metrics is not None:
@@ -172,6 +174,17 @@ def _checked_spec(config: SweepConfig, *, module: Any, data: Any) -> TrialSpec:
     )
     check_packed(spec)
     return spec
+
+
+def _check_validates(recipe: ParsedRecipe) -> None:
+    """Refuse data of this package that leaves nothing to validate on: trials would train for nothing."""
+    names = ("data.validation", "data.validation_split")
+    is_ours = recipe.data_class.__module__.startswith("lightning_dpo.")
+    if is_ours and not any(recipe.get(name, default=True) for name in names):
+        raise ValueError(
+            "trials are ranked by what they find on validation pairs: give the recipe `data.validation` or "
+            "`data.validation_split`, got neither"
+        )
 
 
 def _check_keep(config: SweepConfig, traits: ModuleTraits, *, metric: str) -> None:

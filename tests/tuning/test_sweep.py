@@ -194,6 +194,7 @@ def test_asha_stops_trials_within_the_epoch(cluster: None, project: Path) -> Non
             "`keep: best` needs an objective that is measured for each validation pair, got 'val/kl'",
         ),
         ({"scheduler": "hyperband", "full_state_every": 3}, "`full_state_every` must be 1 with HyperBand"),
+        ({"overrides": {"data.validation_split": None}}, "`data.validation_split`, got neither"),
         ({"overrides": {"trainer.max_epoch": 1}}, "did you mean 'trainer.max_epochs'"),
     ],
 )
