@@ -46,6 +46,8 @@ def export_trial(storage: Storage, checkpoint: str | None, folder: Path) -> Path
         return None
     with tempfile.TemporaryDirectory() as scratch:
         fetched = Path(checkpoint)
+        if storage.is_local and not fetched.is_dir():  # the sweep's folder was moved since
+            fetched = Path(storage.path, "checkpoints", fetched.parent.name, fetched.name)
         if not storage.is_local:
             fetched = Path(scratch) / "checkpoint"
             storage.fetch(checkpoint, fetched)
