@@ -80,6 +80,12 @@ def gather(
                 f"the sweep in {result.location} was interrupted before a trial had a result; go on with it "
                 "by resume=True (--resume)"
             )
+        budget = settings.get("time_budget")
+        if budget and not any(trial.reason for trial in trials):
+            raise ValueError(
+                f"no trial had a result when `time_budget` was over, got {budget:g} seconds: give more, or "
+                "let trials validate earlier, by `trainer.val_check_interval`"
+            )
         reasons = [f"{t.status}: {t.reason}" for t in trials if t.reason]
         raise ValueError(f"every trial went wrong; the first one: {reasons[0] if reasons else 'none ran'}")
     result = replace(result, comparisons=_comparisons(spec, result))

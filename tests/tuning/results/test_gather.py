@@ -189,6 +189,16 @@ def test_an_interrupted_search_runs_nothing_again(tmp_path: Path) -> None:
     assert run_rounds(spec, trials, config, concurrency=1, verbose=False) == ()
 
 
+@pytest.mark.parametrize("begun", [[], [reported("a")]])
+def test_a_budget_that_was_too_short_is_not_told_as_failures(
+    begun: list[TrialRecord], tmp_path: Path
+) -> None:
+    spec = TrialSpec(RECIPE, SPACE, Objective.parse("m"), str(tmp_path), "")
+    given = {"settings": {"time_budget": 3.0}, "machines": [], "reference_passes": 0, "seconds": 1.0}
+    with pytest.raises(ValueError, match=r"no trial had a result when `time_budget` was over, got 3 seconds"):
+        gather(spec, begun, **given)
+
+
 def test_an_interruption_before_the_first_report_says_how_to_go_on(tmp_path: Path) -> None:
     spec = TrialSpec(RECIPE, SPACE, Objective.parse("m"), str(tmp_path), "")
     cut = replace(reported("a"), status=TrialStatus.STOPPED, reason="interrupted")
