@@ -86,7 +86,8 @@ def sweep(
     spec = dataclasses.replace(spec, checkpoint_plan=plan)
     if verbose:
         print(f"starting Ray, then {_first_work(traits)} ...", flush=True)
-    with connected(config.ray_address, urls=(config.storage, config.reference_cache)):
+    urls = (config.storage, config.reference_cache)
+    with Storage(spec.location).claimed(), connected(config.ray_address, urls=urls):
         fits = trials_at_once(node_resources(), spec.resources.share)
         at_once = config.concurrency or fits
         prepared = prepare(spec, config)

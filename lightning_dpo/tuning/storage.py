@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import posixpath
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,33 @@ class Storage:
     def is_empty(self) -> bool:
         """Whether the folder is missing or holds nothing."""
         return not self._fs.isdir(self.path) or not self._fs.ls(self.path, detail=False)
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes out of a local folder for as long as the block lasts; it is made if missing.
+
+        Raises:
+            ValueError: If another process has claimed it.
+        """
+        if not self.is_local or sys.platform == "win32":
+            yield
+            return
+        import fcntl
+
+        Path(self.path).mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # some file systems lock no folders
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise ValueError(
+                        f"`name` must be of a sweep that does not run, got {self.location}, which another "
+                        "process works on: wait for it, or end it first"
+                    ) from error
+            yield
+        finally:
+            os.close(folder)
 
     def put(self, source: Path, name: str) -> str:
         """Copy a local file or folder into this one, in the place of an earlier one; returns its location."""

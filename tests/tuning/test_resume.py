@@ -14,6 +14,7 @@ import yaml
 from sweep_project import settings
 
 from lightning_dpo.tuning.results.folder import load_result
+from lightning_dpo.tuning.storage import Storage
 
 TESTS = Path(__file__).parents[1] / "support"
 
@@ -85,3 +86,14 @@ def test_a_killed_driver_goes_on_and_runs_no_finished_trial_again(project: Path,
     for trial in result.trials:
         assert [entry["step"] for entry in trial.history] == [2, 4, 6]
     assert "reference passes: 1" in (tmp_path / "log1").read_text()
+
+
+def test_a_sweep_that_runs_is_not_resumed_beside_itself(tmp_path: Path) -> None:
+    folder = Storage(tmp_path / "sweep")
+    with folder.claimed():
+        assert folder.is_empty()
+        again = Storage(tmp_path / "sweep").claimed()
+        with pytest.raises(ValueError, match=r"`name` .* got .*/sweep, which another process works on"):
+            again.__enter__()
+    with folder.claimed():
+        pass
