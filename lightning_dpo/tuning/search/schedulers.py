@@ -102,7 +102,7 @@ def make_scheduler(
         defaults = {**defaults, "metric": objective.primary.metric, "mode": objective.primary.mode}
     try:
         scheduler: TrialScheduler = cls(**{**defaults, **arguments})
-    except TypeError as error:
+    except (TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"`scheduler` {name} does not take {arguments}: {error}") from error
     return scheduler
 

@@ -30,6 +30,10 @@ def test_schedulers_by_class_path() -> None:
         make_scheduler("ray.tune.schedulers.Ahsa", space=SPACE, objective=ONE)
     with pytest.raises(ValueError, match="does not take"):
         make_scheduler({"class_path": "asha", "init_args": {"nonsense": 1}}, space=SPACE, objective=ONE)
+    with pytest.raises(ValueError, match=r"does not take .* grace_period must be <= max_t"):
+        make_scheduler(
+            {"class_path": "asha", "init_args": {"grace_period": 9, "max_t": 3}}, space=SPACE, objective=ONE
+        )
 
 
 @pytest.mark.parametrize("path", ["pbt", PBT, PB2, "sweep_faults.OwnPopulation"])
