@@ -18,10 +18,12 @@ __all__ = [
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like this one; of equals the one whose last part agrees."""
+    """The known name that is most like this one, whatever its case; of equals one whose last part agrees."""
+    name = name.lower()
     last = name.rpartition(".")[2]
 
     def likeness(other: str) -> float:
+        other = other.lower()
         ratio = difflib.SequenceMatcher(None, name, other).ratio()
         return ratio + 0.5 * difflib.SequenceMatcher(None, last, other.rpartition(".")[2]).ratio()
 

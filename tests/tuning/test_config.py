@@ -9,7 +9,7 @@ import yaml
 
 from lightning_dpo.cli.main import main
 from lightning_dpo.tuning import SweepConfig
-from lightning_dpo.tuning.config_paths import import_object, parse_arguments
+from lightning_dpo.tuning.config_paths import import_object, nearest, parse_arguments
 from lightning_dpo.tuning.objective import check_goals
 from lightning_dpo.tuning.search.schedulers import make_scheduler
 from lightning_dpo.tuning.search.searchers import make_searcher
@@ -97,6 +97,11 @@ def test_an_unknown_option_is_named_with_the_nearest(option: str, words: str, tm
     file.write_text("space: {model.loss.beta: {grid: [0.1]}}\n")
     with pytest.raises(ValueError, match=words):
         SweepConfig.from_yaml(file, arguments=[option, "3"])
+
+
+def test_the_nearest_name_may_be_of_another_case() -> None:
+    assert nearest("dpo", ["DPO", "best-of-N", "IPO"]) == "DPO"
+    assert nearest("model.loss.Beta", ["model.loss.beta", "model.loss.alpha"]) == "model.loss.beta"
 
 
 def test_help_lists_every_field_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
