@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -55,7 +56,8 @@ def _fit(tuner: Tuner) -> ResultGrid:
     While it runs Tune has a handler of its own for SIGINT. It puts the earlier one back if the signal comes,
     and otherwise leaves its own behind, which would swallow the next Ctrl-C.
     """
-    if threading.current_thread() is not threading.main_thread():
+    takes_signals = os.environ.get("TUNE_DISABLE_SIGINT_HANDLER", "0") == "0"
+    if not takes_signals or threading.current_thread() is not threading.main_thread():
         return tuner.fit()
     before = signal.getsignal(signal.SIGINT)
     try:
