@@ -74,6 +74,24 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
+def _text(raw: IO[bytes], **options: Any) -> io.TextIOWrapper:
+    """A file's text; bytes that are no UTF-8 stay recognisable, for `_not_utf8_in`."""
+    return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", **options)
+
+
+def _not_utf8_in(text: str) -> BadRow | None:
+    """What is wrong with a row whose text had bytes that are no UTF-8, which would train as other letters."""
+    try:
+        text.encode("utf-8", "surrogateescape").decode()
+    except UnicodeDecodeError as error:
+        return _not_utf8(error)
+    return None
+
+
+def _not_utf8(error: UnicodeDecodeError) -> BadRow:
+    return BadRow(Reason.UNICODE, f"text that is not UTF-8 ({error}); save the file as UTF-8")
+
+
 def _read_json(path: Path) -> Iterator[Record]:
     """JSON lines, or one JSON array of rows."""
     with _open(path) as file:
@@ -92,7 +110,7 @@ def _read_lines(path: Path) -> Iterator[Record]:
 def _read_array(path: Path) -> Iterator[Record]:
     """The elements of a JSON array, without holding more of it than one element and a chunk."""
     decoder = json.JSONDecoder()
-    with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace") as file:
+    with _open(path) as raw, _text(raw) as file:
         buffer, position, line = "", 0, 1
         opened = False
         while True:
@@ -111,7 +129,8 @@ def _read_array(path: Path) -> Iterator[Record]:
                     return
                 buffer, position = buffer[position:] + more, 0
                 continue
-            yield Record(line, element if isinstance(element, dict) else json.dumps(element).encode())
+            content = element if isinstance(element, dict) else json.dumps(element).encode()
+            yield Record(line, _not_utf8_in(buffer[position:end]) or content)
             line += buffer.count("\n", position, end)
             position = end
 
@@ -136,13 +155,10 @@ def _read_csv(path: Path) -> Iterator[Record]:
     """Values separated by commas, or tabs in a .tsv file, below a line of column names."""
     csv.field_size_limit(2**31 - 1)
     delimiter = "\t" if suffix_of(path) == ".tsv" else ","
-    with (
-        _open(path) as raw,
-        io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="") as file,
-    ):
-        reader = csv.DictReader(file, delimiter=delimiter, restkey="")
+    with _open(path) as raw, _text(raw, newline="") as file:
+        reader = csv.DictReader(file, delimiter=delimiter)
         while True:
-            line = reader.line_num + 1
+            line = max(reader.line_num + 1, 2)
             try:
                 row = next(reader)
             except StopIteration:
@@ -150,11 +166,14 @@ def _read_csv(path: Path) -> Iterator[Record]:
             except csv.Error as error:
                 yield Record(line, BadRow(Reason.MALFORMED, f"not CSV: {error}"))
                 continue
-            if "" in row or any(value is None for value in row.values()):
-                detail = f"does not have the {len(reader.fieldnames or ())} values of the first line"
+            # Values beyond those of the first line are under None; a column may well be named "".
+            if None in row or any(value is None for value in row.values()):
+                names = reader.fieldnames or ()
+                detail = f"does not have the {len(names)} values of the first line, {','.join(names)!r:.80}"
                 yield Record(line, BadRow(Reason.MALFORMED, detail))
             else:
-                yield Record(max(line, 2), {name: _cell(text) for name, text in row.items()})
+                cells = {name: _cell(text) for name, text in row.items()}
+                yield Record(line, _not_utf8_in("".join(row.values())) or cells)
 
 
 def _cell(text: str) -> Any:
@@ -191,7 +210,7 @@ def _plain_rows(part: Any) -> Iterator[Mapping[str, Any] | BadRow]:
         yield from map(plain_row, part.to_pylist())
     except UnicodeDecodeError as error:
         if len(part) == 1:
-            yield BadRow(Reason.UNICODE, f"text that is not UTF-8: {error}")
+            yield _not_utf8(error)
             return
         for index in range(len(part)):
             yield from _plain_rows(part.slice(index, 1))

@@ -89,6 +89,36 @@ def test_a_csv_row_with_another_number_of_values_is_malformed(tmp_path: Path) ->
             decode(record)
 
 
+def test_a_csv_file_with_a_column_without_a_name_is_read(tmp_path: Path) -> None:
+    # What pandas' DataFrame.to_csv writes unless it is told to leave the index out.
+    path = tmp_path / "a.csv"
+    path.write_text(",prompt,chosen,rejected\n0,a,b,c\n1,a,b\n")
+    good, short = read_file(path)
+    assert decode(good) == {"": "0", "prompt": "a", "chosen": "b", "rejected": "c"}
+    assert (good.line, short.line) == (2, 3)
+    with pytest.raises(BadRow, match="4 values of the first line, ',prompt,chosen,rejected'"):
+        decode(short)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("a.csv", "prompt,chosen,rejected\na,é,ü\na,b,c\n", 2),
+        ("a.json", '[\n{"prompt": "a", "chosen": "é", "rejected": "b"},\n{"prompt": "c"}]', 2),
+    ],
+)
+def test_text_in_another_encoding_is_no_row(tmp_path: Path, name: str, text: str, line: int) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    assert "é" in dict(decode(next(iter(read_file(path))))).values()
+    path.write_text(text, encoding="latin-1")  # as Excel saves "CSV"
+    bad, good = read_file(path)
+    with pytest.raises(BadRow, match="not UTF-8 .*; save the file as UTF-8") as caught:
+        decode(bad)
+    assert (caught.value.reason, bad.line) == (Reason.UNICODE, line)
+    assert decode(good)
+
+
 def test_messages_in_a_csv_file_are_json(tmp_path: Path) -> None:
     row = {"chosen": [{"role": "user", "content": "a"}], "rejected": '[{"x": 1}]', "prompt": "{brace"}
     path = write(tmp_path / "a.csv", [{**row, "chosen": json.dumps(row["chosen"])}])
