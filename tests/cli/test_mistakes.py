@@ -184,3 +184,49 @@ def test_an_argument_that_the_loss_does_not_have_names_those_that_do(
     error = capsys.readouterr().err
     assert "`label_smoothing` is not an argument of IPOLoss, which takes beta, length_normalized" in error
     assert "losses that have it: AOTLoss, DPOLoss" in error
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--model.beta=0.3", "--model.loss.beta"),
+        ("--beta=0.3", "--model.loss.beta"),
+        ("--optimizer.lr=1e-5", "--model.optimizer.lr"),
+        ("--data.batch-size=2", "--data.batch_size"),
+        ("--trainer.max_stepps=2", "--trainer.max_steps"),
+    ],
+)
+def test_an_option_that_there_is_not_names_the_one_that_is_meant(
+    folder: Path, capsys: Any, option: str, meant: str
+) -> None:
+    error = error_of(capsys, option)
+    assert f"error: unrecognized arguments: {option}; did you mean {meant}" in error
+    assert "usage:" not in error
+    assert len(error.splitlines()) == 2  # the tip, and the error
+    assert "did you mean" not in error_of(capsys, "--nonsense")
+
+
+def test_a_loss_that_is_none_names_those_that_there_are(folder: Path, capsys: Any) -> None:
+    error = error_of(capsys, "--model.loss=sigmoid")  # TRL's name of DPO's
+    assert "`loss` must be a loss of pairs, got 'sigmoid', which is none; there are " in error
+    assert "DPOLoss" in error
+    assert "KTOLoss" not in error
+
+
+@pytest.mark.parametrize(
+    ("extra", "loss", "meant"),
+    [
+        ([], "KTOLoss", "a loss of pairs, got 'KTOLoss', which is one of judged completions: train it with KTO"),
+        (
+            ["--model=lightning_dpo.training.kto.KTOModule", FEEDBACK],
+            "DPOLoss",
+            "a loss of judged completions, got 'DPOLoss', which is one of pairs: train it with DPOModule",
+        ),
+    ],
+)
+def test_a_loss_of_the_other_kind_of_data(
+    folder: Path, capsys: Any, extra: list[str], loss: str, meant: str
+) -> None:
+    error = error_of(capsys, *extra, f"--model.loss={loss}")
+    assert f"error: `loss` must be {meant}" in error
+    assert "Union" not in error
