@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,12 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
     path = fit(DPOModule(OwnNetwork(), optimizer=sgd), tmp_path)
     with pytest.raises(ValueError, match="not a Hugging Face model"):
         export_checkpoint(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"", b"{}", pickle.dumps([1])])
+def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"`checkpoint` must be a file that the trainer saved.*notes.txt"):
+        export_checkpoint(path, tmp_path / "model")
+    assert not (tmp_path / "model").exists()

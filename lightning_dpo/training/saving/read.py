@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,5 +172,13 @@ def _content(checkpoint: Path) -> dict[str, Any]:
         return {**reader.content, "state_dict": reader.read(reader.empty)}
     if not checkpoint.is_file():
         raise ValueError(f"`checkpoint` must be a file that the trainer saved, got {str(checkpoint)!r}")
-    content: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    try:
+        content: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"`checkpoint` must be a file that the trainer saved, got {str(checkpoint)!r}, "
+            "which is broken or none"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"`checkpoint` must be a file that the trainer saved, got {str(checkpoint)!r}")
     return content
