@@ -84,9 +84,11 @@ def _check_labels(examples: FeedbackDataset, *, argument: str) -> None:
     labels = examples.labels()
     desirable = int(labels.sum())
     if not 0 < desirable < len(labels):
+        fix = 'add rows of the other kind, or name the column of labels: `columns={"label": "your_column"}`'
+        if argument == "validation_split":  # the training rows, which are checked before, have both
+            fix = "hold out a larger share, or none (null), or name rows of both kinds with `validation`"
         raise ValueError(
             f"`{argument}` must give desirable and undesirable examples, got {desirable} with the label true "
-            f"and {len(labels) - desirable} with false; add rows of the other kind, or name the column of "
-            'labels: `columns={"label": "your_column"}`'
+            f"and {len(labels) - desirable} with false; {fix}"
         )
     rank_zero_info(f"{argument}: {desirable} desirable and {len(labels) - desirable} undesirable examples")

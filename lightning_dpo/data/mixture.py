@@ -312,6 +312,7 @@ def split_rows(store: TokenStore | JoinedStore, share: float, *, seed: int) -> t
             where = f" of {name!r}" if is_joined else ""
             raise ValueError(
                 f"`validation_split` must leave pairs on both sides, got {share} of {len(part)} pairs{where}"
+                "; take another share, none (null), or name rows to validate on with `validation`"
             )
         order = start + np.random.default_rng(seed).permutation(len(part))
         held_out.append(np.sort(order[:count]))

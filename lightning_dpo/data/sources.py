@@ -146,6 +146,11 @@ def open_source(rows: RowsLike, *, split: str, streaming: bool = False) -> RowSo
 
 
 def _open_name(name: str, split: str, *, streaming: bool = False) -> RowSource:
+    if name == "???":
+        raise ValueError(
+            f"`{split}` must be given, as in `--data.{split} pairs.jsonl` behind `--config`, got '???', "
+            "which stands in a recipe for what is still to be named"
+        )
     path = Path(name).expanduser()
     if path.is_dir():
         return _open_folder(path, split)

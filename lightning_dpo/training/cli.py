@@ -6,15 +6,17 @@ import pydoc
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import lightning.pytorch as pl
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_dpo.data.datamodule import PreferenceDataModule
+from lightning_dpo.data.datamodule import PreferenceDataModule, TokenDataModule
 from lightning_dpo.training.callbacks.progress_bar import ShortProgressBar
 from lightning_dpo.training.cli_parser import LossAwareParser
 from lightning_dpo.training.dpo import DPOModule
@@ -118,6 +120,21 @@ class DPOCLI(LightningCLI):
         policy, data = class_arguments(config.model).get("policy"), class_arguments(config.get("data"))
         if isinstance(policy, str) and "tokenizer" in data and data["tokenizer"] is None:
             data["tokenizer"] = policy
+        if self.subcommand in ("fit", "validate"):
+            _check_checkpoint(config.get("ckpt_path"))
+
+    def before_validate(self) -> None:
+        """Refuse to validate on nothing, before anything is read.
+
+        Raises:
+            ValueError: If the data module holds no rows out.
+        """
+        data = self.datamodule
+        if isinstance(data, TokenDataModule) and data.validation is None and data.validation_split is None:
+            raise ValueError(
+                "`validation` must name the rows to validate on, got None; set it, or hold out a share of "
+                "`train` with `validation_split`"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Make the trainer; its progress bar is the default one unless there is to be none or another."""
@@ -127,7 +144,10 @@ class DPOCLI(LightningCLI):
         if config.trainer.enable_progress_bar is False or any(isinstance(c, ProgressBar) for c in others):
             # The trainer refuses a second progress bar, and one in a run that is to have none.
             self.trainer_defaults.pop("callbacks", None)
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise ValueError(f"`trainer` cannot be made of these settings: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: what the command line says wins over what a checkpoint says."""
@@ -212,6 +232,15 @@ def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
     for each in base.__subclasses__():
         yield each
         yield from _subclasses(each)
+
+
+def _check_checkpoint(name: Any) -> None:
+    """Find a missing checkpoint before data and model are loaded; words such as "last" are Lightning's."""
+    is_path = isinstance(name, str) and ("/" in name or name.endswith(".ckpt"))
+    if is_path and "://" not in name and not name.startswith("registry") and not Path(name).exists():
+        raise ValueError(
+            f"`ckpt_path` must be a file or folder that the trainer saved, got {name!r}, which does not exist"
+        )
 
 
 def _brings_data(model_class: Any) -> bool:

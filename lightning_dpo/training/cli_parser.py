@@ -60,7 +60,8 @@ class LossAwareParser(LightningArgumentParser):
 
     def _meant(self, option: str) -> str:
         """Which options end in the same word as one that there is not, or look like it."""
-        known = dict.fromkeys(name.replace("init_args.", "") for name in self.get_defaults().keys())
+        names = self.get_defaults().keys()  # a namespace, which is not iterable itself
+        known = dict.fromkeys(name.replace("init_args.", "") for name in names)
         wanted = option.replace("-", "_")
         word = wanted.rpartition(".")[2]
         near = [name for name in known if name.rpartition(".")[2] == word]

@@ -216,7 +216,11 @@ def test_a_loss_that_is_none_names_those_that_there_are(folder: Path, capsys: An
 @pytest.mark.parametrize(
     ("extra", "loss", "meant"),
     [
-        ([], "KTOLoss", "a loss of pairs, got 'KTOLoss', which is one of judged completions: train it with KTO"),
+        (
+            [],
+            "KTOLoss",
+            "a loss of pairs, got 'KTOLoss', which is one of judged completions: train it with KTO",
+        ),
         (
             ["--model=lightning_dpo.training.kto.KTOModule", FEEDBACK],
             "DPOLoss",
@@ -230,3 +234,38 @@ def test_a_loss_of_the_other_kind_of_data(
     error = error_of(capsys, *extra, f"--model.loss={loss}")
     assert f"error: `loss` must be {meant}" in error
     assert "Union" not in error
+
+
+@pytest.mark.usefixtures("no_model_is_loaded")
+class TestWhatIsMissing:
+    def test_a_checkpoint(self, folder: Path, capsys: Any) -> None:
+        for name in ("nope.ckpt", "runs/nope"):
+            error = error_of(capsys, f"--ckpt_path={name}", train="not_even_read.jsonl")
+            assert f"`ckpt_path` must be a file or folder that the trainer saved, got '{name}'" in error
+
+    def test_data_that_a_recipe_leaves_open(self, folder: Path, capsys: Any) -> None:
+        error = error_of(capsys, train="???")
+        assert "`train` must be given, as in `--data.train pairs.jsonl` behind `--config`" in error
+
+    def test_rows_to_validate_on(self, folder: Path, capsys: Any) -> None:
+        with pytest.raises(SystemExit):
+            main(["validate", "--model.policy=model", "--data.train=pairs.jsonl", "--trainer.logger=false"])
+        error = capsys.readouterr().err
+        assert "error: `validation` must name the rows to validate on, got None" in error
+        assert "Traceback" not in error
+
+    def test_judged_completions_of_one_kind_among_those_held_out(self, folder: Path, capsys: Any) -> None:
+        write(folder / "pairs.jsonl", [*JUDGED, {**JUDGED[0], "label": False}])
+        split = "--data.validation_split=0.2"
+        error = error_of(capsys, "--model=lightning_dpo.training.kto.KTOModule", FEEDBACK, split)
+        assert "`validation_split` must give desirable and undesirable examples" in error
+        assert "hold out a larger share" in error
+
+    def test_pairs_on_both_sides(self, folder: Path, capsys: Any) -> None:
+        error = error_of(capsys, "--data.validation_split=0.05")
+        assert "got 0.05 of 4 pairs; take another share, none (null)" in error
+
+    def test_a_strategy(self, folder: Path, capsys: Any) -> None:
+        error = error_of(capsys, "--trainer.strategy=nope")
+        assert "error: `trainer` cannot be made of these settings: " in error
+        assert "nope" in error

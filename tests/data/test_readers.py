@@ -113,7 +113,7 @@ def test_text_in_another_encoding_is_no_row(tmp_path: Path, name: str, text: str
     assert "é" in dict(decode(next(iter(read_file(path))))).values()
     path.write_text(text, encoding="latin-1")  # as Excel saves "CSV"
     bad, good = read_file(path)
-    with pytest.raises(BadRow, match="not UTF-8 .*; save the file as UTF-8") as caught:
+    with pytest.raises(BadRow, match=r"not UTF-8 .*; save the file as UTF-8") as caught:
         decode(bad)
     assert (caught.value.reason, bad.line) == (Reason.UNICODE, line)
     assert decode(good)
