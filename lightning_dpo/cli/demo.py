@@ -19,7 +19,12 @@ def demo(*, output: Path = Path("outputs/demo"), beta: float | None = None, seed
         output: Folder for the task's model, data and results.
         beta: One training run with this pull towards the reference, in the place of the sweep.
         seed: Of the one training run.
+
+    Raises:
+        ValueError: If `output` is a file.
     """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"`output` must be a folder, got {str(output)!r}, which is a file")
     if beta is not None:
         from lightning_dpo.demo.run import run_demo
 

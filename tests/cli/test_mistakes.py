@@ -269,3 +269,10 @@ class TestWhatIsMissing:
         error = error_of(capsys, "--trainer.strategy=nope")
         assert "error: `trainer` cannot be made of these settings: " in error
         assert "nope" in error
+
+
+def test_a_demonstration_into_a_file(folder: Path, capsys: Any) -> None:
+    for extra in ([], ["--beta=0.1"]):
+        with pytest.raises(SystemExit):
+            main(["demo", "--output=pairs.jsonl", *extra])
+        assert "`output` must be a folder, got 'pairs.jsonl', which is a file" in capsys.readouterr().err
