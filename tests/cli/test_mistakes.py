@@ -254,8 +254,18 @@ class TestWhatIsMissing:
         assert "error: `validation` must name the rows to validate on, got None" in error
         assert "Traceback" not in error
 
+    def test_a_last_checkpoint_to_validate(self, folder: Path, capsys: Any) -> None:
+        """Lightning warns, and measures the policy as it was before training."""
+        options = ["--model.policy=model", "--data.train=pairs.jsonl", "--data.validation=pairs.jsonl"]
+        with pytest.raises(SystemExit) as stop:
+            main(["validate", *options, "--data.num_processes=1", "--ckpt_path=last"])
+        assert stop.value.code != 0
+        text = capsys.readouterr().err
+        assert "Traceback" not in text
+        assert "`ckpt_path` last must find a checkpoint" in text
+
     def test_judged_completions_of_one_kind_among_those_held_out(self, folder: Path, capsys: Any) -> None:
-        write(folder / "pairs.jsonl", [*JUDGED, {**JUDGED[0], "label": False}])
+        jsonl(folder / "pairs.jsonl", [*JUDGED, {**JUDGED[0], "label": False}])
         split = "--data.validation_split=0.2"
         error = error_of(capsys, "--model=lightning_dpo.training.kto.KTOModule", FEEDBACK, split)
         assert "`validation_split` must give desirable and undesirable examples" in error
@@ -263,7 +273,7 @@ class TestWhatIsMissing:
 
     def test_pairs_on_both_sides(self, folder: Path, capsys: Any) -> None:
         error = error_of(capsys, "--data.validation_split=0.05")
-        assert "got 0.05 of 4 pairs; take another share, none (null)" in error
+        assert "got 0.05 of 8 pairs; take another share, none (null)" in error
 
     def test_a_strategy(self, folder: Path, capsys: Any) -> None:
         error = error_of(capsys, "--trainer.strategy=nope")
