@@ -47,7 +47,7 @@ def run_ours(
     layout: Any = "auto",
     cached: bool = False,
     packed: bool = False,
-    lean: bool = False,
+    **more: Any,
 ) -> Measurement:
     import lightning.pytorch as pl
     from torch.optim import AdamW
@@ -85,19 +85,17 @@ def run_ours(
     rank = settings.lora_rank
     on_gpu = settings.device != "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        module = (PackedSequences if packed else DPOModule)(
-            str(workload.model),
-            loss=DPOLoss(beta=BETA) if settings.loss == "sigmoid" else IPOLoss(beta=BETA),
-            optimizer=lambda params: AdamW(params, lr=LEARNING_RATE, weight_decay=0.0, fused=True),
-            warmup_ratio=0.0,
-            layout=layout,
-            gradient_checkpointing=settings.gradient_checkpointing,
-            lora=LoraSettings(r=rank, alpha=2 * rank) if rank else None,
-            reference="cached" if cached else "adapter" if rank else "frozen",
-            reference_cache=f"{folder}/cache" if cached else None,
-            reference_dtype="bfloat16" if lean else None,
-            compile_model=lean,
-        )
+        arguments: dict[str, Any] = {
+            "loss": DPOLoss(beta=BETA) if settings.loss == "sigmoid" else IPOLoss(beta=BETA),
+            "optimizer": lambda params: AdamW(params, lr=LEARNING_RATE, weight_decay=0.0, fused=True),
+            "warmup_ratio": 0.0,
+            "layout": layout,
+            "gradient_checkpointing": settings.gradient_checkpointing,
+            "lora": LoraSettings(r=rank, alpha=2 * rank) if rank else None,
+            "reference": "cached" if cached else "adapter" if rank else "frozen",
+            "reference_cache": f"{folder}/cache" if cached else None,
+        }
+        module = (PackedSequences if packed else DPOModule)(str(workload.model), **(arguments | more))
         trainer = pl.Trainer(
             max_steps=meter.all_steps,
             accelerator="gpu" if on_gpu else "cpu",
@@ -204,7 +202,10 @@ def run_trl(settings: Settings, *, precompute: bool = False, liger: bool = False
 VARIANTS: dict[str, Callable[[Settings], Measurement]] = {
     "ours": run_ours,
     "ours-cached": lambda settings: run_ours(settings, cached=True),
-    "ours-lean": lambda settings: run_ours(settings, lean=True),
+    "ours-compiled": lambda settings: run_ours(settings, compile_model=True, reference_dtype="bfloat16"),
+    "ours-lean": lambda settings: run_ours(
+        settings, gradient_checkpointing="selective", reference_dtype="bfloat16"
+    ),
     "ours-concatenated": lambda settings: run_ours(settings, layout="concatenated"),
     "packed": lambda settings: run_ours(settings, packed=True),
     "trl": run_trl,
