@@ -203,9 +203,7 @@ VARIANTS: dict[str, Callable[[Settings], Measurement]] = {
     "ours": run_ours,
     "ours-cached": lambda settings: run_ours(settings, cached=True),
     "ours-compiled": lambda settings: run_ours(settings, compile_model=True, reference_dtype="bfloat16"),
-    "ours-lean": lambda settings: run_ours(
-        settings, gradient_checkpointing="selective", reference_dtype="bfloat16"
-    ),
+    "ours-lean": lambda settings: run_ours(settings, gradient_checkpointing="selective"),
     "ours-concatenated": lambda settings: run_ours(settings, layout="concatenated"),
     "packed": lambda settings: run_ours(settings, packed=True),
     "trl": run_trl,

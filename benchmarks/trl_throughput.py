@@ -176,8 +176,8 @@ def report(rounds: list[dict[str, Measurement]], tokens: Tokens, *, description:
 
 
 MARKDOWN_HEAD = (
-    "| | beside TRL | memory | beside TRL precomputed | cached beside precomputed |",
-    "|---|---|---|---|---|",
+    "| | beside TRL | memory | beside TRL precomputed | cached beside precomputed | lean beside TRL | memory |",
+    "|---|---|---|---|---|---|---|",
 )
 
 
@@ -193,6 +193,8 @@ def markdown_row(work: Work, rounds: list[dict[str, Measurement]]) -> str:
         cell(memory, "ours", "trl"),
         cell(speed, "ours", "trl-precomputed"),
         cell(speed, "ours-cached", "trl-precomputed"),
+        cell(speed, "ours-lean", "trl"),
+        cell(memory, "ours-lean", "trl"),
     )
     return "| " + " | ".join(cells) + " |"
 

@@ -45,6 +45,9 @@ WIDE_VOCABULARY: dict[str, Any] = {
 """The vocabulary of a large model on a small body."""
 
 
+_BESIDE = (("ours", "trl"), ("ours", "trl-precomputed"))
+
+
 class Work(NamedTuple):
     """What is measured.
 
@@ -65,17 +68,18 @@ class Work(NamedTuple):
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
     precision: Literal["bf16", "float32"] = "bf16"
     lora_rank: int = 0
-    pairs: tuple[tuple[str, str], ...] = (("ours", "trl"), ("ours", "trl-precomputed"))
+    pairs: tuple[tuple[str, str], ...] = _BESIDE
 
     @property
     def variants(self) -> list[str]:
         return list(dict.fromkeys(variant for pair in self.pairs for variant in pair))
 
 
-_CACHED = (("ours", "trl"), ("ours", "trl-precomputed"), ("ours-cached", "trl-precomputed"))
+_CACHED = (*_BESIDE, ("ours-cached", "trl-precomputed"))
+_LEAN = (("ours-lean", "trl"), ("ours-lean", "trl-precomputed"))
 WORKS = {
-    "hh": Work("hh-rlhf rows", pairs=_CACHED),
-    "float32": Work("hh-rlhf rows, float32", precision="float32"),
+    "hh": Work("hh-rlhf rows", pairs=(*_CACHED, *_LEAN)),
+    "float32": Work("hh-rlhf rows, float32", precision="float32", pairs=(*_BESIDE, *_LEAN)),
     "ipo": Work("hh-rlhf rows, IPO", loss="ipo"),
     "lora": Work("hh-rlhf rows, LoRA of rank 16", lora_rank=16),
     "long-prompts": Work("prompts of 320, completions of 40", lengths=(320, 40)),
