@@ -176,7 +176,7 @@ def report(rounds: list[dict[str, Measurement]], tokens: Tokens, *, description:
 
 
 MARKDOWN_HEAD = (
-    "| | beside TRL | memory | beside TRL precomputed | cached beside precomputed | lean beside TRL | memory |",
+    "| | beside TRL | memory | beside precomputed | cached beside precomputed | lean beside TRL | memory |",
     "|---|---|---|---|---|---|---|",
 )
 

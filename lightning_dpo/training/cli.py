@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import fsspec
 import lightning.pytorch as pl
@@ -234,13 +235,22 @@ def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
         yield from _subclasses(each)
 
 
+_OLDER_FORMAT = b"\x80\x02"
+"""How files begin that torch wrote before it took to zip archives."""
+
+
 def _check_checkpoint(name: Any) -> None:
     """Find a missing checkpoint before data and model are loaded; words such as "last" are Lightning's."""
     is_path = isinstance(name, str) and ("/" in name or name.endswith(".ckpt"))
-    if is_path and "://" not in name and not name.startswith("registry") and not Path(name).exists():
-        raise ValueError(
-            f"`ckpt_path` must be a file or folder that the trainer saved, got {name!r}, which does not exist"
-        )
+    if not is_path or "://" in name or name.startswith("registry"):
+        return
+    wanted = f"`ckpt_path` must be a file or folder that the trainer saved, got {name!r}, which"
+    if not Path(name).exists():
+        raise ValueError(f"{wanted} does not exist")
+    if Path(name).is_file() and not is_zipfile(name):
+        with Path(name).open("rb") as file:
+            if file.read(2) != _OLDER_FORMAT:
+                raise ValueError(f"{wanted} is broken or no checkpoint")
 
 
 def _brings_data(model_class: Any) -> bool:

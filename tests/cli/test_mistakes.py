@@ -242,6 +242,9 @@ class TestWhatIsMissing:
         for name in ("nope.ckpt", "runs/nope"):
             error = error_of(capsys, f"--ckpt_path={name}", train="not_even_read.jsonl")
             assert f"`ckpt_path` must be a file or folder that the trainer saved, got '{name}'" in error
+        (folder / "cut.ckpt").write_bytes(b"PK\x03\x04, and then the disk was full")
+        error = error_of(capsys, "--ckpt_path=cut.ckpt", train="not_even_read.jsonl")
+        assert "got 'cut.ckpt', which is broken or no checkpoint" in error
 
     def test_data_that_a_recipe_leaves_open(self, folder: Path, capsys: Any) -> None:
         error = error_of(capsys, train="???")

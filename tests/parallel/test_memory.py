@@ -21,7 +21,7 @@ from lightning_dpo.parallel.memory import (
     model_shape,
     plan_memory,
 )
-from lightning_dpo.parallel.memory.activations import Workload, activation_bytes, layer_bytes
+from lightning_dpo.parallel.memory.activations import Workload, activation_bytes, layer_bytes, product_bytes
 from lightning_dpo.scoring.forward import score
 from lightning_dpo.scoring.select import select_plan
 
@@ -177,6 +177,9 @@ def test_checkpointing_keeps_the_inputs_of_layers() -> None:
     full = activation_bytes(shape, work, checkpointing=False)
     less = activation_bytes(shape, work, checkpointing=True)
     assert full - less == 3 * layer_bytes(shape, work) - 4 * 64 * 128 * 2
+    selective = activation_bytes(shape, work, checkpointing="selective")
+    assert less < selective < full
+    assert selective - less == 4 * product_bytes(shape, work)
 
 
 def test_sharding_divides_the_weights_and_nothing_else() -> None:

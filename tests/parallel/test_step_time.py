@@ -155,6 +155,7 @@ def test_more_of_anything_never_hurts(shapes: dict[str, ModelShape]) -> None:
     assert seconds(Cluster(GPUS["a100"])) > seconds()
     assert seconds(tokens=16384) > 1.9 * seconds()
     assert seconds(gradient_checkpointing=True) > seconds()
+    assert seconds(gradient_checkpointing="selective") == seconds()
     assert seconds(reference="cached") < seconds()
     assert seconds(completion_tokens=1024) < seconds()
 
