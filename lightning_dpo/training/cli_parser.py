@@ -24,7 +24,7 @@ _NO_LOSS = re.compile(r'Parser key "(?:model\.)?loss":.*?Expected a dot import p
 _OURS = re.compile(r"^\s+(`loss` must be .+)$", re.MULTILINE)
 """What this parser said of the arguments of a class, within the error of the whole."""
 
-_UNKNOWN = re.compile(r"unrecognized arguments: --([\w.-]+)")
+_UNKNOWN = re.compile(r"[Uu]nrecognized arguments: --([\w.-]+)")
 
 
 class LossAwareParser(LightningArgumentParser):
