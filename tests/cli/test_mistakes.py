@@ -19,14 +19,17 @@ FEEDBACK = "--data=lightning_dpo.data.feedback.FeedbackDataModule"
 JUDGED = [{"prompt": f"is the sky {n}?", "completion": " yes it is blue", "label": True} for n in range(4)]
 
 
-def fit(*extra: str, train: str = "pairs.jsonl") -> None:
+def fit(*extra: str, train: str = "pairs.jsonl", command: str = "fit") -> None:
     quiet = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.accelerator=cpu"]
-    main(["fit", "--model.policy=model", f"--data.train={train}", "--data.num_processes=1", *quiet, *extra])
+    data = [f"--data.train={train}", "--data.num_processes=1"]
+    main([command, "--model.policy=model", *data, *quiet, *extra])
 
 
-def error_of(capsys: pytest.CaptureFixture[str], *extra: str, train: str = "pairs.jsonl") -> str:
+def error_of(
+    capsys: pytest.CaptureFixture[str], *extra: str, train: str = "pairs.jsonl", command: str = "fit"
+) -> str:
     with pytest.raises(SystemExit) as stop:
-        fit(*extra, train=train)
+        fit(*extra, train=train, command=command)
     assert stop.value.code != 0
     text = capsys.readouterr().err
     assert "Traceback" not in text
@@ -251,21 +254,16 @@ class TestWhatIsMissing:
         assert "`train` must be given, as in `--data.train pairs.jsonl` behind `--config`" in error
 
     def test_rows_to_validate_on(self, folder: Path, capsys: Any) -> None:
-        with pytest.raises(SystemExit):
-            main(["validate", "--model.policy=model", "--data.train=pairs.jsonl", "--trainer.logger=false"])
-        error = capsys.readouterr().err
+        error = error_of(capsys, command="validate")
         assert "error: `validation` must name the rows to validate on, got None" in error
-        assert "Traceback" not in error
 
     def test_a_last_checkpoint_to_validate(self, folder: Path, capsys: Any) -> None:
         """Lightning warns, and measures the policy as it was before training."""
-        options = ["--model.policy=model", "--data.train=pairs.jsonl", "--data.validation=pairs.jsonl"]
-        with pytest.raises(SystemExit) as stop:
-            main(["validate", *options, "--data.num_processes=1", "--ckpt_path=last"])
-        assert stop.value.code != 0
-        text = capsys.readouterr().err
-        assert "Traceback" not in text
-        assert "`ckpt_path` last must find a checkpoint" in text
+        saving = "--trainer.enable_checkpointing=true"
+        error = error_of(
+            capsys, saving, "--data.validation=pairs.jsonl", "--ckpt_path=last", command="validate"
+        )
+        assert "`ckpt_path` last must find a checkpoint" in error
 
     def test_judged_completions_of_one_kind_among_those_held_out(self, folder: Path, capsys: Any) -> None:
         jsonl(folder / "pairs.jsonl", [*JUDGED, {**JUDGED[0], "label": False}])
