@@ -149,9 +149,8 @@ class TokenDataModule(pl.LightningDataModule):
         self.completion_turns: CompletionTurns = completion_turns
         self.limits = TokenLimits(max_length, max_prompt_length, on_long)
         self.bad_row_handling = BadRowHandling(on_bad_row, max_bad_fraction)
-        self.batch_size = (
-            _DEFAULT_BATCH_SIZE if batch_size is None and tokens_per_batch is None else batch_size
-        )
+        is_default = batch_size is None and tokens_per_batch is None
+        self.batch_size = _DEFAULT_BATCH_SIZE if is_default else batch_size
         self.tokens_per_batch = tokens_per_batch
         self.validation_batch_size = validation_batch_size
         self.validation_split = validation_split
@@ -193,6 +192,11 @@ class TokenDataModule(pl.LightningDataModule):
         held_out = "train" if self.validation is None and self.validation_split is not None else "validation"
         return tuple(one.name for one in self._sets.get(held_out, ()) if one.name)
 
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest prompt with one completion, after `setup`; 0 where no rows are kept."""
+        return max((rows.longest() for rows in (self._train, self._validation) if rows), default=0)
+
     def prepare_data(self) -> None:
         """Check and tokenise all rows, in one process of a machine."""
         self._prepare()
@@ -226,10 +230,8 @@ class TokenDataModule(pl.LightningDataModule):
         if self.tokens_per_batch is not None:
             longer = int((self._train.lengths() > self.tokens_per_batch).sum())
             if longer:
-                rank_zero_warn(
-                    f"{longer} pairs are longer than `tokens_per_batch` ({self.tokens_per_batch}) and have a "
-                    "batch of their own"
-                )
+                limit = f"`tokens_per_batch` ({self.tokens_per_batch})"
+                rank_zero_warn(f"{longer} pairs are longer than {limit} and have a batch of their own")
         sampler_class = PairBatchSampler if self.shuffle and not overfit else OrderedPairBatchSampler
         sampler = sampler_class(
             self._train.lengths(),

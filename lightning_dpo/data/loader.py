@@ -61,6 +61,11 @@ class TokenDataset(Dataset[Any], ABC):
         lengths: npt.NDArray[np.int64] = np.sum(self.store.part_lengths, axis=0, dtype=np.int64)
         return self._of_mine(lengths)
 
+    def longest(self) -> int:
+        """Tokens of the longest prompt with one of its completions; 0 without rows."""
+        prompts, *completions = (self._of_mine(part) for part in self.store.part_lengths)
+        return int(np.max(prompts + np.max(completions, axis=0), initial=0))
+
     def weights(self) -> npt.NDArray[np.float32] | None:
         """What each row counts, (rows,); None where the data do not say, so that all count 1."""
         return None if self.store.weights is None else self._of_mine(self.store.weights)

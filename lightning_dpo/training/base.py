@@ -33,6 +33,7 @@ from lightning_dpo.parallel import (
 )
 from lightning_dpo.scoring.forward import ScoringPlan, lay_out, score
 from lightning_dpo.scoring.graphs import outside_of_graphs
+from lightning_dpo.scoring.positions import check_positions
 from lightning_dpo.scoring.select import LayoutChoice, Selection, select_plan
 from lightning_dpo.training.callbacks.exact_resume import ExactResume
 from lightning_dpo.training.callbacks.freed_memory import KeepFreedMemory
@@ -213,9 +214,13 @@ class PolicyModule(pl.LightningModule):
 
         Args:
             sharding: How models are split over ranks; None leaves them whole.
+
+        Raises:
+            ValueError: If the data module has rows that the policy has no positions for.
         """
         settings = left_to_compiler(self.settings) if self.is_compiled else self.settings
         policy = build_trained(settings, sharding=sharding)
+        check_positions(policy, longest=getattr(getattr(self._trainer, "datamodule", None), "longest_row", 0))
         if sharding is not None and self.settings.lora is not None:
             # Sharded checkpoints are written and read by what the state names: here the adapter only.
             self.register_state_dict_post_hook(drop_base_weights)  # type: ignore[no-untyped-call]
@@ -268,16 +273,13 @@ class PolicyModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Find out how the policy is scored, and say so."""
-        self._say_plan()
+        self.plan()
+        rank_zero_info(str(self._selection))
 
     def on_validation_start(self) -> None:
         """Find out how the policy is scored, and say so, where there is no training."""
         if self.trainer.state.fn == TrainerFn.VALIDATING:
-            self._say_plan()
-
-    def _say_plan(self) -> None:
-        self.plan()
-        rank_zero_info(str(self._selection))
+            PolicyModule.on_fit_start(self)
 
     def logps(self, batch: CompletionBatch) -> CompletionLogps:
         """Log-probabilities of completions under the policy.
@@ -381,7 +383,7 @@ class PolicyModule(pl.LightningModule):
             The folder.
         """
         self.configure_model()
-        data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        data = getattr(self._trainer, "datamodule", None)
         tokenizer = getattr(data, "tokenizer", None) or self.tokenizer_source
         options: dict[str, Any] = {"tokenizer": tokenizer, "merge": merge}
         options["reward_head"] = self.reward_head_weight()
@@ -395,6 +397,4 @@ class PolicyModule(pl.LightningModule):
 
     def _remember(self, **arguments: Any) -> None:
         """Let `load_from_checkpoint` pass arguments again: texts, since it takes no modules or callables."""
-        self.save_hyperparameters(
-            {name: value for name, value in arguments.items() if isinstance(value, str)}
-        )
+        self.save_hyperparameters({name: text for name, text in arguments.items() if isinstance(text, str)})

@@ -106,7 +106,7 @@ class ReferencedModule(PolicyModule):
         Raises:
             ValueError: If neither is known.
         """
-        data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        data = getattr(self._trainer, "datamodule", None)
         found = getattr(data, "tokenizer", None) or self._tokenizer or self.tokenizer_source
         if found is None:
             raise ValueError(

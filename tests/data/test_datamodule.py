@@ -65,6 +65,8 @@ class TestPreparation:
         assert (data.report.kept, data.report.truncated, data.report.bad) == (10, 1, 0)
         prompt, chosen, _ = data.train_pairs.pair(9)
         assert len(prompt) + len(chosen) <= 30
+        rows = [data.train_pairs.pair(number) for number in range(10)]
+        assert data.longest_row == max(len(p) + max(len(c), len(r)) for p, c, r in rows)
         dropped = ready(path, tokenizer=tokenizer, max_length=30, on_long="drop").report
         assert (dropped.kept, dropped.counts, dropped.bad) == (9, {Reason.LONG: 1}, 0)
         with pytest.raises(ValueError, match=r"at least one usable row, got none. Raise `max_length` \(3\)"):

@@ -133,6 +133,7 @@ class TestSplitPairs:
         assert [data.train_examples.row(k) for k in range(6)] == [0, 0, 1, 1, 2, 2]
         lengths = batch.prompt_lengths + batch.completion_lengths
         assert data.train_examples.lengths().tolist() == lengths.tolist()
+        assert data.longest_row == lengths.max()
 
     def test_they_share_the_cache_of_pairs(self, tokenizer, monkeypatch) -> None:
         pairs = ready(GOOD, tokenizer=tokenizer)
