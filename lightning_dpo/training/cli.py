@@ -24,6 +24,8 @@ from lightning_dpo.training.dpo import DPOModule
 
 __all__ = ["DPOCLI", "class_arguments", "data_class_in", "model_class_in"]
 
+_CONFIG = ("--config", "-c")
+
 _BASES: dict[str, tuple[type[Any], str]] = {
     "model": (pl.LightningModule, "the model that is trained is `--model.policy`"),
     "data": (pl.LightningDataModule, "the pairs are `--data.train`"),
@@ -37,7 +39,7 @@ class DPOCLI(LightningCLI):
     A configuration that names a module, ``model: {class_path: some.Module, init_args: {...}}``, trains that
     module, and one that names a data module reads from that. Where no class is named, the arguments are those
     of DPOModule and PreferenceDataModule, as in ``--model.policy``. From Python your classes go in as in any
-    LightningCLI: ``DPOCLI(MyModule, MyData)``.
+    LightningCLI: ``DPOCLI(MyModule, MyData)``. An option wins over what a recipe says, wherever it stands.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class DPOCLI(LightningCLI):
         Raises:
             ValueError: If a class that is named cannot be imported.
         """
-        arguments = list(sys.argv[1:] if args is None else args)
+        arguments = _recipes_first(sys.argv[1:] if args is None else args)
         texts = list(_config_texts(arguments))
         self._named_model = None if model_class else model_class_in(texts, arguments)
         self._named_data = None if datamodule_class else data_class_in(texts, arguments)
@@ -261,8 +263,23 @@ def _brings_data(model_class: Any) -> bool:
 def _config_texts(arguments: Sequence[str]) -> Iterator[str]:
     """YAML that ``--config`` names; what cannot be read is left to the parser, whose error says so."""
     for name, value in _options(arguments):
-        if name in ("--config", "-c"):
+        if name in _CONFIG:
             yield _read(value) or value
+
+
+def _recipes_first(arguments: Sequence[str]) -> list[str]:
+    """The command line with ``--config`` before all other options: the parser lets the last one win."""
+    recipes: list[str] = []
+    others: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        is_recipe = argument.partition("=")[0] in _CONFIG
+        (recipes if is_recipe else others).append(argument)
+        if is_recipe and "=" not in argument and waiting:
+            recipes.append(waiting.pop(0))
+    command = next((place for place, other in enumerate(others) if other.startswith("-")), len(others))
+    return [*others[:command], *recipes, *others[command:]]
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

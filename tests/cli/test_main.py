@@ -32,6 +32,23 @@ TINY = [
 ]
 
 
+def test_an_option_wins_over_the_recipe_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(CONFIG_FOLDER / "smollm2_dpo.yaml")
+    options = ["--model.loss.beta", "0.3", "--data.train=pairs.jsonl"]
+    second = str(CONFIG_FOLDER / "lora.yaml")
+    for arguments in (
+        [*options, "--config", recipe, "--config", second],
+        ["--config", recipe, *options, f"--config={second}"],
+        ["--config", recipe, "--config", second, *options],
+    ):
+        with pytest.raises(SystemExit):
+            main(["fit", *arguments, "--print_config"])
+        shown = yaml.safe_load(capsys.readouterr().out)
+        assert shown["model"]["loss"]["init_args"]["beta"] == 0.3
+        assert shown["data"]["train"] == "pairs.jsonl"
+        assert shown["model"]["lora"]["r"] == 16
+
+
 def test_fit_validate_export(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = ["--config", str(CONFIG_FOLDER / "smollm2_dpo.yaml"), *TINY, "--data.validation_split=0.25"]
     main(["fit", *recipe, "--model.optimizer.lr=0.01", "--trainer.max_epochs=3", "--model.loss.beta=0.3"])
