@@ -52,6 +52,11 @@ def named_rows(rows: Any, *, argument: str) -> list[NamedRows]:
     """
     if not isinstance(rows, Mapping) or type(rows).__name__.endswith("DatasetDict"):
         return [NamedRows("", rows)]
+    if "path" in rows and set(rows) <= {"path", "weight"}:
+        raise ValueError(
+            f"`{argument}` must name its data sets, got {dict(rows)}: write {{NAME: {{path: ...}}}}, or the "
+            "path alone where there is one"
+        )
     found = [_named(name, value, argument) for name, value in rows.items()]
     weighted = [one.name for one in found if one.weight is not None]
     if not found:

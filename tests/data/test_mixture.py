@@ -214,6 +214,8 @@ def test_named_sets_to_validate_on_and_judged_completions(tmp_path: Path, tokeni
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"train": {"path": "a.jsonl"}}, "`train` must name its data sets, got {'path': 'a.jsonl'}: write"),
+        ({"train": {"path": "a.jsonl", "weight": 1}}, "or the path alone where there is one"),
         ({"train": {}}, "`train` must name at least one data set"),
         ({"train": {"a/b": "x"}}, "`train` must name data sets by letters.*'a/b'"),
         ({"train": {"a": {"path": "x", "weigth": 1}}}, r"the data set 'a' as a path or as \{path"),
