@@ -17,6 +17,9 @@ _RESUME = (
     "is the number of all of them, the earlier ones included"
 )
 
+_INTERRUPTED = 130
+"""What shells call the status of a program that Ctrl-C ended."""
+
 _DESCRIPTION = """Run a sweep over config paths of a recipe.
 
   lightning-dpo tune --config tuning/beta_lr.yaml --data.train pairs.jsonl
@@ -44,16 +47,20 @@ def run(arguments: Sequence[str]) -> None:
 
     Raises:
         ValueError: If ray is not installed, or the sweep is not valid.
+        SystemExit: With 130 if a user ended the sweep before its end.
     """
     require_ray()
     from lightning_dpo.tuning.config import SweepConfig, sweep_parser
+    from lightning_dpo.tuning.results.gather import is_interrupted
     from lightning_dpo.tuning.run import sweep
 
     if wants_help(arguments):
         print_help(sweep_parser, command="tune", description=_DESCRIPTION, resume=_RESUME)
         return
     file, resume, others = split_arguments(arguments, command="tune")
-    sweep(SweepConfig.from_yaml(file, arguments=others), resume=resume)
+    result = sweep(SweepConfig.from_yaml(file, arguments=others), resume=resume)
+    if is_interrupted([*result.trials, *result.reruns]):
+        raise SystemExit(_INTERRUPTED)
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
