@@ -49,10 +49,11 @@ def config_paths(config: Any, prefix: str = "") -> set[str]:
 
 
 def as_arguments(overrides: Mapping[str, Any]) -> list[str]:
-    """Overrides as a command line; classes first, since their arguments belong to them."""
+    """Overrides as a command line; classes first, outer ones before inner ones, then their arguments."""
     import json
 
-    ordered = sorted(overrides.items(), key=lambda item: not item[0].endswith("class_path"))
+    classes = sorted((path for path in overrides if path.endswith("class_path")), key=lambda p: p.count("."))
+    ordered = {**{path: overrides[path] for path in classes}, **overrides}.items()
     return [f"--{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in ordered]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -99,10 +99,17 @@ class KnownPaths(ParsedRecipe):
     """A recipe read without the arguments that are unknown: a misspelt path is reported with those it has."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse what the command line itself knows; classes by their argument, without inner values."""
+        """Parse what the command line itself knows: classes, and those within them, without inner values."""
         known = {action.dest for action in parser._actions}
-        args = [arg for arg in args if arg[2:].partition("=")[0].removesuffix(".class_path") in known]
-        super().parse_arguments(parser, args)
+        super().parse_arguments(parser, [arg for arg in args if _is_known(arg[2:].partition("=")[0], known)])
+
+
+def _is_known(path: str, known: Container[str]) -> bool:
+    """Whether a path is one of an argument, or chooses its class or one within it, as in model.loss.loss."""
+    argument = path.removesuffix(".class_path")
+    while argument not in known and argument != path and argument.count(".") > 1:
+        argument = argument.rpartition(".")[0]
+    return argument in known
 
 
 class TrialCLI(_RecipeCLI):

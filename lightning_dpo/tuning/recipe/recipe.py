@@ -105,7 +105,7 @@ class Recipe:
         wanted = dict.fromkeys(itertools.chain(self.overrides, *examples))
         known = self._known_paths(examples)
         for path in wanted:
-            if path not in known:
+            if path not in known and not self._takes(path, examples):
                 raise ValueError(
                     f"the recipe has no config path {path!r}; did you mean {nearest(path, known)!r}?"
                 )
@@ -150,6 +150,16 @@ class Recipe:
             with self._command_line(choice) as args:
                 known |= KnownPaths(*self._classes, args=args).paths()
         return known
+
+    def _takes(self, path: str, examples: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the parser takes a path that the recipe does not have yet: of a class within a class."""
+        merged = [{**self.overrides, **example} for example in examples] or [dict(self.overrides)]
+        for values in merged:
+            classes = {name: value for name, value in values.items() if name.endswith("class_path")}
+            with contextlib.suppress(ValueError):
+                if path in values:
+                    return path in self.parse({**classes, path: values[path]}).paths()
+        return False
 
     @contextlib.contextmanager
     def _command_line(self, overrides: Mapping[str, Any]) -> Iterator[list[str]]:

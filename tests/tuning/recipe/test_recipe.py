@@ -38,6 +38,21 @@ def test_a_path_of_a_class_that_is_chosen_is_known(recipe: Recipe) -> None:
         recipe.check([{"model.loss.length_normalized": False}])
 
 
+def test_a_path_of_a_class_within_a_class_is_known(recipe: Recipe) -> None:
+    weighted = {"model.loss.loss.class_path": IPO, "model.loss.class_path": "lightning_dpo.losses.WPO"}
+    recipe.check([{**weighted, "model.loss.loss.beta": 0.1}])
+    loss = recipe.parse({**weighted, "model.loss.loss.beta": 0.3}).get("model.loss")
+    assert loss.init_args.loss.init_args.beta == 0.3
+    with pytest.raises(ValueError, match=r"no config path 'model\.loss\.loss\.betta'"):
+        recipe.check([{**weighted, "model.loss.loss.betta": 0.1}])
+
+
+def test_a_path_of_what_the_recipe_leaves_out_is_known(recipe: Recipe) -> None:
+    recipe.check([{"model.lora.r": 4}])
+    with pytest.raises(ValueError, match=r"no config path 'model\.lora\.rank'"):
+        recipe.check([{"model.lora.rank": 4}])
+
+
 def test_a_value_of_the_wrong_type_is_found_before_anything_starts(recipe: Recipe) -> None:
     with pytest.raises(ValueError, match=r"model\.loss\.beta='much'"):
         recipe.check([{"model.loss.beta": "much"}])
