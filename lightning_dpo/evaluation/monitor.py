@@ -19,7 +19,7 @@ from lightning_dpo.evaluation.judges import (
     judge_samples,
     load_judge,
 )
-from lightning_dpo.evaluation.kl import completion_kl
+from lightning_dpo.evaluation.kl import Estimate, completion_kl
 from lightning_dpo.evaluation.sampling import Sample, end_tokens, sample_completions
 from lightning_dpo.files import write_file
 from lightning_dpo.models.adapter_off import AdapterOff
@@ -49,10 +49,15 @@ class CompletionMonitor(pl.Callback):
     The KL is to the reference, in nats per completion, with its standard error as val/kl_error. Their mean
     length is val/samples/tokens, and the policy's entropy along them, in nats per token,
     val/samples/entropy: one that grows and one that falls are signs that training goes wrong. With a judge
-    there are val/score, the mean of what it gives the completions, and val/win_rate, against completions of
-    the reference. The texts are written to completions/step-N.jsonl in the logger's folder.
+    there are val/score, the mean of what it gives the completions, with its standard error over prompts as
+    val/score_error, and val/win_rate, against completions of the reference. The texts are written to
+    completions/step-N.jsonl in the logger's folder.
 
     What needs the reference is left out where its weights are not at hand, as with `reference="cached"`.
+
+    Attributes:
+        verdicts: Completions of the last validation, each with what the judge said: "policy_score" of one
+            that scores, and "win" where there is a completion of the reference to hold it against.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class CompletionMonitor(pl.Callback):
         self.samples_per_prompt = samples_per_prompt
         self.options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
         self.judge = None if judge is None else load_judge(judge)
+        self.verdicts: list[tuple[Sample, dict[str, Any]]] = []
         self._prompts: list[list[int]] = []
         self._reference_answers: list[Sample] = []
 
@@ -155,6 +161,7 @@ class CompletionMonitor(pl.Callback):
             pl_module.log("val/kl_error", result.estimate.standard_error, sync_dist=True)
             pl_module.log("val/samples/entropy", result.entropy_per_token, sync_dist=True)
         verdicts = self._log_judged(pl_module, samples, reference, tokenizer)
+        self.verdicts = list(zip(samples, verdicts, strict=True))
         log_dir = trainer.log_dir  # rank 0 tells the others, so all must ask
         if trainer.is_global_zero and not trainer.sanity_checking and log_dir is not None:
             path = Path(log_dir) / "completions" / f"step-{trainer.global_step}.jsonl"
@@ -184,6 +191,7 @@ class CompletionMonitor(pl.Callback):
             module.log("val/win_rate", result.win_rate.rate, sync_dist=True)
             if result.policy_score is not None:
                 module.log("val/score", result.policy_score.mean, sync_dist=True)
+                module.log("val/score_error", result.policy_score.standard_error, sync_dist=True)
             said = ("policy_score", "reference", "reference_score", "win")
             return [{name: getattr(answer, name) for name in said} for answer in result.answers]
         if is_pairwise(self.judge):
@@ -193,7 +201,9 @@ class CompletionMonitor(pl.Callback):
             )
         scorer: Any = self.judge
         scores = judge_samples(scorer, samples, tokenizer=tokenizer)
-        module.log("val/score", float(scores.mean()), sync_dist=True)
+        score = Estimate.of(scores.view(-1, self.samples_per_prompt).double().mean(1))
+        module.log("val/score", score.mean, sync_dist=True)
+        module.log("val/score_error", score.standard_error, sync_dist=True)
         return [{"policy_score": score} for score in scores.tolist()]
 
     def _answers_of(

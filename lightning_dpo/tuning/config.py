@@ -74,6 +74,10 @@ class SweepConfig:
             cannot be told from it are marked, and the one of them with the lowest KL is recommended.
         kl_prompts: Validation prompts that completions are sampled for, to measure the KL; 0 measures none.
         kl_tokens: Longest completion that is sampled for the KL.
+        judge: What scores these completions: the import path of a function of (prompts, completions), or of
+            (prompts, first, second) that says how likely the first is better; the folder or hub id of a
+            reward model; or ``{class_path: ..., init_args: {...}}`` of a class of judges. Each validation
+            then logs val/score and val/win_rate (against the reference), which may be the objective.
         storage: Folder or fsspec URL for sweeps; on a cluster all machines must see it.
         name: The sweep's own folder in `storage`; None takes the YAML file's name.
         ray_address: A cluster's address, "auto" for the one this machine belongs to; None takes what
@@ -120,6 +124,7 @@ class SweepConfig:
     confidence: float = 0.95
     kl_prompts: int = 0
     kl_tokens: int = 64
+    judge: str | dict[str, Any] | None = None
     storage: str = "outputs/sweeps"
     name: str | None = None
     ray_address: str | None = None
@@ -152,6 +157,11 @@ class SweepConfig:
             raise ValueError(f'`keep` must be "last" or "best", got {self.keep!r}')
         if self.full_state_every is not None and self.full_state_every < 0:
             raise ValueError(f"`full_state_every` must not be negative, got {self.full_state_every}")
+        if self.judge is not None and not self.kl_prompts:
+            raise ValueError(
+                f"`judge` ({self.judge}) judges completions of so many validation prompts as `kl_prompts` "
+                "says, got 0; set it, for example to 64"
+            )
         if self.packed_trials > 1 and self.workers > 1:
             raise ValueError(
                 f"`packed_trials` are trials of one process: got {self.packed_trials} and workers="

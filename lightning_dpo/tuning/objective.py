@@ -10,10 +10,29 @@ import numpy as np
 
 from lightning_dpo.tuning.config_paths import nearest
 
-__all__ = ["KL", "Goal", "Objective", "check_goals", "check_logged", "pareto_front"]
+__all__ = [
+    "JUDGED",
+    "KL",
+    "SCORE",
+    "WIN_RATE",
+    "Goal",
+    "Objective",
+    "check_goals",
+    "check_logged",
+    "pareto_front",
+]
 
 KL = "val/kl"
 """The KL between policy and reference, which is shown beside the goals wherever it was measured."""
+
+SCORE = "val/score"
+"""What the judge gives the policy's completions, in the mean."""
+
+WIN_RATE = "val/win_rate"
+"""Share of prompts for which the judge takes the policy's completion before the reference's."""
+
+JUDGED = (SCORE, WIN_RATE)
+"""Metrics of sampled completions, of which there is one for each prompt and not for each pair."""
 
 _LOWER_IS_BETTER = ("loss", "kl", "error")
 """Last words of metrics that nobody means to maximise by naming them alone."""
@@ -85,6 +104,24 @@ class Objective:
         """The goal that ranks trials."""
         return self.goals[0]
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Settings of a sweep without which values of the goals cannot be compared."""
+        judged = any(goal.metric in JUDGED for goal in self.goals)
+        return ("judge", "kl_prompts", "kl_tokens") if judged else ()
+
+    @property
+    def units(self) -> str:
+        """What this goal is a mean over: "pairs", or "prompts" where completions are judged."""
+        return "prompts" if self.primary.metric in JUDGED else "pairs"
+
+
+_NEEDS = {
+    KL: "sampled completions: set `kl_prompts`",
+    **dict.fromkeys(JUDGED, "sampled completions and who judges them: set `kl_prompts` and `judge`"),
+}
+"""What settings of a sweep some metrics need."""
+
 
 def check_goals(
     objective: Objective,
@@ -108,7 +145,9 @@ def check_goals(
     for goal in objective.goals:
         if goal.metric not in metrics:
             near = f"did you mean {nearest(goal.metric, metrics)!r}?"
-            hint = "it needs sampled completions: set `kl_prompts`" if goal.metric == KL else near
+            hint = f"it needs {_NEEDS[goal.metric]}" if goal.metric in _NEEDS else near
+            if goal.metric == SCORE and WIN_RATE in metrics:
+                hint = f"the judge compares two completions and scores none: take {WIN_RATE!r}"
             raise ValueError(
                 "`objective` must be a metric that the module logs at validation, got "
                 f"{goal.metric!r}; {hint}"

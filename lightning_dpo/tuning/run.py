@@ -15,6 +15,7 @@ from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.objective import check_goals, check_logged
 from lightning_dpo.tuning.recipe.command_line import ParsedRecipe
 from lightning_dpo.tuning.recipe.data_fingerprint import data_fingerprint
+from lightning_dpo.tuning.recipe.judge import judged_metrics
 from lightning_dpo.tuning.recipe.module_traits import ModuleTraits
 from lightning_dpo.tuning.report.page import write_report
 from lightning_dpo.tuning.report.summary import print_summary
@@ -153,7 +154,13 @@ def _checked_spec(config: SweepConfig, *, module: Any, data: Any) -> TrialSpec:
     recipe.check(space.examples())
     _check_validates(recipe.parse(next(space.examples())))
     traits = recipe.traits
-    metrics = traits.metrics(kl=config.kl_prompts > 0)
+    judged = judged_metrics(config.judge)
+    if judged and not traits.samples_completions:
+        raise ValueError(
+            f"`judge` needs a module whose policy completes prompts, got {recipe.module_class.__name__}; "
+            "leave it out"
+        )
+    metrics = traits.metrics(kl=config.kl_prompts > 0, judged=judged)
     if metrics is not None:
         check_goals(objective, metrics=metrics, incomparable=traits.incomparable_metrics, varied=space.paths)
         check_logged("stop.threshold", config.stop_rules().metrics, metrics=metrics)
@@ -171,6 +178,8 @@ def _checked_spec(config: SweepConfig, *, module: Any, data: Any) -> TrialSpec:
         retries=config.retries,
         kl_prompts=config.kl_prompts,
         kl_tokens=config.kl_tokens,
+        judge=config.judge,
+        judged=judged,
         keeps_best=config.keep == "best",
     )
     check_packed(spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from unittest import mock
 import lightning.pytorch as pl
 import torch
 from checkpoint_jobs import Trained, run
+from judges import vowels
 from resume_jobs import ROWS
 from step_jobs import full_weights, rank_and_count
 from tiny_models import OwnNetwork
@@ -23,12 +23,6 @@ from lightning_dpo.evaluation import Sample
 from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.parallel import is_sharded
 from lightning_dpo.training.online import JudgedPairs
-
-
-def vowels(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    """A judge that sees differences in what random models say."""
-    assert len(prompts) == len(completions)
-    return [sum(map(text.lower().count, "aeiou")) - 0.01 * len(text) for text in completions]
 
 
 class Recording(OnlineDPOModule):

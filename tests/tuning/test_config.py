@@ -11,6 +11,7 @@ from lightning_dpo.cli.main import main
 from lightning_dpo.tuning import SweepConfig
 from lightning_dpo.tuning.config_paths import import_object, nearest, parse_arguments
 from lightning_dpo.tuning.objective import check_goals
+from lightning_dpo.tuning.recipe.judge import judged_metrics
 from lightning_dpo.tuning.search.schedulers import make_scheduler
 from lightning_dpo.tuning.search.searchers import make_searcher
 
@@ -30,7 +31,7 @@ def test_every_sweep_fits_its_recipe(file: Path, tmp_path: Path, monkeypatch: py
     space, goals = config.search_space(), config.goals()
     config.to_recipe().check(space.examples())
     traits = config.to_recipe().traits
-    metrics = traits.metrics(kl=config.kl_prompts > 0)
+    metrics = traits.metrics(kl=config.kl_prompts > 0, judged=judged_metrics(config.judge))
     assert metrics is not None
     check_goals(goals, metrics=metrics, incomparable=traits.incomparable_metrics, varied=space.paths)
     make_searcher(config.search, space=space, objective=goals, seed=0)
@@ -47,6 +48,7 @@ def test_there_are_sweeps() -> None:
         ({"samples": 0}, "`samples` must be at least 1, got 0"),
         ({"cpus": 0}, "`cpus`"),
         ({"workers": 2, "gpus": 0.5}, "NCCL refuses two ranks on one device"),
+        ({"judge": "judges.vowels"}, r"`judge` \(judges.vowels\) judges completions of .* got 0"),
         ({"time_budget": 0}, "`time_budget` must be a number of seconds above 0"),
         ({"keep": "first"}, '`keep` must be "last" or "best", got \'first\''),
         ({"full_state_every": -1}, "`full_state_every` must not be negative, got -1"),

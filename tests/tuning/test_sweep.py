@@ -193,6 +193,20 @@ def test_asha_stops_trials_within_the_epoch(cluster: None, project: Path) -> Non
             {"keep": "best", "objective": {"minimize": "val/kl"}, "kl_prompts": 1},
             "`keep: best` needs an objective that is measured for each validation pair, got 'val/kl'",
         ),
+        ({"objective": "val/score", "kl_prompts": 1}, "set `kl_prompts` and `judge`"),
+        (
+            {"objective": "val/score", "kl_prompts": 1, "judge": "judges.longer"},
+            "compares two completions and scores none: take 'val/win_rate'",
+        ),
+        ({"kl_prompts": 1, "judge": "judges.taller"}, "judges has no 'taller'"),
+        (
+            {"kl_prompts": 1, "judge": {"class_path": "judges.Letter"}},
+            "`judge` judges.Letter does not take {}",
+        ),
+        (
+            {"kl_prompts": 1, "judge": "judges.vowels", "keep": "best", "objective": "val/score"},
+            "measured for each validation pair, got 'val/score'",
+        ),
         ({"scheduler": "hyperband", "full_state_every": 3}, "`full_state_every` must be 1 with HyperBand"),
         ({"overrides": {"data.validation_split": None}}, "`data.validation_split`, got neither"),
         ({"overrides": {"trainer.max_epoch": 1}}, "did you mean 'trainer.max_epochs'"),

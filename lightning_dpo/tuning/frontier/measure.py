@@ -18,7 +18,6 @@ from lightning_dpo.evaluation import (
     completion_kl,
     fit_optimum,
     judge_samples,
-    load_judge,
     sample_completions,
     sample_logps,
 )
@@ -26,13 +25,13 @@ from lightning_dpo.evaluation.judges import is_pairwise
 from lightning_dpo.evaluation.realign import realigned_model
 from lightning_dpo.files import parquet_bytes
 from lightning_dpo.models.load import load_model
-from lightning_dpo.tuning.config_paths import class_and_arguments, import_object
 from lightning_dpo.tuning.frontier.limit import FitSettings, write_fit
+from lightning_dpo.tuning.recipe.judge import make_judge
 from lightning_dpo.tuning.results.export import export_trial
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
-__all__ = ["Measured", "Measuring", "fit_limit", "make_judge", "measure", "policy_logps"]
+__all__ = ["Measured", "Measuring", "fit_limit", "measure", "policy_logps", "scoring_judge"]
 
 
 @dataclass(frozen=True)
@@ -132,10 +131,10 @@ class Measuring:
         Raises:
             ValueError: If it gives another number of scores, or one that is not finite.
         """
-        return judge_samples(make_judge(self.judge), samples, tokenizer=self.tokenizer)
+        return judge_samples(scoring_judge(self.judge), samples, tokenizer=self.tokenizer)
 
 
-def make_judge(judge: str | Mapping[str, Any]) -> Any:
+def scoring_judge(judge: str | Mapping[str, Any]) -> Any:
     """The judge that a configuration names.
 
     Args:
@@ -144,11 +143,7 @@ def make_judge(judge: str | Mapping[str, Any]) -> Any:
     Raises:
         ValueError: If it cannot be imported or called, or compares completions two by two.
     """
-    if isinstance(judge, str):
-        made = load_judge(judge)
-    else:
-        name, arguments = class_and_arguments(judge)
-        made = load_judge(import_object(name)(**arguments))
+    made = make_judge(judge)
     if is_pairwise(made):
         raise ValueError(f"`judge` must score completions one by one, got one that compares two: {judge!r}")
     return made

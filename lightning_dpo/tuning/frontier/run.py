@@ -14,7 +14,7 @@ from lightning_dpo.tuning.cluster.connect import connected
 from lightning_dpo.tuning.cluster.task import run_preparation
 from lightning_dpo.tuning.config_paths import import_object
 from lightning_dpo.tuning.frontier.config import FrontierConfig
-from lightning_dpo.tuning.frontier.measure import Measuring, make_judge
+from lightning_dpo.tuning.frontier.measure import Measuring, scoring_judge
 from lightning_dpo.tuning.frontier.methods import BestOfMethod, RealignedMethod, TrainedMethod
 from lightning_dpo.tuning.frontier.page import write_page
 from lightning_dpo.tuning.frontier.prompts import validation_prompts
@@ -42,7 +42,7 @@ def run_frontier(config: FrontierConfig, *, resume: bool = False, verbose: bool 
     """
     began = time.time()
     say = _say if verbose else _nothing
-    make_judge(config.judge)
+    scoring_judge(config.judge)
     check_settings(config, resume=resume)
     setup = None if config.setup is None else import_object(config.setup)
     methods = config.picked_methods()

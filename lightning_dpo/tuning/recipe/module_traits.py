@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -56,12 +56,13 @@ class ModuleTraits:
         is_of_pairs = self.batch_type is None or issubclass(self.batch_type, PairBatch)
         return tuple(f"val/{name}" for name in self.metric_names) if is_of_pairs else ()
 
-    def metrics(self, *, kl: bool) -> tuple[str, ...] | None:
+    def metrics(self, *, kl: bool, judged: Sequence[str] = ()) -> tuple[str, ...] | None:
         """Names that a trial's validation logs; None where only a run can tell.
 
         Args:
             kl: Whether completions are sampled, if the module's class allows it.
+            judged: What a judge gives these.
         """
         if self.logged_metrics is None or not (kl and self.samples_completions):
             return self.logged_metrics
-        return (*self.logged_metrics, KL, f"{KL}_error")
+        return (*self.logged_metrics, KL, f"{KL}_error", *judged)

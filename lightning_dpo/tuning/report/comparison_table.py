@@ -38,7 +38,7 @@ def comparison_table(result: SweepResult) -> Table | None:
     label = metric_label(result.objective.primary.metric)
     table = Table(
         title=f"{len(level)} trials that cannot be told apart, of {len(compared)} ({result.confidence:.0%} "
-        f"confidence, {compared[level[0].id].pairs:,} pairs)",
+        f"confidence, {compared[level[0].id].pairs:,} {result.objective.units})",
         title_justify="left",
         title_style="bold",
         caption_justify="left",

@@ -188,12 +188,12 @@ def trials(result: SweepResult) -> tuple[list[tuple[str, str, str]], list[list[s
 
 def _comparison_columns(result: SweepResult) -> list[tuple[str, str, str]]:
     """Label, hint and kind of the columns that compare a trial with the best one."""
-    sure = f"{result.confidence:.0%} interval of the"
+    sure, units = f"{result.confidence:.0%} interval of the", result.objective.units
     return [
         ("interval", f"{sure} metric", "right"),
-        ("difference", "Paired difference from the best trial, on the same pairs", "right"),
+        ("difference", f"Paired difference from the best trial, on the same {units}", "right"),
         ("its interval", f"{sure} difference", "right"),
-        ("p", "McNemar's test, or its like where pairs are not right or wrong", "right"),
+        ("p", f"McNemar's test, or its like where {units} are not right or wrong", "right"),
     ]
 
 
@@ -209,7 +209,7 @@ def trials_note(result: SweepResult) -> str:
     if result.reruns:
         text += " Metrics are means over the runs that count, with their standard error over seeds (runs)."
     if result.comparisons:
-        text += " Difference: from the best one, on the same pairs."
+        text += f" Difference: from the best one, on the same {result.objective.units}."
     if len(result.frontier_goals) > 1:
         text += " ◆ belongs to the Pareto set."
     if len(result.comparisons) > 1:

@@ -27,8 +27,8 @@ def parameter_labels(result: SweepResult) -> dict[str, str]:
 
 
 def shown_metrics(result: SweepResult) -> list[str]:
-    """The metrics of the frontier's goals, and the KL where it was measured."""
-    measured = [KL] if result.measures_kl else []
+    """The metrics of the frontier's goals, and the KL and what a judge said where these were measured."""
+    measured = [*result.judged, *([KL] if result.measures_kl else [])]
     return list(dict.fromkeys([*(goal.metric for goal in result.frontier_goals), *measured]))
 
 

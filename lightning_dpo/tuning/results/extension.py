@@ -59,7 +59,8 @@ def finished_before(spec: TrialSpec, config: SweepConfig, *, fingerprint: str) -
     samples = int(settings.get("samples", config.samples))
     start_from = settings.get("start_from")
     if config.samples > samples:
-        asked = _FIXED if config.start_from is None else (*_FIXED, "start_from")
+        start = () if config.start_from is None else ("start_from",)
+        asked = (*_FIXED, *spec.objective.settings, *start)
         changed = [
             name for name in asked if name in settings and settings[name] != _plain(getattr(config, name))
         ]

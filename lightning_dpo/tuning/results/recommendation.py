@@ -26,6 +26,7 @@ def recommend(
     *,
     confidence: float,
     kl: Mapping[str, float] | None = None,
+    units: str = "pairs",
 ) -> Recommendation:
     """The trial with the lowest KL among those that cannot be told from the best one.
 
@@ -36,6 +37,7 @@ def recommend(
         comparisons: Of trials, by name.
         confidence: With which they were compared.
         kl: The KL of trials by name, where it was measured; None takes what each trial itself reported.
+        units: What they were compared on, "pairs" or "prompts".
     """
     if kl is None:
         kl = {trial.id: float(trial.metrics[KL]) for trial in trials if KL in trial.metrics}
@@ -43,8 +45,7 @@ def recommend(
     if len(comparisons) < 2 or best.id not in comparisons:
         return Recommendation(best, f"The best by its {_by(best)}; there is nothing to compare it with.")
     level = [t for t in trials if t is not best and t.id in comparisons and comparisons[t.id].is_level]
-    pairs = comparisons[best.id].pairs
-    told = f"at {confidence:.0%} confidence on {pairs:,} pairs"
+    told = f"at {confidence:.0%} confidence on {comparisons[best.id].pairs:,} {units}"
     if not level:
         return Recommendation(best, f"Every other trial can be told from the best one {told}.")
     count = f"{len(level)} other trial{'s' if len(level) > 1 else ''} cannot be told from the best one {told}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from lightning_dpo.tuning.objective import KL, Goal, Objective, pareto_front
+from lightning_dpo.tuning.objective import JUDGED, KL, Goal, Objective, pareto_front
 from lightning_dpo.tuning.results.comparison import Comparison
 from lightning_dpo.tuning.results.recommendation import Recommendation, recommend
 from lightning_dpo.tuning.results.runs import RunMean, run_mean, runs_by_trial
@@ -93,7 +93,8 @@ class SweepResult:
         """Which trial to take, and why."""
         found = {trial.id: self.value(trial, KL) for trial in self.trials if trial.id in self.comparisons}
         kl = {trial: value for trial, value in found.items() if value is not None}
-        return recommend(self.trials, self.comparisons, confidence=self.confidence, kl=kl)
+        units = self.objective.units
+        return recommend(self.trials, self.comparisons, confidence=self.confidence, kl=kl, units=units)
 
     @property
     def recommended(self) -> TrialRecord:
@@ -118,6 +119,11 @@ class SweepResult:
     def measures_kl(self) -> bool:
         """Whether a trial has a KL."""
         return any(KL in trial.metrics for trial in self.trials)
+
+    @cached_property
+    def judged(self) -> tuple[str, ...]:
+        """What a judge gave completions of the trials, by metric."""
+        return tuple(name for name in JUDGED if any(name in trial.metrics for trial in self.trials))
 
     @cached_property
     def frontier_goals(self) -> tuple[Goal, ...]:

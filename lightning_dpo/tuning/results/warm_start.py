@@ -103,6 +103,12 @@ def _check_same(earlier: SweepResult, entry: EarlierSweep, spec: TrialSpec, *, f
             f"`{entry.origin}` must be a sweep with the same objective, got {theirs} and not {ours}; "
             f"{way_out}"
         )
+    others = [name for name in spec.objective.settings if earlier.settings.get(name) != getattr(spec, name)]
+    if others:
+        raise ValueError(
+            f"`{entry.origin}` must be a sweep whose completions are judged alike, got `{others[0]}` "
+            f"{earlier.settings.get(others[0])} and not {getattr(spec, others[0])}; {way_out}"
+        )
     if not earlier.data_fingerprint:
         raise ValueError(
             f"`{entry.origin}` must be a sweep on the same data, and {entry.location} does not say which it "

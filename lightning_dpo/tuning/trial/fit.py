@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_dpo.tuning.cluster.resources import Resources
+from lightning_dpo.tuning.recipe.judge import make_judge
 from lightning_dpo.tuning.recipe.trial_loggers import TrialRun, end_runs
 from lightning_dpo.tuning.trial.best_step import BestStep, KeptStep
 from lightning_dpo.tuning.trial.checkpoints import CHECKPOINT, TrialCheckpoints, saved_report
@@ -159,7 +160,8 @@ def _outcome(
             contextlib.closing(checkpoints),
         ):
             options = {**_WITHOUT_FILES, "default_root_dir": scratch, **trainer_options}
-            _fit(spec, overrides, [outcomes, reports, *callbacks], checkpoint, options, run)
+            own = [*_monitors(spec, outcomes), outcomes, reports]
+            _fit(spec, overrides, [*own, *callbacks], checkpoint, options, run)
             if not reports.reports and checkpoint is None:
                 raise ValueError(
                     "a trial must validate at least once: give the recipe validation data, and a "
@@ -181,8 +183,6 @@ def _fit(
     trainer_options: dict[str, Any],
     run: TrialRun,
 ) -> None:
-    if spec.measures_kl:
-        callbacks.insert(0, KLMonitor(spec.kl_prompts, max_new_tokens=spec.kl_tokens))
     if checkpoint is not None:
         callbacks.append(_UseOwnLearningRate())
     cli = spec.recipe.instantiate(
@@ -198,6 +198,14 @@ def _fit(
     finally:
         end_runs(cli.trainer)
         cli.let_go()
+
+
+def _monitors(spec: TrialSpec, outcomes: OutcomeRecorder) -> list[pl.Callback]:
+    """What samples completions, where that is wanted, and judges them."""
+    if not spec.measures_kl:
+        return []
+    judge = None if spec.judge is None else make_judge(spec.judge)
+    return [KLMonitor(spec.kl_prompts, max_new_tokens=spec.kl_tokens, judge=judge, outcomes=outcomes)]
 
 
 class _UseOwnLearningRate(pl.Callback):

@@ -1,13 +1,16 @@
-"""The KL of trials that read their reference from a cache and so have no reference model."""
+"""Completions of trials: their KL, also where the reference is a cache without a model, and their judge."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import nn
 
 from lightning_dpo.evaluation import CompletionMonitor
+from lightning_dpo.tuning.objective import SCORE, WIN_RATE
+from lightning_dpo.tuning.trial.outcomes import OutcomeRecorder, prompt_keys
 
 __all__ = ["KLMonitor"]
 
@@ -18,14 +21,16 @@ class KLMonitor(CompletionMonitor):
     Completions of the policy are new in every trial: no cache can hold their log-probabilities.
     """
 
-    def __init__(self, num_prompts: int, **kwargs: Any) -> None:
+    def __init__(self, num_prompts: int, *, outcomes: OutcomeRecorder | None = None, **kwargs: Any) -> None:
         """Say how much to sample.
 
         Args:
             num_prompts: Validation prompts, of each rank.
+            outcomes: Keeps what the judge says of each prompt, if that is what trials are ranked by.
             kwargs: For `CompletionMonitor`.
         """
         super().__init__(num_prompts, **kwargs)
+        self._outcomes = outcomes
         self._own: nn.Module | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -33,6 +38,17 @@ class KLMonitor(CompletionMonitor):
         start: Any = getattr(pl_module, "start_reference", None)
         if stage == "fit" and start is not None:
             self._own = start()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sample, measure and log, and hand on what the judge said."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        if self._outcomes is None:
+            return
+        for metric, name in ((SCORE, "policy_score"), (WIN_RATE, "win")):
+            values = [verdict.get(name) for _, verdict in self.verdicts]
+            if values and None not in values:
+                keys = prompt_keys(sample.prompt_ids for sample, _ in self.verdicts)
+                self._outcomes.take(metric, keys=keys, values=torch.tensor(values, dtype=torch.float64))
 
     def reference(self, module: Any) -> nn.Module | None:
         """The model that the KL is measured to."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -17,14 +17,14 @@ from lightning_dpo.files import parquet_bytes
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.types import PairBatch
 
-__all__ = ["OutcomeRecorder", "PairOutcomes", "kept_outcomes", "load_outcomes", "pair_keys"]
+__all__ = ["OutcomeRecorder", "PairOutcomes", "kept_outcomes", "load_outcomes", "pair_keys", "prompt_keys"]
 
 _PREFIX = "val/"
 _SUFFIX = ".parquet"
 
 
 class PairOutcomes(NamedTuple):
-    """A metric of each validation pair, in the order of the keys.
+    """A metric of each validation pair, or of each prompt where completions are judged, ordered by key.
 
     Attributes:
         keys: Which pair, (pairs,) of uint64; the same for the same token ids, in every trial.
@@ -123,6 +123,17 @@ class OutcomeRecorder(pl.Callback):
         if len(values) == len(keys):
             self._batches.append((keys, values, latest.weights))
 
+    def take(self, metric: str, *, keys: NDArray[np.uint64], values: torch.Tensor) -> None:
+        """Take over what was found for prompts of this validation, if it is the metric that is kept.
+
+        Args:
+            metric: Logged name.
+            keys: Which prompts, (prompts,).
+            values: What was found for each, (prompts,).
+        """
+        if metric == _PREFIX + self._statistic:
+            self._batches.append((keys, values, torch.ones(len(values))))
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what was found."""
         if not self._batches or trainer.sanity_checking:
@@ -168,14 +179,28 @@ def pair_keys(batch: PairBatch) -> NDArray[np.uint64]:
     for name in ("prompt", "chosen", "rejected"):
         ids = getattr(host, f"{name}_ids").cpu()
         parts.append(torch.split(ids, getattr(host, f"{name}_lengths").tolist()))
-    keys = np.empty(len(host), dtype=np.uint64)
-    for number, pair in enumerate(zip(*parts, strict=True)):
-        digest = hashlib.blake2b(digest_size=8)
-        for ids in pair:
-            digest.update(len(ids).to_bytes(8, "little"))
-            digest.update(ids.numpy().tobytes())
-        keys[number] = int.from_bytes(digest.digest(), "little")
-    return keys
+    return np.array([_key(pair) for pair in zip(*parts, strict=True)], dtype=np.uint64)
+
+
+def prompt_keys(prompts: Iterable[Sequence[int]]) -> NDArray[np.uint64]:
+    """A key of each prompt's token ids, as of pairs.
+
+    Args:
+        prompts: Token ids of each.
+
+    Returns:
+        (prompts,) of uint64.
+    """
+    return np.array([_key([torch.tensor(ids, dtype=torch.int64)]) for ids in prompts], dtype=np.uint64)
+
+
+def _key(texts: Iterable[torch.Tensor]) -> int:
+    """Digest of some texts' token ids, and of where each ends."""
+    digest = hashlib.blake2b(digest_size=8)
+    for ids in texts:
+        digest.update(len(ids).to_bytes(8, "little"))
+        digest.update(ids.numpy().tobytes())
+    return int.from_bytes(digest.digest(), "little")
 
 
 def load_outcomes(storage: Storage, trial: str, *, step: int) -> PairOutcomes | None:

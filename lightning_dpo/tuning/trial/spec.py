@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dpo.tuning.cluster.resources import Resources
-from lightning_dpo.tuning.objective import KL, Objective
+from lightning_dpo.tuning.objective import JUDGED, KL, Objective
 from lightning_dpo.tuning.recipe.recipe import Recipe
 from lightning_dpo.tuning.search.space import SearchSpace
 from lightning_dpo.tuning.storage import Storage
@@ -36,6 +36,8 @@ class TrialSpec:
         retries: How often the workers of a trial start again after one of them died.
         kl_prompts: Prompts to sample completions for.
         kl_tokens: Longest of these completions.
+        judge: What scores them, as `SweepConfig.judge` names it; None where nothing does.
+        judged: Names of the metrics that it gives.
         round: Name of the round of reruns that these trials are; empty for those of the search.
         checkpoint_plan: When a trial keeps more than policy weights.
         keeps_best: Keep the weights of each trial's best step, and rank by it; False takes the last one.
@@ -52,6 +54,8 @@ class TrialSpec:
     retries: int = 0
     kl_prompts: int = 0
     kl_tokens: int = 64
+    judge: str | Mapping[str, Any] | None = None
+    judged: tuple[str, ...] = ()
     round: str = ""
     checkpoint_plan: CheckpointPlan = field(default_factory=CheckpointPlan)
     keeps_best: bool = False
@@ -64,8 +68,8 @@ class TrialSpec:
 
     @property
     def shown_metrics(self) -> tuple[str, ...]:
-        """The metrics of the goals, and the KL where it is measured."""
-        measured = (KL,) if self.measures_kl else ()
+        """The metrics of the goals, and what is measured of completions."""
+        measured = (*(name for name in JUDGED if name in self.judged), KL) if self.measures_kl else ()
         return tuple(dict.fromkeys((*(goal.metric for goal in self.objective.goals), *measured)))
 
     @property
