@@ -61,7 +61,8 @@ class SweepConfig:
         stop: What ends a trial: ``{steps: 500, threshold: {val/kl: {above: 50}}, plateau: {patience: 3,
             min_delta: 0.002}}``, any of them, looked at with each report; the plateau is the first goal's. By
             hand, a file of the trial's id in the sweep's folder ``stop`` ends it at its next report.
-        time_budget: Seconds that the trials may take; those that run then end with what they have reported.
+        time_budget: Seconds that the trials may take; those that run then end with what they have reported. A
+            sweep that is resumed has them anew.
         fail_fast: End the sweep if so many of its first trials fail with the same error; 0 tries them all.
         callbacks: Callbacks of Ray Tune, each a class path or ``{class_path: ..., init_args: {...}}``. The
             recipe's loggers need none: each trial is a run of its own in them.
