@@ -87,11 +87,12 @@ def remove_spent(spec: TrialSpec, trial: str, models: Collection[str | None]) ->
     Args:
         spec: What the sweep's trials have in common.
         trial: The trial.
-        models: Folders of checkpoints that trials keep, as their records have them.
+        models: Folders of checkpoints that trials keep, as their records have them. The sweep's folder may
+            have been moved since, so a trial's name and a folder's name are what counts.
     """
     store = spec.checkpoints
-    kept = [one for one in store.whole(trial) if store.location(trial, one) in models]
-    store.remove_others(trial, kept)
+    names = {tuple(model.rstrip("/").split("/")[-2:]) for model in models if model is not None}
+    store.remove_others(trial, [one for one in store.whole(trial) if (trial, one.name) in names])
 
 
 def _kept_on_disk(spec: TrialSpec, record: TrialRecord) -> KeptStep | None:

@@ -168,6 +168,22 @@ def test_a_failure_in_the_background_ends_the_trial(
     assert _names(tmp_path) == ["1_000002.state"]
 
 
+def test_what_trials_keep_is_found_where_the_sweep_was_moved_to(project: Path, tmp_path: Path) -> None:
+    kept, other = SavedFolder(1, 4, is_state=False), SavedFolder(1, 2, is_state=True)
+    spec = spec_of(project, tmp_path / "before")
+    for trial in ("t", "u"):
+        for saved in (kept, other):
+            spec.checkpoints.folder(trial).write(f"{saved.name}/progress.json", "{}")
+    location = spec.checkpoints.location("t", kept)
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = spec_of(project, tmp_path / "after")
+    # A trial may keep the weights of another one, under a name that its own have too.
+    for trial in ("t", "u"):
+        remove_spent(moved, trial, [location])
+    assert moved.checkpoints.whole("t") == [kept]
+    assert moved.checkpoints.whole("u") == []
+
+
 @pytest.mark.slow
 def test_a_trial_that_goes_on_loses_no_more_than_it_says(project: Path, tmp_path: Path) -> None:
     plan = CheckpointPlan(full_state_every=2)
