@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_dpo.evaluation.student import student_quantile
+
 __all__ = ["WinRate", "length_controlled_win_rate", "win_rate"]
 
 _LENGTH_PRIOR = 10.0
@@ -62,7 +64,7 @@ def win_rate(outcomes: Tensor) -> WinRate:
     error = float(means.std()) / math.sqrt(prompts)
     # Without any spread a prompt counts as one comparison; with little, no comparison counts twice.
     effective = min(rate * (1 - rate) / error**2, table.numel()) if error > 0 else prompts
-    return WinRate(rate, error, *_wilson(rate, effective, _student(prompts - 1)))
+    return WinRate(rate, error, *_wilson(rate, effective, student_quantile(0.95, freedom=prompts - 1)))
 
 
 def length_controlled_win_rate(outcomes: Tensor, *, length_differences: Tensor) -> WinRate:
@@ -108,7 +110,7 @@ def length_controlled_win_rate(outcomes: Tensor, *, length_differences: Tensor) 
     meat = prompts / (prompts - 1) * scores.T @ scores
     inverse = torch.linalg.inv(curvature)
     error = math.sqrt(max(float((inverse @ meat @ inverse)[0, 0]), 0.0))
-    reach = _student(prompts - 1) * error
+    reach = student_quantile(0.95, freedom=prompts - 1) * error
     low, high = (float((weights[0] + sign * reach).sigmoid()) for sign in (-1, 1))
     return WinRate(rate, rate * (1 - rate) * error, low, high)
 
@@ -130,21 +132,8 @@ def _wilson(rate: float, count: float, quantile: float) -> tuple[float, float]:
     squared = quantile**2 / count
     center = (rate + squared / 2) / (1 + squared)
     reach = quantile * math.sqrt(rate * (1 - rate) / count + squared / (4 * count)) / (1 + squared)
-    return max(0.0, center - reach), min(1.0, center + reach)
-
-
-def _student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's distribution; from 3 degrees on by Fisher's expansion, to 0.2 %."""
-    if freedom <= 2:
-        return (12.706204736, 4.302652730)[freedom - 1]
-    z, v = _Z, float(freedom)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / v**power for power, term in enumerate(terms, 1))
+    # At an end the formula gives that end, but for rounding.
+    return 0.0 if rate == 0 else max(0.0, center - reach), 1.0 if rate == 1 else min(1.0, center + reach)
 
 
 def _fit(features: Tensor, targets: Tensor, precision: Tensor) -> Tensor:

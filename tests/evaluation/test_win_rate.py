@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lightning_dpo.evaluation import WinRate, length_controlled_win_rate, win_rate
-from lightning_dpo.evaluation.win_rate import _student
 
 
 def simulated(prompts: int, comparisons: int, seed: int, *, by_length: float = 0.0) -> tuple[Tensor, ...]:
@@ -59,13 +58,6 @@ def test_winning_every_time_leaves_doubt() -> None:
     alone = win_rate(torch.tensor([[1.0, 0.0, 1.0]]))
     assert math.isnan(alone.standard_error)
     assert 0 < alone.low < alone.rate < alone.high < 1
-
-
-@pytest.mark.parametrize(
-    ("freedom", "quantile"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (10, 2.2281), (99, 1.9842)]
-)
-def test_students_quantiles_are_those_of_the_tables(freedom: int, quantile: float) -> None:
-    assert _student(freedom) == pytest.approx(quantile, rel=2e-3)
 
 
 def test_equal_lengths_change_nothing() -> None:

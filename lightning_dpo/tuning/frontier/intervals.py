@@ -7,11 +7,9 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Interval"]
+from lightning_dpo.evaluation.student import student_quantile
 
-# Quantile 0.975 of Student's t with 1, 2, ... degrees of freedom.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-_NORMAL = 1.96
+__all__ = ["Interval"]
 
 
 class Interval(NamedTuple):
@@ -35,6 +33,6 @@ class Interval(NamedTuple):
         mean = statistics.fmean(values)
         if len(values) == 1:
             return cls(mean, math.nan, 1)
-        quantile = _T[len(values) - 2] if len(values) - 2 < len(_T) else _NORMAL
+        quantile = student_quantile(0.95, freedom=len(values) - 1)
         error = statistics.stdev(values) / math.sqrt(len(values))
         return cls(mean, quantile * error, len(values))

@@ -57,7 +57,8 @@ def compare(
     one although its interval says that it is worse.
 
     Where values were run with several seeds, the variance between the seeds, pooled over all trials that were
-    repeated, is part of every interval and p-value; else they tell of the choice of pairs alone.
+    repeated, is part of every interval and p-value, which are Student's since it is known from few runs; else
+    they tell of the choice of pairs alone.
 
     Args:
         outcomes: What each trial's runs found, best trial first; trials of other pairs than the best one's
@@ -78,7 +79,7 @@ def compare(
     runs = {trial: found for trial, found in runs.items() if found}
     means = {trial: np.mean([run.values for run in found], axis=0) for trial, found in runs.items()}
     weights = first.weights
-    variance = _variance_between_seeds([[run.mean for run in found] for found in runs.values()])
+    variance, freedom = _variance_between_seeds([[run.mean for run in found] for found in runs.values()])
     best = next(iter(runs))
     compared = {}
     for trial, values in means.items():
@@ -89,6 +90,7 @@ def compare(
             weights=weights,
             confidence=confidence,
             extra_error=0.0 if trial == best else math.sqrt(own + best_one),
+            extra_freedom=freedom,
         )
         is_better = goal.score(difference.mean) >= 0
         compared[trial] = Comparison(
@@ -96,7 +98,11 @@ def compare(
             runs=len(runs[trial]),
             mean=float(np.average(values, weights=weights)),
             interval=mean_interval(
-                values, weights=weights, confidence=confidence, extra_error=math.sqrt(own)
+                values,
+                weights=weights,
+                confidence=confidence,
+                extra_error=math.sqrt(own),
+                extra_freedom=freedom,
             ),
             difference=difference.mean,
             difference_interval=difference.interval if trial != best else Interval(0.0, 0.0),
@@ -106,10 +112,14 @@ def compare(
     return compared
 
 
-def _variance_between_seeds(means: Sequence[Sequence[float]]) -> float:
-    """Variance of a run's mean over seeds, pooled over trials; 0 where nothing was run twice."""
+def _variance_between_seeds(means: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Variance of a run's mean over seeds, pooled over trials, and its degrees of freedom.
+
+    The variance is 0 where nothing was run twice.
+    """
     repeated = [np.asarray(found) for found in means if len(found) > 1]
     if not repeated:
-        return 0.0
+        return 0.0, math.inf
     squares = sum(float(((found - found.mean()) ** 2).sum()) for found in repeated)
-    return squares / sum(len(found) - 1 for found in repeated)
+    freedom = sum(len(found) - 1 for found in repeated)
+    return squares / freedom, float(freedom)

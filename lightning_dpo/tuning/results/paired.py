@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lightning_dpo.evaluation.student import student_p_value, student_quantile
 
 __all__ = ["Interval", "mcnemar_p_value", "mean_interval", "paired_difference", "sign_flip_p_value"]
 
@@ -39,7 +40,12 @@ class Difference(NamedTuple):
 
 
 def mean_interval(
-    values: NDArray[np.float64], *, weights: NDArray[np.float64], confidence: float, extra_error: float = 0.0
+    values: NDArray[np.float64],
+    *,
+    weights: NDArray[np.float64],
+    confidence: float,
+    extra_error: float = 0.0,
+    extra_freedom: float = math.inf,
 ) -> Interval:
     """The interval of a weighted mean.
 
@@ -51,10 +57,13 @@ def mean_interval(
         weights: What each counts, (pairs,).
         confidence: Such as 0.95.
         extra_error: Standard error from elsewhere, such as the choice of the seed.
+        extra_freedom: Degrees of freedom that it is known with.
     """
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     mean = float(np.average(values, weights=weights))
-    error = math.hypot(_standard_error(values, weights), extra_error)
+    own_error = _standard_error(values, weights)
+    error = math.hypot(own_error, extra_error)
+    freedom = _freedom(own_error, len(values), extra_error, extra_freedom)
+    z = student_quantile(confidence, freedom=freedom)
     if values.min() < 0 or values.max() > 1:
         return Interval(mean - z * error, mean + z * error)
     count = float(weights.sum() ** 2 / (weights**2).sum())
@@ -74,6 +83,7 @@ def paired_difference(
     weights: NDArray[np.float64],
     confidence: float,
     extra_error: float = 0.0,
+    extra_freedom: float = math.inf,
 ) -> Difference:
     """The mean of `values` less that of `others`, on the same pairs.
 
@@ -88,12 +98,14 @@ def paired_difference(
         weights: What each pair counts, (pairs,).
         confidence: Such as 0.95.
         extra_error: Standard error from elsewhere, such as the choice of the seed. Where there is some, the
-            p-value is the normal one of the difference over both errors.
+            p-value is Student's of the difference over both errors.
+        extra_freedom: Degrees of freedom that it is known with.
     """
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     differences = values - others
     mean = float(np.average(differences, weights=weights))
     error = _standard_error(differences, weights)
+    freedom = _freedom(error, len(values), extra_error, extra_freedom)
+    z = student_quantile(confidence, freedom=freedom)
     binary = bool(np.isin(values, (0, 1)).all() and np.isin(others, (0, 1)).all())
     centre, half = mean, z * math.hypot(error, extra_error)
     if binary and (weights == weights[0]).all():
@@ -106,7 +118,7 @@ def paired_difference(
     elif not extra_error:
         p_value = sign_flip_p_value(differences, weights=weights)
     if extra_error:
-        p_value = 2 * NormalDist().cdf(-abs(mean) / math.hypot(error, extra_error))
+        p_value = student_p_value(mean / math.hypot(error, extra_error), freedom=freedom)
     low, high = centre - half, centre + half
     # A share differs by 1 at most.
     interval = Interval(max(low, -1.0), min(high, 1.0)) if binary else Interval(low, high)
@@ -148,6 +160,17 @@ def sign_flip_p_value(differences: NDArray[np.float64], *, weights: NDArray[np.f
     # A sum that is equal but for rounding counts as at least as large.
     extreme = int((np.abs(sums) >= observed * (1 - 1e-9)).sum())
     return (extreme + 1) / (_DRAWS + 1)
+
+
+def _freedom(error: float, count: int, extra_error: float, extra_freedom: float) -> float:
+    """Degrees of freedom of two errors together (Satterthwaite, https://doi.org/10.2307/3002019).
+
+    Infinite where there is no error but that of pairs.
+    """
+    if not extra_error:
+        return math.inf
+    parts = extra_error**4 / extra_freedom + error**4 / max(count - 1, 1)
+    return math.hypot(error, extra_error) ** 4 / parts if parts else math.inf
 
 
 def _standard_error(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:

@@ -26,9 +26,9 @@ def test_only_seeds_that_reach_a_kl_count() -> None:
 
 
 def test_the_interval_is_student_s() -> None:
-    # Of 1, 2, 3: standard error 1 / sqrt(3), and t = 4.303 with two degrees of freedom.
+    # Of 1, 2, 3: standard error 1 / sqrt(3), and t = 4.302653 with two degrees of freedom.
     interval = Interval.of([1.0, 2.0, 3.0])
-    assert interval == (2.0, pytest.approx(4.303 / math.sqrt(3)), 3)
+    assert interval == (2.0, pytest.approx(4.302653 / math.sqrt(3)), 3)
     assert Interval.of([]) is None
     one = Interval.of([2.0])
     assert one is not None

@@ -70,6 +70,21 @@ def test_seeds_that_disagree_make_trials_hard_to_tell_apart() -> None:
     assert compare({"a": wild, "b": worse}, goal=GOAL, confidence=0.95)["b"].is_level
 
 
+def test_trials_that_are_equal_are_told_apart_as_seldom_as_is_said() -> None:
+    """With two seeds each the variance between seeds is known from three numbers alone."""
+    random = np.random.default_rng(0)
+    told = 0
+    for _ in range(400):
+        drawn = {}
+        for name in "abc":
+            shares = np.clip(0.7 + random.normal(0, 0.02, 2), 0, 1)
+            drawn[name] = [
+                outcomes(np.flatnonzero(random.uniform(size=2000) < s).tolist(), 2000) for s in shares
+            ]
+        told += compare(drawn, goal=GOAL, confidence=0.95)["b"].p_value < 0.05
+    assert told / 400 < 0.07
+
+
 def test_the_truly_best_trial_is_nearly_always_marked() -> None:
     """Eight trials of which one is the best by a little: it may win or not."""
     random = np.random.default_rng(0)
