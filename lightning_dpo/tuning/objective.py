@@ -107,8 +107,10 @@ class Objective:
     @property
     def settings(self) -> tuple[str, ...]:
         """Settings of a sweep without which values of the goals cannot be compared."""
-        judged = any(goal.metric in JUDGED for goal in self.goals)
-        return ("judge", "kl_prompts", "kl_tokens") if judged else ()
+        sampled = ("kl_prompts", "kl_tokens")
+        if any(goal.metric in JUDGED for goal in self.goals):
+            return ("judge", *sampled)
+        return sampled if any(goal.metric == KL for goal in self.goals) else ()
 
     @property
     def units(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from lightning_dpo.tuning.cluster.connect import connected, node_resources, tria
 from lightning_dpo.tuning.cluster.prepare import prepare
 from lightning_dpo.tuning.cluster.tuner import has_begun
 from lightning_dpo.tuning.config import SweepConfig
-from lightning_dpo.tuning.objective import check_goals, check_logged
+from lightning_dpo.tuning.objective import KL, WIN_RATE, check_goals, check_logged
 from lightning_dpo.tuning.recipe.command_line import ParsedRecipe
 from lightning_dpo.tuning.recipe.data_fingerprint import data_fingerprint
 from lightning_dpo.tuning.recipe.judge import judged_metrics
 from lightning_dpo.tuning.recipe.module_traits import ModuleTraits
+from lightning_dpo.tuning.recipe.recipe import Recipe
 from lightning_dpo.tuning.report.page import write_report
 from lightning_dpo.tuning.report.summary import print_summary
 from lightning_dpo.tuning.results.export import export_to_sweep
@@ -25,6 +27,7 @@ from lightning_dpo.tuning.results.folder import save_result
 from lightning_dpo.tuning.results.gather import gather, is_interrupted
 from lightning_dpo.tuning.results.result import SweepResult
 from lightning_dpo.tuning.results.warm_start import load_start
+from lightning_dpo.tuning.rounds.begun import check_same_sweep, note_beginning
 from lightning_dpo.tuning.rounds.rerun import check_seeds
 from lightning_dpo.tuning.rounds.run import run_rounds
 from lightning_dpo.tuning.rounds.search import run_search, scheduler_for
@@ -65,8 +68,13 @@ def sweep(
     _check_folder(spec, resume=resume)
     fingerprint = data_fingerprint(spec.recipe.parse(), varied=spec.space.paths)
     extension = finished_before(spec, config, fingerprint=fingerprint) if resume else None
+    is_new_round = extension is not None and config.samples > extension.samples
     if extension is not None:
         config = extension.applied_to(config)
+    if resume:
+        unused = check_same_sweep(spec, config, fingerprint=fingerprint, is_new_round=is_new_round)
+        if unused and verbose:
+            print(f"resume: the search goes on as it began, without the new {', '.join(unused)}", flush=True)
     start, searcher = Start(), None
     if not has_begun(spec):
         start, lines = load_start(config, spec, fingerprint=fingerprint)
@@ -92,6 +100,7 @@ def sweep(
         fits = trials_at_once(node_resources(), spec.resources.share)
         at_once = config.concurrency or fits
         prepared = prepare(spec, config)
+        note_beginning(spec, config, fingerprint=fingerprint)
         spec = dataclasses.replace(spec, prepared=prepared.overrides)
         searching = time.time()
         line = packing_line(spec.resources, at_once=at_once)
@@ -160,6 +169,7 @@ def _checked_spec(config: SweepConfig, *, module: Any, data: Any) -> TrialSpec:
             f"`judge` needs a module whose policy completes prompts, got {recipe.module_class.__name__}; "
             "leave it out"
         )
+    _check_reference(recipe, config, judged)
     metrics = traits.metrics(kl=config.kl_prompts > 0, judged=judged)
     if metrics is not None:
         check_goals(objective, metrics=metrics, incomparable=traits.incomparable_metrics, varied=space.paths)
@@ -180,6 +190,7 @@ def _checked_spec(config: SweepConfig, *, module: Any, data: Any) -> TrialSpec:
         kl_tokens=config.kl_tokens,
         judge=config.judge,
         judged=judged,
+        stop=config.stop_rules(),
         keeps_best=config.keep == "best",
     )
     check_packed(spec)
@@ -195,6 +206,20 @@ def _check_validates(recipe: ParsedRecipe) -> None:
             "trials are ranked by what they find on validation pairs: give the recipe `data.validation` or "
             "`data.validation_split`, got neither"
         )
+
+
+def _check_reference(recipe: Recipe, config: SweepConfig, judged: Sequence[str]) -> None:
+    """Refuse goals and judges that need a reference where a trial has none."""
+    needing = [goal.metric for goal in config.goals().goals if goal.metric in (KL, WIN_RATE)]
+    if judged == (WIN_RATE,):
+        needing.append("judge")
+    for example in config.search_space().examples() if needing else ():
+        parsed = recipe.parse(example)
+        if parsed.get("model.reference") == "none" and parsed.get("model.lora") is None:
+            raise ValueError(
+                f"{needing[0]} is measured against the reference, and `model.reference` is none: take "
+                "model.reference: frozen, whose log-probabilities the loss need not use, or another objective"
+            )
 
 
 def _check_keep(config: SweepConfig, traits: ModuleTraits, *, metric: str) -> None:

@@ -54,6 +54,24 @@ def test_loggers_callbacks_and_a_limit_of_steps(cluster: None, project: Path, tm
     assert len(list(Path(result.location, "ray").glob("*/result.json"))) == 2
 
 
+def test_what_a_limit_of_steps_ended_is_confirmed(cluster: None, project: Path) -> None:
+    config = SweepConfig(
+        space={"model.loss.beta": {"grid": [0.05, 0.2]}},
+        samples=1,
+        search="grid",
+        stop={"steps": 4},
+        confirm=1,
+        confirm_seeds=2,
+        name="limited",
+        export=False,
+        **settings(project),
+    )
+    result = sweep(config, verbose=False)
+    assert [(run.purpose, run.step, run.status) for run in result.reruns] == [("confirm", 4, "stopped")] * 2
+    assert result.mean(result.best).runs == 2
+    assert {run.rerun_of for run in result.reruns} == {result.best.id}
+
+
 def test_the_first_trials_failing_alike_end_the_sweep(cluster: None, project: Path, tmp_path: Path) -> None:
     trouble = {"class_path": "sweep_faults.Trouble", "init_args": {"marker": str(tmp_path / "killed")}}
     config = SweepConfig(

@@ -58,7 +58,7 @@ def test_what_another_judge_says_is_not_compared(result: SweepResult, project: P
     with pytest.raises(ValueError, match="`judge` changed since"):
         sweep(judged(project, samples=4, **others), resume=True, verbose=False)
     start = {"search": "optuna", "start_from": {"sweep": result.location}, "name": "other"}
-    with pytest.raises(ValueError, match=r"completions are judged alike, got `judge` judges\.vowels"):
+    with pytest.raises(ValueError, match=r"completions are measured alike, got `judge` judges\.vowels"):
         sweep(judged(project, **start, **others), verbose=False)
     with pytest.raises(ValueError, match=f"got `kl_prompts` {PROMPTS} and not 7"):
         sweep(judged(project, **start, kl_prompts=7), verbose=False)

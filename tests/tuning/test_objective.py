@@ -51,6 +51,13 @@ def test_the_kl_is_not_taken_for_a_misspelt_metric() -> None:
     assert "did you mean" not in str(error.value)
 
 
+def test_what_is_sampled_is_compared_where_it_was_sampled_alike() -> None:
+    assert Objective.parse("val/rewards/accuracy").settings == ()
+    sampled = ("kl_prompts", "kl_tokens")
+    assert Objective.parse({"maximize": "val/rewards/accuracy", "minimize": "val/kl"}).settings == sampled
+    assert Objective.parse("val/win_rate").settings == ("judge", *sampled)
+
+
 def test_a_trial_that_went_wrong_is_worse_than_any_other() -> None:
     assert Goal("val/logratio/margin", "max").worst < -100  # margins fall below 0
     assert Goal("val/loss", "min").worst > 100

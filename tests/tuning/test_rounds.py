@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,28 @@ def test_only_the_new_runs_count_for_a_trial_that_was_confirmed() -> None:
     third = run("third", 0.9, status="stopped")
     ranked = rank([lucky, other, third], Objective.parse(ACCURACY), reruns)
     assert [t.id for t in ranked] == ["other", "lucky", "third"]
+
+
+def test_a_trial_that_failed_to_confirm_comes_after_those_that_did_not() -> None:
+    half, whole = run("half", 0.9), run("whole", 0.7)
+    reruns = [
+        run("h1", 0.8, of="half", purpose="confirm"),
+        run("h2", 0.0, of="half", purpose="confirm", status="diverged"),
+        run("w1", 0.7, of="whole", purpose="confirm"),
+        run("w2", 0.71, of="whole", purpose="confirm"),
+    ]
+    ranked = rank([half, whole, run("once", 0.95)], Objective.parse(ACCURACY), reruns)
+    assert [trial.id for trial in ranked] == ["whole", "half", "once"]
+
+
+def test_what_stop_ended_is_complete_and_what_a_scheduler_ended_is_not() -> None:
+    enough, stopped = (replace(run(name, 0.9, status="stopped"), enough=name == "e") for name in "es")
+    assert [one.trial for one in repetitions([enough, stopped], repeats=2, recipe=RECIPE)] == ["e"]
+    options = {"seeds": 1, "first_seed": 1, "recipe": RECIPE}
+    assert [one.trial for one in confirmations([stopped, enough], confirm=2, **options)] == ["e"]
+    again = replace(run("r", 0.8, of="e", purpose="confirm", status="stopped"), enough=True)
+    by_hand = replace(again, id="h", enough=False)
+    assert [one.id for one in counted_runs(enough, [again, by_hand])] == ["r"]
 
 
 def test_a_space_that_varies_the_seed_cannot_be_repeated() -> None:

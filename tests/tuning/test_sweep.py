@@ -18,6 +18,7 @@ from lightning_dpo.training.cli import DPOCLI
 from lightning_dpo.tuning import SweepConfig, SweepResult, sweep
 from lightning_dpo.tuning.results.folder import load_result
 
+SIMPO = {"model.loss.class_path": "lightning_dpo.losses.SimPOLoss", "model.reference": "none"}
 SPACE = {"model.loss.beta": {"loguniform": [0.01, 0.5]}, "model.optimizer.lr": {"loguniform": [1e-4, 1e-2]}}
 
 
@@ -206,6 +207,14 @@ def test_asha_stops_trials_within_the_epoch(cluster: None, project: Path) -> Non
         (
             {"kl_prompts": 1, "judge": "judges.vowels", "keep": "best", "objective": "val/score"},
             "measured for each validation pair, got 'val/score'",
+        ),
+        (
+            {"overrides": {**SIMPO}, "objective": {"minimize": "val/kl"}, "kl_prompts": 1},
+            "val/kl is measured against the reference, and `model.reference` is none",
+        ),
+        (
+            {"overrides": {**SIMPO}, "judge": "judges.longer", "kl_prompts": 1},
+            "judge is measured against the reference",
         ),
         ({"scheduler": "hyperband", "full_state_every": 3}, "`full_state_every` must be 1 with HyperBand"),
         ({"overrides": {"data.validation_split": None}}, "`data.validation_split`, got neither"),

@@ -10,6 +10,7 @@ from typing import Any
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from lightning_dpo.data.datamodule import TokenDataModule
+from lightning_dpo.evaluation.judges import ModelJudge
 from lightning_dpo.reference.spec import ReferenceSpec
 from lightning_dpo.tuning.cluster.connect import node_resources
 from lightning_dpo.tuning.cluster.convert_policy import convert_policy
@@ -18,8 +19,10 @@ from lightning_dpo.tuning.cluster.task import run_as_task, run_preparation
 from lightning_dpo.tuning.config import SweepConfig
 from lightning_dpo.tuning.objective import check_goals
 from lightning_dpo.tuning.recipe.command_line import ParsedRecipe
+from lightning_dpo.tuning.recipe.judge import make_judge
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.fit import fit_recipe, tokenise
+from lightning_dpo.tuning.trial.kl import load_judge_model
 from lightning_dpo.tuning.trial.spec import TrialSpec
 from lightning_dpo.tuning.workers.group import cluster_placement
 from lightning_dpo.tuning.workers.single_run import run_on_workers
@@ -53,9 +56,11 @@ def prepare(spec: TrialSpec, config: SweepConfig) -> Preparation:
         config: The sweep.
 
     Raises:
-        ValueError: If the policy, the reference or the data cannot be used, or the objective is not logged.
+        ValueError: If policy, reference, data or judge cannot be used, or the objective is not logged.
     """
     traits = spec.recipe.traits
+    if spec.judge is not None and isinstance(make_judge(spec.judge), ModelJudge):
+        run_preparation(spec, load_judge_model)
     if traits.logged_metrics is None:
         check_goals(spec.objective, metrics=run_as_task(spec, fit_recipe, {"fast_dev_run": True}))
     if not traits.exports and not traits.shares_reference:

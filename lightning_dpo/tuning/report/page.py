@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def render(result: SweepResult) -> str:
         trials=sections.trials(result),
         trials_note=sections.trials_note(result),
         labels=parameter_labels(result),
-        failures=[trial for trial in result.trials if not trial.is_ranked],
+        failures=[trial for trial in (*result.trials, *result.reruns) if not trial.is_ranked],
         environment=[(name, format_value(value)) for name, value in result.environment.items()],
     )
 
@@ -69,7 +70,16 @@ def fill_template(name: str, *, charts: Sequence[Chart], **values: Any) -> str:
         values["settings"] = json.dumps(result.settings, indent=2, default=str, ensure_ascii=False)
     return environment.get_template(name).render(
         charts=charts,
-        figures=[{"data": chart.data, "layout": chart.layout} for chart in charts],
+        figures=[_finite({"data": chart.data, "layout": chart.layout}) for chart in charts],
         plotly=Markup(get_plotlyjs()),
         **values,
     )
+
+
+def _finite(value: Any) -> Any:
+    """A figure without numbers that JSON does not have: a browser would draw no chart at all."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

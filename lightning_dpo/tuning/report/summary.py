@@ -79,11 +79,15 @@ def _measured(result: SweepResult, metric: str) -> str:
 
 def _went_wrong(result: SweepResult) -> list[str]:
     """Why trials went wrong, each reason once: the most frequent ones; the report has all of them."""
-    reasons = Counter(f"{t.status}: {t.reason}" for t in result.trials if t.status.went_wrong and t.reason)
-    return [
-        f"{one_line(reason)} ({count} {'trial' if count == 1 else 'trials'})"
-        for reason, count in reasons.most_common(3)
-    ]
+    lines = []
+    again = ("run with another seed", "runs with other seeds")
+    for runs, (one, many) in ((result.trials, ("trial", "trials")), (result.reruns, again)):
+        reasons = Counter(f"{t.status}: {t.reason}" for t in runs if t.status.went_wrong and t.reason)
+        lines += [
+            f"{one_line(reason)} ({count} {one if count == 1 else many})"
+            for reason, count in reasons.most_common(3)
+        ]
+    return lines
 
 
 def _recommended(result: SweepResult) -> list[str]:

@@ -122,12 +122,12 @@ def completed_trials(spec: TrialSpec, outcome: ResultGrid) -> list[TrialRecord]:
         if record is None and told.error is None and not told.metrics:
             continue  # the sweep ended before it began
         record = record or spec.new_record(ray_trial.trial_id, ray_trial.config)
-        trials.append(_completed(record, told, interrupted=was_interrupted(outcome)))
+        trials.append(_completed(record, told, spec, interrupted=was_interrupted(outcome)))
     _remove_spent(spec, outcome, trials)
     return sorted(trials, key=lambda trial: trial.id)  # as they began: Ray restores them in another order
 
 
-def _completed(record: TrialRecord, ray_result: Result, *, interrupted: bool) -> TrialRecord:
+def _completed(record: TrialRecord, ray_result: Result, spec: TrialSpec, *, interrupted: bool) -> TrialRecord:
     """The record with what the trial could not know: who stopped it, or that Ray gave it up."""
     metrics = ray_result.metrics or {}
     if record.checkpoint is not None:
@@ -144,8 +144,11 @@ def _completed(record: TrialRecord, ray_result: Result, *, interrupted: bool) ->
     if interrupted and not metrics.get("done"):
         return replace(record, status=TrialStatus.STOPPED, reason=INTERRUPTED)
     # Tune ends a trial that a scheduler stops, and does so at its last report too.
-    is_complete = 0 < record.total_steps <= record.step
-    return replace(record, status=TrialStatus.FINISHED if is_complete else TrialStatus.STOPPED)
+    if 0 < record.total_steps <= record.step:
+        return replace(record, status=TrialStatus.FINISHED)
+    goal = spec.objective.primary
+    values = [float(entry[goal.metric]) for entry in record.history if goal.metric in entry]
+    return replace(record, status=TrialStatus.STOPPED, enough=spec.stop.ends(record.last, values, goal))
 
 
 def _remove_spent(spec: TrialSpec, outcome: ResultGrid, trials: Sequence[TrialRecord]) -> None:

@@ -20,7 +20,8 @@ def rank(
     Trials that went wrong come last.
 
     Where values were run with several seeds, the mean of the runs that count is what ranks: first trials that
-    were confirmed, then those that were repeated, and then those that were run once.
+    were confirmed, then those that were repeated, and then those that were run once. Of the first those come
+    last of which a confirming run went wrong: the others' mean is not what their values give.
 
     Of trials that are equal in it, the one with the better other goals comes first, then that with the lower
     KL: it needed to move less from the reference.
@@ -38,6 +39,7 @@ def rank(
             -goal.score(value) if value is not None else float("inf")
             for goal, value in zip(goals, values, strict=True)
         )
-        return (not trial.is_ranked, not is_confirmed, len(runs) < 2, *scores, trial.id)
+        is_shaky = any(run.status.went_wrong and run.purpose == "confirm" for run in own)
+        return (not trial.is_ranked, not is_confirmed, len(runs) < 2, is_shaky, *scores, trial.id)
 
     return tuple(sorted(trials, key=key))

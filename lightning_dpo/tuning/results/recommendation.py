@@ -8,7 +8,6 @@ from typing import NamedTuple
 from lightning_dpo.tuning.objective import KL
 from lightning_dpo.tuning.results.comparison import Comparison
 from lightning_dpo.tuning.trial.record import TrialRecord
-from lightning_dpo.tuning.trial.status import TrialStatus
 
 __all__ = ["Recommendation", "recommend"]
 
@@ -49,7 +48,7 @@ def recommend(
     if not level:
         return Recommendation(best, f"Every other trial can be told from the best one {told}.")
     count = f"{len(level)} other trial{'s' if len(level) > 1 else ''} cannot be told from the best one {told}"
-    complete = [t for t in level if t.status in (TrialStatus.FINISHED, best.status)]
+    complete = [t for t in level if t.is_complete or t.status is best.status]
     if best.id not in kl or not any(t.id in kl for t in complete):
         missing = "the KL was not measured" if best.id not in kl else "none of them ran to its end"
         return Recommendation(best, f"{count}, but {missing}: the best by its {_by(best)} is taken.")

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lightning_dpo.tuning.trial.record import TrialRecord
-from lightning_dpo.tuning.trial.status import TrialStatus
 
 __all__ = ["RunMean", "counted_runs", "run_mean", "runs_by_trial"]
 
@@ -44,14 +43,13 @@ def counted_runs(trial: TrialRecord, reruns: Sequence[TrialRecord]) -> list[Tria
         trial: A trial of the search.
         reruns: Runs with other seeds, its own at least.
     """
-    complete = [run for run in reruns if run.is_ranked and run.status is TrialStatus.FINISHED]
-    own = [run for run in complete if run.rerun_of == trial.id]
+    own = [run for run in reruns if run.is_complete and run.rerun_of == trial.id]
     confirming = [run for run in own if run.purpose == "confirm"]
     return confirming or [trial, *own]
 
 
 def run_mean(trial: TrialRecord, reruns: Sequence[TrialRecord], metric: str) -> RunMean | None:
-    """A metric's mean over the runs that count for a trial; None where it was not measured.
+    """A metric's mean over the runs that count for a trial; None where it was not measured, or is no number.
 
     Args:
         trial: A trial of the search.
@@ -59,7 +57,7 @@ def run_mean(trial: TrialRecord, reruns: Sequence[TrialRecord], metric: str) -> 
         metric: Logged name.
     """
     values = [float(run.metrics[metric]) for run in counted_runs(trial, reruns) if metric in run.metrics]
-    if not values:
+    if not values or not all(map(math.isfinite, values)):
         return None
     mean = math.fsum(values) / len(values)
     if len(values) < 2:

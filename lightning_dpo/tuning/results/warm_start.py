@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,8 @@ from lightning_dpo.tuning.search.searchers import is_plain, learns_from_results
 from lightning_dpo.tuning.search.starting_points import EarlierSweep, Start, StartingPoint, complete
 from lightning_dpo.tuning.trial.record import TrialRecord
 from lightning_dpo.tuning.trial.spec import TrialSpec
-from lightning_dpo.tuning.trial.status import TrialStatus
 
-__all__ = ["as_told", "load_start", "other_values"]
+__all__ = ["as_told", "load_start", "other_paths", "other_values"]
 
 _UNIMPORTANT = (
     "data.",
@@ -81,7 +80,7 @@ def as_told(trials: Sequence[TrialRecord], spec: TrialSpec) -> Start:
         spec: What they have in common.
     """
     own = SweepResult(spec.location, spec.objective, tuple(trials))
-    return Start(told=tuple(_told(own, trial, spec.location) for trial in trials if _is_complete(trial)))
+    return Start(told=tuple(_told(own, trial, spec.location) for trial in trials if trial.is_complete))
 
 
 def _loaded(entry: EarlierSweep) -> SweepResult:
@@ -103,11 +102,12 @@ def _check_same(earlier: SweepResult, entry: EarlierSweep, spec: TrialSpec, *, f
             f"`{entry.origin}` must be a sweep with the same objective, got {theirs} and not {ours}; "
             f"{way_out}"
         )
-    others = [name for name in spec.objective.settings if earlier.settings.get(name) != getattr(spec, name)]
+    told = earlier.settings
+    others = [name for name in spec.objective.settings if name in told and told[name] != getattr(spec, name)]
     if others:
         raise ValueError(
-            f"`{entry.origin}` must be a sweep whose completions are judged alike, got `{others[0]}` "
-            f"{earlier.settings.get(others[0])} and not {getattr(spec, others[0])}; {way_out}"
+            f"`{entry.origin}` must be a sweep whose completions are measured alike, got `{others[0]}` "
+            f"{told[others[0]]} and not {getattr(spec, others[0])}; {way_out}"
         )
     if not earlier.data_fingerprint:
         raise ValueError(
@@ -125,7 +125,7 @@ def _check_same(earlier: SweepResult, entry: EarlierSweep, spec: TrialSpec, *, f
 def _results_of(
     earlier: SweepResult, entry: EarlierSweep, spec: TrialSpec
 ) -> tuple[list[StartingPoint], list[str]]:
-    complete_trials = [trial for trial in earlier.trials if _is_complete(trial)]
+    complete_trials = [trial for trial in earlier.trials if trial.is_complete]
     points = [point for point in _within(earlier, complete_trials, entry, spec) if point.result is not None]
     if not points:
         raise _none_within(entry, len(complete_trials))
@@ -147,7 +147,7 @@ def _results_of(
 
 def _best_of(earlier: SweepResult, entry: EarlierSweep, spec: TrialSpec) -> list[StartingPoint]:
     assert entry.run is not None
-    complete_trials = [trial for trial in earlier.trials if _is_complete(trial)]
+    complete_trials = [trial for trial in earlier.trials if trial.is_complete]
     points = list(_within(earlier, complete_trials, entry, spec))[: entry.run]
     if not points:
         raise _none_within(entry, len(complete_trials))
@@ -180,11 +180,6 @@ def _told(result: SweepResult, trial: TrialRecord, origin: str) -> StartingPoint
     return StartingPoint(
         trial.overrides, values if len(values) == len(means) else None, origin, trial=trial.id
     )
-
-
-def _is_complete(trial: TrialRecord) -> bool:
-    """Whether a trial ran to its end: what others reported last is not what their values are worth."""
-    return trial.is_ranked and trial.status is TrialStatus.FINISHED
 
 
 def _distinct(points: Sequence[StartingPoint]) -> Iterator[StartingPoint]:
@@ -229,14 +224,24 @@ def other_values(earlier: SweepResult, spec: TrialSpec) -> list[str]:
         earlier: The sweep.
         spec: What the trials of the present one have in common.
     """
-    theirs = _flat(yaml.safe_load(earlier.recipe or "{}") or {})
     best = {path: value for path, value in earlier.best.overrides.items() if path in spec.space.paths}
-    ours = _flat(yaml.safe_load(spec.recipe.parse(best).to_yaml()))
     varied = {*earlier.best.overrides, *spec.space.paths}
+    return other_paths(earlier.recipe, spec.recipe.parse(best).to_yaml(), varied=varied)
+
+
+def other_paths(earlier: str, recipe: str, *, varied: Collection[str]) -> list[str]:
+    """Config paths in which two recipes differ, apart from some and from those that change no result.
+
+    Args:
+        earlier: A complete recipe, as YAML.
+        recipe: Another one.
+        varied: Paths that do not count.
+    """
+    theirs, ours = (_flat(yaml.safe_load(text or "{}") or {}) for text in (earlier, recipe))
     # Paths that one of them alone has may be of another version.
     return sorted(
         path
-        for path in theirs.keys() & ours.keys() - varied
+        for path in theirs.keys() & ours.keys() - set(varied)
         if theirs[path] != ours[path] and not path.startswith(_UNIMPORTANT)
     )
 

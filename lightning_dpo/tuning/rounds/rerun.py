@@ -11,7 +11,6 @@ from ray import tune
 from lightning_dpo.tuning.recipe.recipe import Recipe
 from lightning_dpo.tuning.search.space import SearchSpace
 from lightning_dpo.tuning.trial.record import TrialRecord
-from lightning_dpo.tuning.trial.status import TrialStatus
 
 __all__ = ["Rerun", "RerunSpace", "check_seeds", "confirmations", "repetitions", "seed_paths"]
 
@@ -87,7 +86,7 @@ def check_seeds(space: SearchSpace, *, repeats: int, confirm: int) -> None:
 
 
 def repetitions(trials: Sequence[TrialRecord], *, repeats: int, recipe: Recipe) -> list[Rerun]:
-    """Every trial that ran to its end, so often again that it has `repeats` runs.
+    """Every trial that is complete, so often again that it has `repeats` runs.
 
     Args:
         trials: Those of the search.
@@ -100,7 +99,7 @@ def repetitions(trials: Sequence[TrialRecord], *, repeats: int, recipe: Recipe) 
 def confirmations(
     trials: Sequence[TrialRecord], *, confirm: int, seeds: int, first_seed: int, recipe: Recipe
 ) -> list[Rerun]:
-    """The best trials that ran to their end, with seeds that none of them had.
+    """The best trials that are complete, with seeds that none of them had.
 
     Args:
         trials: Best first.
@@ -109,9 +108,9 @@ def confirmations(
         first_seed: Seeds begin here, counted from the recipe's own.
         recipe: Says what seeds there are.
     """
-    finished = [trial for trial in trials if trial.status is TrialStatus.FINISHED and trial.is_ranked]
+    complete = [trial for trial in trials if trial.is_complete]
     numbers = range(first_seed, first_seed + seeds)
-    return list(_reruns(finished[:confirm], seeds=numbers, purpose="confirm", recipe=recipe))
+    return list(_reruns(complete[:confirm], seeds=numbers, purpose="confirm", recipe=recipe))
 
 
 def _reruns(
@@ -122,7 +121,7 @@ def _reruns(
     # True asks for any seed, which would be another one each time.
     start = base if isinstance(base, int) and not isinstance(base, bool) else 0
     for trial in trials:
-        if trial.is_ranked and trial.status is TrialStatus.FINISHED:
+        if trial.is_complete:
             for seed in seeds:
                 values = {**trial.overrides, **dict.fromkeys(paths, start + seed)}
                 yield Rerun(trial.id, values, purpose)

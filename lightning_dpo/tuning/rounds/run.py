@@ -1,4 +1,4 @@
-"""A round of reruns, run like a sweep in which nothing is chosen and nothing is stopped early."""
+"""A round of reruns, run like a sweep in which nothing is chosen and no scheduler stops a trial."""
 
 from __future__ import annotations
 
@@ -78,6 +78,8 @@ def _run(
 ) -> list[TrialRecord]:
     """Go on with the rounds of this name that have begun, then run what they lack."""
     if not reruns:
+        if verbose:
+            print(f"{name}: no trial ran to its end, so none is run again", flush=True)
         return []
     found: list[TrialRecord] = []
     number = 1

@@ -9,16 +9,21 @@ import torch
 from torch import nn
 
 from lightning_dpo.evaluation import CompletionMonitor
+from lightning_dpo.evaluation.judges import ModelJudge
 from lightning_dpo.tuning.objective import SCORE, WIN_RATE
+from lightning_dpo.tuning.recipe.judge import make_judge
 from lightning_dpo.tuning.trial.outcomes import OutcomeRecorder, prompt_keys
+from lightning_dpo.tuning.trial.spec import TrialSpec
 
-__all__ = ["KLMonitor"]
+__all__ = ["KLMonitor", "load_judge_model"]
 
 
 class KLMonitor(CompletionMonitor):
     """A `CompletionMonitor` that keeps a reference model of its own where the module has none.
 
-    Completions of the policy are new in every trial: no cache can hold their log-probabilities.
+    Completions of the policy are new in every trial: no cache can hold their log-probabilities. The prompts
+    are distinct ones of the whole validation, drawn by their keys: those that come first are the shortest
+    where batches are filled by length.
     """
 
     def __init__(self, num_prompts: int, *, outcomes: OutcomeRecorder | None = None, **kwargs: Any) -> None:
@@ -32,12 +37,36 @@ class KLMonitor(CompletionMonitor):
         super().__init__(num_prompts, **kwargs)
         self._outcomes = outcomes
         self._own: nn.Module | None = None
+        self._drawn: dict[int, list[int]] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Ask the module for its reference's model, before a checkpoint or a step changes the policy."""
+        super().setup(trainer, pl_module, stage)
         start: Any = getattr(pl_module, "start_reference", None)
         if stage == "fit" and start is not None:
             self._own = start()
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the prompts of the last validation."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._drawn = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the prompts with the smallest keys: the same ones in every trial, whatever its batches."""
+        host = getattr(batch, "host", None) or batch
+        parts = torch.split(host.prompt_ids.cpu(), host.prompt_lengths.tolist())
+        prompts = [part.tolist() for part in parts]
+        found = self._drawn | dict(zip(prompt_keys(prompts).tolist(), prompts, strict=True))
+        self._drawn = dict(sorted(found.items())[: self.num_prompts])
+        self._prompts = list(self._drawn.values())
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sample, measure and log, and hand on what the judge said."""
@@ -57,3 +86,19 @@ class KLMonitor(CompletionMonitor):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let the model go."""
         self._own = None
+
+
+def load_judge_model(spec: TrialSpec) -> None:
+    """Load the judge of a sweep, to see that it can be.
+
+    Args:
+        spec: What the sweep's trials have in common; its judge is a model.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    assert spec.judge is not None
+    with spec.user_environment():
+        judge = make_judge(spec.judge)
+        if isinstance(judge, ModelJudge):
+            judge.load()

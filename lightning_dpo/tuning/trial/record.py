@@ -36,6 +36,7 @@ class TrialRecord:
         purpose: "repeat" or "confirm" then.
         kept: The step whose weights it keeps, where that is the best one and not the last.
         again: Steps that it had reported and ran again, since it went on from an older full state.
+        enough: Whether it was stopped for having done what the sweep's `stop` asks for.
         extra: The machine it ran on, and the traceback where it went wrong.
     """
 
@@ -53,6 +54,7 @@ class TrialRecord:
     purpose: str = ""
     kept: KeptStep | None = None
     again: int = 0
+    enough: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,6 +85,11 @@ class TrialRecord:
     def is_ranked(self) -> bool:
         """Whether it takes part in the ranking: trials that went wrong do not."""
         return self.status.is_ranked and bool(self.history)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it ran to its end, or to the one that `stop` sets: its result is what its values give."""
+        return self.is_ranked and (self.status is TrialStatus.FINISHED or self.enough)
 
     def reported(
         self, metrics: Mapping[str, Any], *, checkpoint: str | None = None, kept: KeptStep | None = None
@@ -131,7 +138,7 @@ class TrialRecord:
         fields = asdict(self)
         if not self.rerun_of:  # as records of earlier versions are
             del fields["rerun_of"], fields["purpose"]
-        for name in ("kept", "again"):
+        for name in ("kept", "again", "enough"):
             if not fields[name]:
                 del fields[name]
         storage.write(f"{self.id}.json", json.dumps(fields, indent=1))

@@ -20,6 +20,7 @@ from lightning_dpo.tuning.trial.outcomes import OutcomeRecorder
 __all__ = ["DivergedError", "Saved", "TrialReport", "reference_passes", "steps_between_validations"]
 
 _CHECK_EVERY = 10
+_LOSS = "val/loss"
 _PACKAGE = f"{__name__.partition('.')[0]}."
 
 
@@ -122,7 +123,7 @@ class TrialReport(pl.Callback):
         """Take the validation's metrics, and begin to write a checkpoint.
 
         Raises:
-            DivergedError: If a required metric is not finite.
+            DivergedError: If a required metric, or the loss, is not finite.
             OSError: If this checkpoint or the one before cannot be written.
             ValueError: If a required metric was not logged.
         """
@@ -136,8 +137,8 @@ class TrialReport(pl.Callback):
                 f"`objective` must be a metric that the module logs at validation, got {missing[0]!r}; "
                 f"logged are {', '.join(sorted(metrics))}"
             )
-        for name in self._required:
-            if not math.isfinite(metrics[name]):
+        for name in (*self._required, _LOSS):
+            if not math.isfinite(metrics.get(name, 0.0)):
                 raise DivergedError(f"{name} is {metrics[name]} at step {trainer.global_step}")
         metrics |= self._progress(trainer, pl_module)
         self._pending = metrics, self._save(trainer, metrics)

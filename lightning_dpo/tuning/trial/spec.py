@@ -14,6 +14,7 @@ from lightning_dpo.tuning.cluster.resources import Resources
 from lightning_dpo.tuning.objective import JUDGED, KL, Objective
 from lightning_dpo.tuning.recipe.recipe import Recipe
 from lightning_dpo.tuning.search.space import SearchSpace
+from lightning_dpo.tuning.search.stops import StopRules
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.tuning.trial.checkpoints import CheckpointPlan, CheckpointStore
 from lightning_dpo.tuning.trial.record import TrialRecord
@@ -40,6 +41,7 @@ class TrialSpec:
         judged: Names of the metrics that it gives.
         round: Name of the round of reruns that these trials are; empty for those of the search.
         checkpoint_plan: When a trial keeps more than policy weights.
+        stop: What ends a trial that has done enough.
         keeps_best: Keep the weights of each trial's best step, and rank by it; False takes the last one.
         prepared: Overrides that preparation found, such as the shared reference.
     """
@@ -58,6 +60,7 @@ class TrialSpec:
     judged: tuple[str, ...] = ()
     round: str = ""
     checkpoint_plan: CheckpointPlan = field(default_factory=CheckpointPlan)
+    stop: StopRules = field(default_factory=StopRules)
     keeps_best: bool = False
     prepared: Mapping[str, Any] = field(default_factory=dict)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import cProfile
 import json
+import math
 import pstats
 import re
 import tomllib
@@ -16,7 +17,9 @@ from lightning_dpo.tuning.report.charts import draw_charts
 from lightning_dpo.tuning.report.formatting import format_number
 from lightning_dpo.tuning.report.page import render
 from lightning_dpo.tuning.report.sections import headline, lead
+from lightning_dpo.tuning.report.summary import print_summary
 from lightning_dpo.tuning.results.result import SweepResult
+from lightning_dpo.tuning.trial.record import TrialRecord
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,32 @@ def test_what_a_trial_says_cannot_become_markup(result: SweepResult) -> None:
     found = re.search(r'id="charts">(.*?)</script>', text, re.DOTALL)
     assert found
     assert len(json.loads(found[1])) == 6
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_metric_that_is_no_number_takes_no_chart_with_it(value: float) -> None:
+    whole = made_up("/sweeps/small", trials=8, wide=False)
+    history = ({**whole.trials[2].history[-1], KL: value, "val/logratio/chosen": value},)
+    broken = replace(whole.trials[2], history=history)
+    text = render(replace(whole, trials=(*whole.trials[:2], broken, *whole.trials[3:])))
+    found = re.search(r'id="charts">(.*?)</script>', text, re.DOTALL)
+    assert found
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"a browser does not read {name}")
+
+    assert len(json.loads(found[1], parse_constant=refuse)) == 5
+
+
+def test_runs_with_other_seeds_that_went_wrong_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = made_up("/sweeps/small", trials=8, wide=False)
+    again = TrialRecord(
+        "r1", {}, "diverged", "the loss is not finite", rerun_of=whole.best.id, purpose="confirm"
+    )
+    text = render(replace(whole, reruns=(again,)))
+    assert f"trial r1, a run of {whole.best.id} with another seed" in text
+    print_summary(replace(whole, reruns=(again,)))
+    assert "diverged: the loss is not finite (1 run with another seed)" in capsys.readouterr().out
 
 
 def test_the_files_of_the_page_are_packaged() -> None:

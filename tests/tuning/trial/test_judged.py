@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
+from pair_rows import jsonl
 from trial_jobs import run_in, spec_of
 
+from lightning_dpo.evaluation.judges import ClassifierJudge
 from lightning_dpo.tuning.objective import Objective
 from lightning_dpo.tuning.recipe.judge import judged_metrics
+from lightning_dpo.tuning.trial.kl import KLMonitor, load_judge_model
 from lightning_dpo.tuning.trial.outcomes import PairOutcomes, load_outcomes
 
 PROMPTS = 5
@@ -53,7 +58,7 @@ def test_what_the_judge_says_is_kept_for_each_prompt(
     assert len(kept.keys) == PROMPTS
     assert kept.mean == pytest.approx(report[metric], abs=1e-6)
     if metric == "val/score":
-        assert len(set(kept.values.tolist())) > 1
+        assert len(set(kept.values.tolist())) > 1 or judge != "judges.vowels"
         error = float(np.std(kept.values, ddof=1)) / math.sqrt(PROMPTS)
         assert report["val/score_error"] == pytest.approx(error, abs=1e-6)
     else:
@@ -64,6 +69,50 @@ def test_trials_are_judged_on_the_same_prompts(project: Path, tmp_path: Path) ->
     first, second = (judged(project, tmp_path / name, "judges.vowels", "val/score")[1] for name in "ab")
     np.testing.assert_array_equal(first.keys, second.keys)
     np.testing.assert_array_equal(first.values, second.values)
+
+
+def test_prompts_are_the_same_distinct_ones_whatever_the_batches(project: Path, tmp_path: Path) -> None:
+    found = []
+    for number, batches in enumerate(({"data.batch_size": 2}, {"data.tokens_per_batch": 64})):
+        spec = spec_of(
+            project,
+            tmp_path / str(number),
+            overrides={**batches, "data.train": doubled(project, tmp_path), "data.validation_split": 0.5},
+            objective=Objective.parse("val/score"),
+            kl_prompts=PROMPTS,
+            kl_tokens=2,
+            judge="judges.vowels",
+            judged=judged_metrics("judges.vowels"),
+        )
+        reports: list[dict[str, Any]] = []
+        outcome, _ = run_in(spec, reports=reports)
+        assert str(outcome.status) == "finished", outcome.reason
+        found.append(load_outcomes(spec.outcomes, "t", step=reports[-1]["step"]))
+    first, second = (kept.keys.tolist() for kept in found if kept is not None)
+    assert first == second
+    assert len(set(first)) == PROMPTS
+
+
+def doubled(project: Path, folder: Path) -> str:
+    """The pairs, each of them twice, with prompts of different lengths."""
+    rows = [json.loads(line) for line in (project / "pairs.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["prompt"] = "so " * (number % 7) + row["prompt"]
+    return jsonl(folder / "doubled.jsonl", [*rows, *rows])
+
+
+def test_a_judge_that_is_a_model_is_loaded_before_trials_run(project: Path, tmp_path: Path) -> None:
+    spec = spec_of(project, tmp_path, judge=str(project / "no_such/judge"), kl_prompts=1)
+    with pytest.raises(ValueError, match="no_such/judge"):
+        load_judge_model(spec)
+    loaded: list[str] = []
+
+    class Noted(ClassifierJudge):
+        def load(self) -> None:
+            loaded.append(self.model)
+
+    KLMonitor(1, judge=Noted("a/b")).setup(None, pl.LightningModule(), "fit")  # type: ignore[arg-type]
+    assert loaded == ["a/b"]
 
 
 def test_pairs_are_kept_where_trials_are_ranked_by_them(project: Path, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ _SPAN = 8
 
 
 def is_logarithmic(values: Sequence[float]) -> bool:
-    """Whether values are all positive and span about a decade or more."""
-    return bool(values) and min(values) > 0 and max(values) / min(values) > _SPAN
+    """Whether values are all positive, finite and span about a decade or more."""
+    if not values or not all(map(math.isfinite, values)):
+        return False
+    return min(values) > 0 and max(values) / min(values) > _SPAN
 
 
 def ticks(low: float, high: float) -> list[float]:
