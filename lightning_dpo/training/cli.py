@@ -15,7 +15,8 @@ import lightning.pytorch as pl
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_dpo.data.datamodule import PreferenceDataModule, TokenDataModule
 from lightning_dpo.training.callbacks.progress_bar import ShortProgressBar
@@ -85,6 +86,7 @@ class DPOCLI(LightningCLI):
             subclass_mode_model=kwargs.pop("subclass_mode_model", self._named_model is not None),
             subclass_mode_data=kwargs.pop("subclass_mode_data", self._named_data is not None),
             auto_configure_optimizers=False,
+            save_config_callback=kwargs.pop("save_config_callback", SaveConfigBesideLogs),
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={"max_epochs": 1, "log_every_n_steps": 1, "callbacks": [ShortProgressBar()]},
@@ -154,6 +156,19 @@ class DPOCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: what the command line says wins over what a checkpoint says."""
+
+
+class SaveConfigBesideLogs(SaveConfigCallback):
+    """Saves the run's configuration in the logger's folder; without a logger over no file that is there."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Save it, unless a file of that name lies where the run has no folder of its own."""
+        folder = trainer.log_dir  # rank 0 tells the others, so all must ask
+        is_taken = folder is not None and not trainer.loggers and Path(folder, self.config_filename).exists()
+        if trainer.strategy.broadcast(is_taken):
+            rank_zero_info(f"the configuration is not saved: {folder} has a {self.config_filename} already")
+            self.already_saved = True
+        super().setup(trainer, pl_module, stage)
 
 
 def model_class_in(texts: Iterable[str], arguments: Sequence[str]) -> str | None:

@@ -100,6 +100,18 @@ def test_a_subclass_takes_the_recipe_of_the_module_that_it_extends(
     assert AutoModelForCausalLM.from_pretrained(folder / "exported").config.model_type == "llama"
 
 
+def test_a_file_of_ones_own_is_not_written_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "# my notes\nmodel: {class_path: own_modules.PromptLengths, init_args: {width: 2}}\n"
+    (folder / "config.yaml").write_text(text)
+    plain = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--data.tokenizer=model"]
+    plain += [*DATA, *QUIET]
+    DPOCLI(args=["fit", "--config=config.yaml", *plain])
+    assert (folder / "config.yaml").read_text() == text
+    (folder / "config.yaml").rename(folder / "own.yaml")
+    DPOCLI(args=["fit", "--config=own.yaml", *plain])
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["width"] == 2
+
+
 def write_without_trainer(saved: Path) -> Path:
     settings = yaml.safe_load(saved.read_text())
     path = saved.with_name("again.yaml")
