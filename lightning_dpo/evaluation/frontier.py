@@ -48,8 +48,12 @@ class FrontierPoint:
         return self.effective_sample_size >= MIN_EFFECTIVE_SAMPLES
 
     def tells(self, kl: float) -> bool:
-        """Whether it is at a KL, nats, with twice as many effective samples as are asked for."""
-        return self.kl > 0.99 * kl and self.effective_sample_size >= 2 * MIN_EFFECTIVE_SAMPLES
+        """Whether it is the limit at a KL, nats, with twice as many effective samples as are asked for.
+
+        Where nothing is left to gain it is so at every larger KL.
+        """
+        is_there = self.kl > 0.99 * kl or self.beta < 1.01 * _BETA_RANGE[0]
+        return is_there and self.effective_sample_size >= 2 * MIN_EFFECTIVE_SAMPLES
 
 
 def reweighted_frontier(

@@ -159,7 +159,7 @@ def _learn(
 ) -> None:
     """Maximise the likelihood of samples, each taken once."""
     device = next(policy.parameters()).device
-    policy.train()
+    policy.eval()  # without dropout; gradients flow all the same
     for first in range(0, len(samples), batch_size):
         optimizer.zero_grad()
         batch = completion_batch(samples[first : first + batch_size]).to(device)
@@ -167,7 +167,6 @@ def _learn(
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
-    policy.eval()
 
 
 def _logps(model: nn.Module, samples: Sequence[Sample], *, batch_size: int) -> Tensor:

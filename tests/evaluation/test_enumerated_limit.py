@@ -182,6 +182,23 @@ def test_rounds_are_added_until_the_samples_tell_the_optimum(each: int, expected
     assert best.tells(0.5) == (each == 400)  # of 120 samples in all no 100 are effective
 
 
+def test_the_fit_is_made_without_dropout() -> None:
+    policy = tiny_llama(0)
+    while_fitting: list[bool] = []
+    policy.register_forward_pre_hook(lambda model, _: while_fitting.append(model.training))
+    fit_optimum(
+        policy.train(),
+        reference=tiny_llama(0),
+        draw=lambda model, seed: said_by(model, 100, seed=seed),
+        judge=lambda samples: REWARDS[numbers_of(list(samples))],
+        prompts=1,
+        kl=0.5,
+        rounds=1,
+    )
+    assert while_fitting
+    assert not any(while_fitting)
+
+
 @pytest.mark.parametrize("wrong", [{"kl": 0.0}, {"lr": 0.0}, {"rounds": 0}, {"prompts": 0}])
 def test_mistakes_are_told_before_anything_is_drawn(wrong: dict[str, float]) -> None:
     def nothing(*_: object) -> NoReturn:

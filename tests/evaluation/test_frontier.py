@@ -52,6 +52,18 @@ def test_gaussian_rewards_have_a_closed_form(beta):
     assert point.kl == pytest.approx(0.49 / (2 * beta**2), abs=1e-3)
 
 
+def test_where_nothing_is_left_to_gain_the_limit_is_known_at_every_larger_kl():
+    # Of a judge that says yes or no: all mass on what it likes costs -log of its share.
+    rewards = (torch.arange(1000) % 10 < 3).double()
+    point = best_at_kl(rewards, kl=8.0)
+    assert (point.reward, point.kl) == pytest.approx((1.0, -math.log(0.3)), abs=1e-9)
+    assert point.effective_sample_size == pytest.approx(300)
+    assert point.tells(8.0)
+    few = best_at_kl(rewards[:10], kl=8.0)
+    assert not few.tells(8.0)
+    assert not best_at_kl(torch.linspace(0, 1, 1000), kl=1.0).tells(2.0)
+
+
 def test_effective_samples_and_the_mark():
     flat, steep = reweighted_frontier(torch.linspace(0, 1, 400), betas=[1e4, 1e-3])
     assert flat.effective_sample_size == pytest.approx(400, rel=1e-3)

@@ -23,6 +23,7 @@ from lightning_dpo.evaluation import (
 )
 from lightning_dpo.evaluation.judges import is_pairwise
 from lightning_dpo.evaluation.realign import realigned_model
+from lightning_dpo.evaluation.sampling import end_tokens
 from lightning_dpo.files import parquet_bytes
 from lightning_dpo.models.load import load_model
 from lightning_dpo.tuning.frontier.limit import FitSettings, write_fit
@@ -104,22 +105,25 @@ class Measuring:
     max_new_tokens: int
     batch_size: int
 
-    def sample(self, model: nn.Module, *, seed: int, samples_per_prompt: int | None = None) -> list[Sample]:
+    def sample(
+        self, model: nn.Module, *, reference: nn.Module, seed: int, samples_per_prompt: int | None = None
+    ) -> list[Sample]:
         """Complete every prompt.
 
         Args:
             model: The policy.
+            reference: Says what ends a completion, the same for all policies.
             seed: Of the samples.
             samples_per_prompt: In the place of the usual number.
         """
-        ends = self.tokenizer.eos_token_id
+        ends = end_tokens(self.tokenizer, model=reference)
         pad = self.tokenizer.pad_token_id
         each = samples_per_prompt or self.samples_per_prompt
         return sample_completions(
             model,
             prompts=[prompt for prompt in self.prompts for _ in range(each)],
             eos_token_id=ends,
-            pad_token_id=ends if pad is None else pad,
+            pad_token_id=ends[0] if pad is None else pad,
             max_new_tokens=self.max_new_tokens,
             seed=seed,
             batch_size=self.batch_size,
@@ -182,7 +186,9 @@ def measure(
         policy = reference if checkpoint is None else _trained(spec, checkpoint)
         if scale is not None:
             policy = realigned_model(policy, reference=reference, scale=scale)
-        samples = measuring.sample(policy, seed=seed, samples_per_prompt=samples_per_prompt)
+        samples = measuring.sample(
+            policy, reference=reference, seed=seed, samples_per_prompt=samples_per_prompt
+        )
         rewards, kl = measuring.rewards(samples), torch.zeros(len(samples))
         if checkpoint is not None and with_kl:
             size = measuring.batch_size
@@ -225,7 +231,7 @@ def fit_limit(spec: TrialSpec, measuring: Measuring, target: Storage, settings: 
             policy,
             reference=reference,
             draw=lambda model, seed: measuring.sample(
-                model, seed=seed, samples_per_prompt=settings.samples_per_prompt
+                model, reference=reference, seed=seed, samples_per_prompt=settings.samples_per_prompt
             ),
             judge=measuring.rewards,
             prompts=len(measuring.prompts),

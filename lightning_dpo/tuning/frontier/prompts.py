@@ -1,4 +1,4 @@
-"""The prompts that a frontier's policies complete: the first different ones of the validation data."""
+"""The prompts that a frontier's policies complete: different ones of the validation data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lightning_dpo.tuning.trial.fit import local_trainer_options
+from lightning_dpo.tuning.trial.outcomes import prompt_keys
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
 __all__ = ["validation_prompts"]
@@ -20,7 +21,8 @@ def validation_prompts(spec: TrialSpec, count: int) -> tuple[tuple[tuple[int, ..
         count: How many different prompts to take at most.
 
     Returns:
-        Token ids of each prompt, in the order of the data, and the tokenizer.
+        Token ids of each prompt, the first ones in the order of the data, and the tokenizer. Where batches
+        are filled by length, so that the first are the shortest, they are drawn by their keys instead.
 
     Raises:
         ValueError: If there is no validation data, or its batches have no prompts.
@@ -32,6 +34,7 @@ def validation_prompts(spec: TrialSpec, count: int) -> tuple[tuple[tuple[int, ..
         data.trainer = cli.trainer
         data.prepare_data()
         data.setup("fit")
+        is_by_length = getattr(data, "tokens_per_batch", None) is not None
         found: dict[tuple[int, ...], None] = {}
         for batch in data.val_dataloader():
             if not hasattr(batch, "prompt_ids"):
@@ -40,8 +43,12 @@ def validation_prompts(spec: TrialSpec, count: int) -> tuple[tuple[tuple[int, ..
                 )
             for prompt in torch.split(batch.prompt_ids, batch.prompt_lengths.tolist()):
                 found[tuple(prompt.tolist())] = None
-            if len(found) >= count:
+            if len(found) >= count and not is_by_length:
                 break
         if not found:
             raise ValueError("`data.validation` or `data.validation_split` must give prompts to complete")
-        return tuple(found)[:count], data.tokenizer
+        prompts = list(found)
+        if is_by_length:
+            keys = prompt_keys(prompts).tolist()
+            prompts = [prompt for _, prompt in sorted(zip(keys, prompts, strict=True))]
+        return tuple(prompts[:count]), data.tokenizer

@@ -120,17 +120,18 @@ class FrontierResult:
         for method in self.methods:
             seeds = _by_seed([point for point in self.points if point.method == method])
             shares = tuple(
-                Interval.of(self._shares(seeds, limit)) if limit.is_reliable else None for limit in best
+                Interval.of(self._shares(seeds, limit, kl=kl)) if limit.is_reliable else None
+                for kl, limit in zip(self.kls, best, strict=True)
             )
             furthest = [max(point.kl for point in points) for points in seeds]
             compared.append(MethodShares(method, shares, sum(furthest) / len(furthest)))
         return compared
 
-    def _shares(self, seeds: Sequence[Sequence[PolicyPoint]], limit: FrontierPoint) -> list[float]:
-        """Share of the limit of each seed whose curve reaches its KL."""
-        read = [
-            reward_at_kl([p.kl for p in points], [p.reward for p in points], kl=limit.kl) for points in seeds
-        ]
+    def _shares(
+        self, seeds: Sequence[Sequence[PolicyPoint]], limit: FrontierPoint, *, kl: float
+    ) -> list[float]:
+        """Share of the limit of each seed whose curve reaches a KL; the limit may be reached before it."""
+        read = [reward_at_kl([p.kl for p in points], [p.reward for p in points], kl=kl) for points in seeds]
         reached = [reward for reward in read if not math.isnan(reward)]
         return [share_of_limit(r, limit=limit.reward, reference=self.limit.reference) for r in reached]
 

@@ -5,9 +5,11 @@ import math
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from frontier_results import limit, made_up, points
 
 from lightning_dpo.tuning.frontier.intervals import Interval
+from lightning_dpo.tuning.frontier.limit import Limit
 from lightning_dpo.tuning.frontier.result import PolicyPoint, to_parquet
 
 
@@ -17,6 +19,15 @@ def test_methods_are_compared_at_equal_kl() -> None:
     assert [share.mean for share in ppo.shares[:2]] == pytest.approx([0.7, 0.7], abs=0.02)
     assert ppo.shares[2] is None
     assert (dpo.furthest, ppo.furthest) == (9.0, 4.0)
+
+
+def test_curves_are_read_at_the_kl_that_is_asked_for_where_the_limit_is_reached_before() -> None:
+    rewards = (torch.arange(4000) % 10 < 3).double()
+    reached = Limit.of([rewards], [], prompts=1)
+    curve = [PolicyPoint("DPO", 1 / kl, 0, kl, 0.0, share, 0.0) for kl, share in ((1.0, 0.5), (8.0, 0.9))]
+    (dpo,) = made_up(points=tuple(curve), kls=(1.0, 8.0), limit=reached).compare()
+    assert dpo.shares[1] is not None
+    assert dpo.shares[1].mean == pytest.approx((0.9 - 0.3) / 0.7)
 
 
 def test_only_seeds_that_reach_a_kl_count() -> None:
