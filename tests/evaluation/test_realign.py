@@ -11,6 +11,7 @@ from lightning_dpo.evaluation import Sample, completion_kl, realigned_model, rea
 from lightning_dpo.evaluation.kl import completion_batch
 from lightning_dpo.evaluation.logits import ModelPair
 from lightning_dpo.evaluation.realign import realigned_logps, score_family
+from lightning_dpo.evaluation.realign.weights import WeightFamily
 from lightning_dpo.models.adapter_off import AdapterOff
 
 PAIRS = [
@@ -157,6 +158,32 @@ def test_an_adapter_switched_off_is_the_reference():
     assert [s.completion_ids for s in ours.samples] == [s.completion_ids for s in apart.samples]
     torch.testing.assert_close(ours.kl, apart.kl, atol=1e-5, rtol=1e-5)
     assert float(ours.kl.max()) > 0.01
+
+
+@pytest.mark.parametrize("modules", ["all-linear", ["q_proj", "embed_tokens"]])
+def test_an_adapter_is_scaled_from_the_reference_to_the_policy(modules):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(tiny_llama(0), peft.LoraConfig(r=2, target_modules=modules))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=0.3)
+    ids = torch.tensor([PROMPT])
+    policy = adapted(ids).logits
+    with adapted.disable_adapter():
+        reference = adapted(ids).logits
+    assert not torch.allclose(policy, reference, atol=0.1)
+    family = WeightFamily(adapted, reference=AdapterOff(adapted))
+    torch.testing.assert_close(family.at(0.0)(ids).logits, reference, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(family.at(1.0)(ids).logits, policy, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_that_is_no_line_of_weights_is_refused():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
+    adapted = peft.get_peft_model(tiny_llama(0), config)
+    with pytest.raises(ValueError, match=r"got .*lora_magnitude_vector.*leave `weights` out"):
+        WeightFamily(adapted, reference=AdapterOff(adapted))
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,13 @@ class WeightFamily:
             reference: A model of the same weights' names and shapes, or an `AdapterOff` of the policy.
 
         Raises:
-            ValueError: If the two differ in more than the values of their weights.
+            ValueError: If the two differ in more than the values of their weights, or the adapter is not one
+                that can be scaled.
         """
         self._ends: dict[str, tuple[Tensor, Tensor]]
         if isinstance(reference, AdapterOff) and reference.adapted is policy:
             self._member = policy
-            # The update is alpha / r * B A: scaling B scales it.
-            ours = {n: p.detach().clone() for n, p in policy.named_parameters() if ".lora_B." in n}
+            ours = _updates(policy)
             self._ends = {name: (torch.zeros_like(value), value) for name, value in ours.items()}
             return
         ours, theirs = _weights(policy), _weights(reference)
@@ -66,6 +66,20 @@ class WeightFamily:
             value = end if scale == 1 else torch.lerp(start.to(end.device, wide), end.to(wide), scale)
             parameters[name].copy_(value)
         return self._member
+
+
+def _updates(policy: nn.Module) -> dict[str, Tensor]:
+    """The weights that an adapter's update is linear in: it is alpha / r * B A, and scaling B scales it."""
+    marks, factors = ("lora_", "modules_to_save"), (".lora_A.", ".lora_embedding_A.")
+    adapter = {name: p for name, p in policy.named_parameters() if any(mark in name for mark in marks)}
+    found = {name: p for name, p in adapter.items() if ".lora_B." in name or ".lora_embedding_B." in name}
+    others = [name for name in adapter if name not in found and not any(part in name for part in factors)]
+    if others:
+        raise ValueError(
+            f"a family by weights needs an adapter of updates B A alone, got {min(others)}; leave `weights` "
+            "out to combine the two models' predictions instead"
+        )
+    return {name: p.detach().clone() for name, p in found.items()}
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
