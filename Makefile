@@ -39,7 +39,7 @@ bench: $(VENV)/.test $(VENV)/.smollm2  ## Speed and memory beside TRL's DPOTrain
 bench-gpu: $(VENV)/.test $(VENV)/.smollm2  ## The first command for a GPU: its tests, then beside TRL and packing
 	$(BIN)/python -m benchmarks.gpu
 
-bench-sweep: $(VENV)/.test  ## Sweeps of 8 trials beside TRL's trainer in a plain Ray Tune function; hours on 2 cores
+bench-sweep: $(VENV)/.test $(VENV)/.smollm2  ## Sweeps of 8 trials beside TRL's trainer in a plain Ray Tune function; hours on 2 cores
 	$(BIN)/python -m benchmarks.trl_sweep --work all --resume
 
 clean:

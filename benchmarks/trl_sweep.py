@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--train", type=int, help="pairs to train on")
     parser.add_argument("--validation", type=int, help="held-out pairs")
     parser.add_argument("--longest", type=int, default=2000, help="characters of a row of hh-rlhf")
+    parser.add_argument(
+        "--data", type=Path, default=DATA, help="hh-rlhf's harmless-base/train.jsonl.gz, for --work smollm2"
+    )
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--output", type=Path, default=Path("outputs/trl_sweep.json"), help="all numbers")
     parser.add_argument("--resume", action="store_true", help="keep the rounds that the output has")
@@ -66,7 +70,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-    for work in PAIRS if options.work == "all" else (options.work,):
+    works = tuple(PAIRS) if options.work == "all" else (options.work,)
+    if "smollm2" in works and not options.data.is_file():
+        missing = (
+            f"`--data` must be rows of hh-rlhf, got {str(options.data)!r}, which is no file: take "
+            "harmless-base/train.jsonl.gz of https://huggingface.co/datasets/Anthropic/hh-rlhf"
+        )
+        if options.work != "all":
+            raise SystemExit(missing)
+        print(f"SmolLM2 is left out. {missing}", flush=True)
+        works = ("small",)
+    for work in works:
         with tempfile.TemporaryDirectory() as folder:
             measure(work, options, Path(folder))
     print(f"\nall numbers: {options.output}")
@@ -83,7 +97,8 @@ def measure(work: str, options: argparse.Namespace, folder: Path) -> None:
     name = work if options.scheduler == "none" else f"{work}, {options.scheduler}"
     record = Record(options.output, name, chosen, keep=options.resume)
     if record.missing(options.variants, rounds=options.rounds):
-        settings = (small if work == "small" else smollm2)(folder, **chosen)
+        make = small if work == "small" else partial(smollm2, data=options.data)
+        settings = make(folder, **chosen)
         if options.scheduler == "asha":
             every = max(train // settings.batch_size // REPORTS, 1)
             asha = {"max_t": REPORTS, "grace_period": 1, "reduction_factor": 2}
@@ -148,11 +163,11 @@ def small(folder: Path, *, train: int, validation: int, trials: int) -> Settings
     )
 
 
-def smollm2(folder: Path, *, train: int, validation: int, trials: int, longest: int) -> Settings:
+def smollm2(folder: Path, *, data: Path, train: int, validation: int, trials: int, longest: int) -> Settings:
     """SmolLM2-135M and rows of hh-rlhf, as plain text."""
     load_model(DEFAULT_MODEL).save_pretrained(folder / "model")
     load_tokenizer(DEFAULT_MODEL).save_pretrained(folder / "model")
-    with gzip.open(DATA, "rt", encoding="utf-8") as file:
+    with gzip.open(data, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     shuffled = (rows[index] for index in np.random.default_rng(0).permutation(len(rows)))
     found = (as_text(row, longest=longest) for row in shuffled)

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n{WORKS[name].title}", flush=True)
         measured, tokens, description = measure(WORKS[name], options)
         print(report(measured, tokens, description=description), flush=True)
-        rows.append(markdown_row(WORKS[name], measured))
+        rows.append(markdown_row(WORKS[name], measured, are_synthetic="synthetic" in description))
         record[name] = {
             "rows": description,
             "tokens_per_pair": tokens._asdict(),
@@ -181,14 +181,14 @@ MARKDOWN_HEAD = (
 )
 
 
-def markdown_row(work: Work, rounds: list[dict[str, Measurement]]) -> str:
-    """A row of the README's table."""
+def markdown_row(work: Work, rounds: list[dict[str, Measurement]], *, are_synthetic: bool) -> str:
+    """A row of the README's table, which says so where there was no data."""
 
     def cell(ratio: Callable[..., str], own: str, peer: str) -> str:
         return ratio(rounds, own, peer) if own in rounds[0] and peer in rounds[0] else ""
 
     cells = (
-        work.title,
+        work.title.replace("hh-rlhf rows", "synthetic rows") if are_synthetic else work.title,
         cell(speed, "ours", "trl"),
         cell(memory, "ours", "trl"),
         cell(speed, "ours", "trl-precomputed"),
