@@ -231,7 +231,7 @@ class PPOModule(ReferencedModule):
         assert self.judge is not None, "a reward model is loaded in setup"
         with torch.autocast(self.device.type, enabled=False):  # a reward model keeps its own precision
             scores = judge_samples(self.judge, samples, tokenizer=tokenizer).to(self.device)
-        scores = scores - self.unfinished_penalty * ~finished
+        scores = scores - self.unfinished_penalty * (~finished).float()
         plan = self.plan()
         reference_logps = self.reference.token_logps(completions, plan=plan)
         with evaluating(self.policy):
@@ -278,7 +278,7 @@ class PPOModule(ReferencedModule):
             **{name: torch.stack([update[name] for update in updates]).mean() for name in updates[0]},
             "ppo/entropy": -weighted_moments(rollout.logps, rollout.weights)[0],
             "ppo/explained_variance": 1 - unexplained / weighted_moments(returns, rollout.weights)[1],
-            "ppo/kl_coefficient": torch.tensor(self.kl_coefficient),
+            "ppo/kl_coefficient": torch.tensor(self.kl_coefficient, dtype=torch.float32),
         }
         self.log_dict({f"train/{name}": value for name, value in figures.items()}, batch_size=len(batch))
         if self.target_kl is not None:
