@@ -269,6 +269,8 @@ class PPOModule(ReferencedModule):
         output = self._output(rollout, batch)
         self.latest = output._replace(num_tokens=output.num_tokens * (1 + self.epochs_per_rollout))
         weights = batch.weights.to(self.device)
+        if not sum_over_ranks(weights.sum()):  # fillers, which say nothing of the policy
+            return
         means = {name: weighted_moments(output.statistics[name], weights)[0] for name in self.metric_names}
         for name, mean in means.items():
             self.log(f"train/{name}", mean, prog_bar=name in self.in_progress_bar, batch_size=len(batch))
@@ -331,6 +333,7 @@ class PPOModule(ReferencedModule):
         )
         # Gradients are averaged over ranks, whose minibatches may differ in tokens: theirs together count.
         count = sum_over_ranks(part.weights.sum()) / self.trainer.world_size
+        count = count.clamp(min=torch.finfo(count.dtype).tiny)  # fillers alone: a loss of 0, not 0 / 0
 
         def mean(losses: Tensor) -> Tensor:
             return (losses * part.weights).sum() / count
