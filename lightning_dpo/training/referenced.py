@@ -204,6 +204,7 @@ class ReferencedModule(PolicyModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The policy is about to become another than the reference."""
+        super().on_load_checkpoint(checkpoint)
         if "moving_reference" not in self._modules:
             state = checkpoint.get("state_dict", {})
             for key in [key for key in state if key.startswith(_MOVING_PREFIX)]:

@@ -45,6 +45,8 @@ class ModelRecord(NamedTuple):
             model; None for a language model.
         generation: The model's generation settings as JSON, such as the tokens that end a turn, which its
             config need not name; None where it has none, or an older version saved it.
+        chat_template: Jinja text that conversations were written with in place of the tokenizer's own; None
+            where there was none but that, or an older version saved it.
     """
 
     source: str | None
@@ -52,6 +54,7 @@ class ModelRecord(NamedTuple):
     lora: dict[str, Any] | None
     reward_head: str | None = None
     generation: str | None = None
+    chat_template: str | None = None
 
     @classmethod
     def of(
