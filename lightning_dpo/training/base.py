@@ -36,9 +36,10 @@ from lightning_dpo.training.callbacks.exact_resume import ExactResume
 from lightning_dpo.training.callbacks.freed_memory import KeepFreedMemory
 from lightning_dpo.training.callbacks.gradients import FreeGradients
 from lightning_dpo.training.callbacks.throughput import Throughput
-from lightning_dpo.training.compile import compile_blocks, left_to_compiler
 from lightning_dpo.training.metrics.data_sets import DataSetMeans
 from lightning_dpo.training.metrics.weighted_means import WeightedMeans
+from lightning_dpo.training.preparing.averaging import check_averaging
+from lightning_dpo.training.preparing.compile import compile_blocks, left_to_compiler
 from lightning_dpo.training.saving.checkpoint_io import WholeCheckpoints
 from lightning_dpo.training.saving.export import export_policy
 from lightning_dpo.training.saving.model_record import (
@@ -178,8 +179,9 @@ class PolicyModule(pl.LightningModule):
         """Look at the data module, and refuse one of the other kind of feedback, before a model is loaded.
 
         Raises:
-            ValueError: If its batches are not of `batch_type`.
+            ValueError: If its batches are not of `batch_type`, or a callback would average no weights.
         """
+        check_averaging(self.trainer, self)
         data = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "validation_sets", ())
         self.val_data_sets = DataSetMeans(names, make=partial(WeightedMeans, self.metric_names))

@@ -24,7 +24,7 @@ from lightning_dpo.scoring.forward import ScoringPlan
 from lightning_dpo.training.base import PolicyModule
 from lightning_dpo.training.callbacks.exact_resume import MOVING
 from lightning_dpo.training.callbacks.reference_sync import ReferenceSync
-from lightning_dpo.training.compile import compile_blocks
+from lightning_dpo.training.preparing.compile import compile_blocks
 from lightning_dpo.types import CompletionBatch
 from lightning_dpo.types.choices import DtypeName
 
