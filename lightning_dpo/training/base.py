@@ -40,6 +40,7 @@ from lightning_dpo.training.metrics.data_sets import DataSetMeans
 from lightning_dpo.training.metrics.weighted_means import WeightedMeans
 from lightning_dpo.training.preparing.averaging import check_averaging
 from lightning_dpo.training.preparing.compile import compile_blocks, left_to_compiler
+from lightning_dpo.training.preparing.warm_up import scheduled_steps
 from lightning_dpo.training.saving.checkpoint_io import WholeCheckpoints
 from lightning_dpo.training.saving.export import export_policy
 from lightning_dpo.training.saving.model_record import (
@@ -253,13 +254,13 @@ class PolicyModule(pl.LightningModule):
             scheduler = self._lr_scheduler(optimizer)
         else:
             # As in the DPO paper; the first step already has 1 / (steps + 1) of the full rate.
-            steps = round(self._warmup_ratio * self.scheduled_steps())
+            steps = round(self._warmup_ratio * self.scheduled_steps()) if self._warmup_ratio else 0
             scheduler = LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def scheduled_steps(self) -> int:
-        """How often the scheduler steps in the whole run."""
-        return int(self.trainer.estimated_stepping_batches)
+        """How often the scheduler steps in the whole run, or in one epoch of a run without an end."""
+        return scheduled_steps(self.trainer)
 
     def plan(self) -> ScoringPlan:
         """How the policy is scored, found out on the model at hand the first time."""
