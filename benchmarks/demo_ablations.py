@@ -146,6 +146,7 @@ def train(task: Task, setting: Setting, *, beta: float, seed: int, cache: Path) 
     if setting.averaged:
         from lightning.pytorch.callbacks import StochasticWeightAveraging
 
+        module.configure_model()  # it copies the module before the trainer does this
         callbacks.append(StochasticWeightAveraging(swa_lrs=setting.lr / 3, swa_epoch_start=0.5))
     trainer = quiet_trainer(
         max_epochs=setting.epochs, gradient_clip_val=setting.clip, limit_val_batches=0, callbacks=callbacks

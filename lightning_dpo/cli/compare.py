@@ -28,7 +28,6 @@ from lightning_dpo.evaluation.judges import AnyJudge, ModelJudge, judge_name, lo
 from lightning_dpo.evaluation.kl import Estimate
 from lightning_dpo.files import cache_folder, write_file
 from lightning_dpo.models.device import pick_device
-from lightning_dpo.models.load import load_tokenizer
 from lightning_dpo.training.saving.read import load_trained_pair
 from lightning_dpo.types.checks import check_bounds
 
@@ -93,10 +92,7 @@ def compare(
     if isinstance(found, ModelJudge):
         found.load()
     models = load_trained_pair(checkpoint, reference=reference)
-    special = tokenizer or models.tokenizer_source
-    if special is None:
-        raise ValueError("`tokenizer` must be given, since the checkpoint does not say where its own is")
-    loaded_tokenizer = load_tokenizer(special)
+    loaded_tokenizer = models.tokenizer(tokenizer)
     limits = TokenLimits(max_prompt_length + max_new_tokens, max_prompt_length, "truncate")
     prompts = _prompts(source, parser, tokenizer=loaded_tokenizer, limits=limits)
     each = samples_per_prompt or max(1, samples // len(prompts))

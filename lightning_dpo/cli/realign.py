@@ -20,9 +20,8 @@ from lightning_dpo.evaluation.realign.curve import save_points
 from lightning_dpo.evaluation.realign.family import check_scales
 from lightning_dpo.evaluation.sampling import end_tokens
 from lightning_dpo.models.device import pick_device
-from lightning_dpo.models.load import load_tokenizer
 from lightning_dpo.training.saving.export import check_export_folder, export_model
-from lightning_dpo.training.saving.read import TrainedPair, load_trained_pair
+from lightning_dpo.training.saving.read import load_trained_pair
 from lightning_dpo.tuning.report.realigned_table import print_members
 
 __all__ = ["realign", "run"]
@@ -101,7 +100,8 @@ def realign(
     pair.reference.to(place)
     points: list[RealignedPoint] = []
     if reader is not None:
-        reader.tokenizer = special = _tokenizer(tokenizer, pair)
+        with naming("tokenizer", "--tokenizer"):
+            reader.tokenizer = special = pair.tokenizer(tokenizer)
         reader.prepare_data()
         reader.setup()
         loader = reader.train_dataloader()
@@ -133,7 +133,8 @@ def realign(
     if export is not None:
         assert export_scale is not None
         member = WeightFamily(pair.policy, reference=pair.reference).at(export_scale)
-        folder = export_model(member.cpu(), export, tokenizer=tokenizer or pair.tokenizer_source)
+        source = tokenizer or pair.tokenizer_source
+        folder = export_model(member.cpu(), export, tokenizer=source, chat_template=pair.chat_template)
         print(f"exported λ = {export_scale:g} to {folder}")
     return points
 
@@ -229,13 +230,6 @@ def _load_sweep(folder: str) -> Any:
         return load_result(folder)
     except ValueError as error:
         raise ValueError(f"`--trials`: {error}") from error
-
-
-def _tokenizer(given: str | None, pair: TrainedPair) -> Any:
-    source = given or pair.tokenizer_source
-    if source is None:
-        raise ValueError("`--tokenizer` must be given, since the checkpoint does not say where its own is")
-    return load_tokenizer(source)
 
 
 def _prompts(batches: Any, count: int) -> list[list[int]]:

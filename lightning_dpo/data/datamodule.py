@@ -42,12 +42,14 @@ class TokenDataModule(pl.LightningDataModule):
 
     Attributes:
         tokenizer: The tokenizer: as given, and loaded once the data is prepared.
+        template_text: The Jinja text that wrote its conversations, if the tokenizer's own did not.
         reports: What became of every row, for "train" and "validation", and for each data set of several
             under "train.NAME" and "validation.NAME".
         batch_type: What its batches are.
     """
 
     batch_type: ClassVar[type]
+    template_text: str | None = None
     _tokenizer_class: type[RowTokenizer]
     _rows: RowKind
     _folder: str
@@ -84,9 +86,7 @@ class TokenDataModule(pl.LightningDataModule):
         cache_dir: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        """Say what to read; nothing is read before `prepare_data`.
-
-        An example is a pair, or one judged completion.
+        """Say what to read, examples that are pairs or judged completions; nothing is before `prepare_data`.
 
         Args:
             train: A file (.jsonl, .json, .csv, .tsv, .parquet, also with .gz), a folder, a glob pattern, a
@@ -296,12 +296,11 @@ class TokenDataModule(pl.LightningDataModule):
             for split, source in sources.items()
         }
         for split, source in sources.items():
-            tokenizer = self._row_tokenizer(parsers[split].format)
             self._parts[split] = prepare(
                 source,
                 split=split,
                 parser=parsers[split],
-                tokenizer=tokenizer,
+                tokenizer=self._row_tokenizer(parsers[split].format),
                 folder=folder / self._folder,
                 shared=shared,
                 processes=self.num_processes or default_processes(),
@@ -323,7 +322,7 @@ class TokenDataModule(pl.LightningDataModule):
             trust_remote_code=self.trust_remote_code,
             owner=type(self).__name__,
         )
-        return self._tokenizer_class(
+        rows = self._tokenizer_class(
             self.tokenizer,
             limits=self.limits,
             format=format,
@@ -331,6 +330,8 @@ class TokenDataModule(pl.LightningDataModule):
             chat_template_kwargs=self.chat_template_kwargs,
             completion_turns=self.completion_turns,
         )
+        self.template_text = rows.template_text or self.template_text
+        return rows
 
     def _check_settings(self) -> None:
         self.limits.check()

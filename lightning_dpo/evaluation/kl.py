@@ -116,7 +116,7 @@ def completion_kl(
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
     order = sorted(range(len(samples)), key=lambda i: _length(samples[i]))
-    numbers = torch.zeros(3, len(samples))
+    numbers = torch.zeros(3, len(samples), dtype=torch.float32)
     with evaluating(policy, reference), torch.no_grad():
         models = ModelPair(policy, reference)
         for start in range(0, len(order), batch_size):
@@ -140,7 +140,7 @@ def sample_logps(model: nn.Module, *, samples: Sequence[Sample], batch_size: int
         (samples,), float32, in the order of `samples`, on the CPU.
     """
     order = sorted(range(len(samples)), key=lambda i: _length(samples[i]))
-    logps = torch.zeros(len(samples))
+    logps = torch.zeros(len(samples), dtype=torch.float32)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with evaluating(model), torch.no_grad():
         plan = select_plan(model, layout="concatenated").plan

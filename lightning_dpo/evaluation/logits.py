@@ -58,7 +58,7 @@ class ModelPair:
         self._scorers = (_Scorer(policy, layout), _Scorer(reference, layout))
 
     def chunks(self, batch: CompletionBatch, *, chunk_elements: int = CHUNK_ELEMENTS) -> Iterator[TokenChunk]:
-        """Both models' distributions at all completion tokens of a batch, in its order.
+        """Both models' distributions at all completion tokens of a batch that count, in its order.
 
         Args:
             batch: Prompts and completions.
@@ -75,25 +75,28 @@ class ModelPair:
                 "resize the embeddings of neither or of both"
             )
         step = max(1, chunk_elements // sizes[0])
-        for start in range(0, len(batch.completion_ids), step):
+        targets = batch.completion_ids
+        if batch.counted is not None:
+            targets = targets[batch.counted.to(targets.device)]
+        for start in range(0, len(targets), step):
             piece = slice(start, start + step)
             ours = policy(piece).log_softmax(-1)
             theirs = reference(piece).to(ours.device).log_softmax(-1)
-            yield TokenChunk(ours, theirs, batch.completion_ids[piece].to(ours.device))
+            yield TokenChunk(ours, theirs, targets[piece].to(ours.device))
 
 
 def sum_of_completions(batch: CompletionBatch, parts: Sequence[Tensor]) -> Tensor:
-    """Sums over each completion's tokens, added in float64.
+    """Sums over each completion's tokens that count, added in float64.
 
     Args:
         batch: Says how long completions are.
-        parts: Values of its tokens, (tokens, ...) each, end to end those of all its completions.
+        parts: Values of its tokens that count, (tokens, ...) each, end to end those of all its completions.
 
     Returns:
         (completions, ...), float64, on the CPU.
     """
     values = torch.cat([part.cpu() for part in parts]).double()
-    owner = torch.arange(len(batch)).repeat_interleave(batch.completion_lengths)
+    owner = torch.arange(len(batch)).repeat_interleave(batch.counted_lengths)
     return values.new_zeros(len(batch), *values.shape[1:]).index_add(0, owner, values)
 
 
@@ -109,7 +112,7 @@ class _Scorer:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def logits(self, batch: CompletionBatch) -> _Logits:
-        """Logits of a slice of the completion tokens, (slice, vocab), float32 or wider."""
+        """Logits of a slice of the completion tokens that count, (slice, vocab), float32 or wider."""
         rows = lay_out(batch.to(self.device), model=self.model, plan=self.plan)
         if self.base is None:
             return completion_logits(self.model, rows, plan=self.plan)

@@ -158,7 +158,7 @@ class CompletionMonitor(pl.Callback):
             )
             divergences = result.kl
             pl_module.log("val/kl", result.estimate.mean, sync_dist=True, prog_bar=True)
-            pl_module.log("val/kl_error", result.estimate.standard_error, sync_dist=True)
+            _log_error(pl_module, "val/kl_error", result.estimate.standard_error)
             pl_module.log("val/samples/entropy", result.entropy_per_token, sync_dist=True)
         verdicts = self._log_judged(pl_module, samples, reference, tokenizer)
         self.verdicts = list(zip(samples, verdicts, strict=True))
@@ -191,7 +191,7 @@ class CompletionMonitor(pl.Callback):
             module.log("val/win_rate", result.win_rate.rate, sync_dist=True)
             if result.policy_score is not None:
                 module.log("val/score", result.policy_score.mean, sync_dist=True)
-                module.log("val/score_error", result.policy_score.standard_error, sync_dist=True)
+                _log_error(module, "val/score_error", result.policy_score.standard_error)
             said = ("policy_score", "reference", "reference_score", "win")
             return [{name: getattr(answer, name) for name in said} for answer in result.answers]
         if is_pairwise(self.judge):
@@ -203,7 +203,7 @@ class CompletionMonitor(pl.Callback):
         scores = judge_samples(scorer, samples, tokenizer=tokenizer)
         score = Estimate.of(scores.view(-1, self.samples_per_prompt).double().mean(1))
         module.log("val/score", score.mean, sync_dist=True)
-        module.log("val/score_error", score.standard_error, sync_dist=True)
+        _log_error(module, "val/score_error", score.standard_error)
         return [{"policy_score": score} for score in scores.tolist()]
 
     def _answers_of(
@@ -219,6 +219,17 @@ class CompletionMonitor(pl.Callback):
                 reference, prompts=prompts, eos_token_id=end_tokens(tokenizer, model=module.policy), **options
             )
         return self._reference_answers
+
+
+def _log_error(module: pl.LightningModule, name: str, error: float) -> None:
+    """Log the standard error of the mean over ranks, of which each says what its own mean's is.
+
+    Means are of as many completions on each rank; ranks that share a model sample the same prompts.
+    """
+    trainer = module.trainer
+    square = torch.tensor(error**2, dtype=torch.float32, device=module.device)
+    means = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+    module.log(name, (trainer.strategy.reduce(square, reduce_op="mean") / means).sqrt(), sync_dist=True)
 
 
 def _records(

@@ -96,7 +96,9 @@ class BCOLoss(LogRatioLoss):
         # In place, and where the buffers are: strategies keep hold of a module's buffers, moved or not.
         rewards_sum, pairs = total.to(self.delta.device)
         self.pairs_seen += pairs
-        self.delta += (rewards_sum - pairs * self.delta) / self.pairs_seen
+        # Before any pair counts, as in a first batch of ties, there is nothing to divide: 0 / 0 would stay.
+        seen = self.pairs_seen.clamp(min=torch.finfo(torch.float32).tiny)
+        self.delta += (rewards_sum - pairs * self.delta) / seen
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BCOLoss:  # noqa: FBT001
         # A module cast to bfloat16 would round the mean to three digits and lose late updates altogether.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -11,7 +12,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ModelSource", "load_model", "load_tokenizer", "resolve_source"]
+__all__ = ["ModelSource", "load_model", "load_tokenizer", "resolve_source", "with_template"]
 
 _PACKAGE_SCHEME = "package:"
 
@@ -115,6 +116,22 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
     except (OSError, ValueError) as error:
         raise ValueError(f"no tokenizer could be loaded from {source!r}: {error}") from error
     return tokenizer
+
+
+def with_template(tokenizer: Any, chat_template: str | None) -> Any:
+    """A tokenizer with another chat template; the one that is given stays as it is.
+
+    Args:
+        tokenizer: Any; what is no tokenizer of transformers comes back as it is.
+        chat_template: Jinja text; None keeps the tokenizer's own template.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    if chat_template is None or not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = chat_template
+    return changed
 
 
 def _package_file(source: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, distributed, stack
+from torch import Tensor, distributed, finfo, stack
 
 __all__ = ["sum_over_ranks", "weighted_moments"]
 
@@ -15,12 +15,13 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def weighted_moments(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance, scalars.
+    """Mean and variance, scalars; both 0 where nothing counts, as in a batch of fillers.
 
     Args:
         values: This rank's numbers, (n,); ranks may have different n.
         weights: What each counts, (n,).
     """
     count, total = sum_over_ranks(stack([weights.sum(), (values * weights).sum()]))
+    count = count.clamp(min=finfo(count.dtype).tiny)
     mean = total / count
     return mean, sum_over_ranks(((values - mean) ** 2 * weights).sum()) / count

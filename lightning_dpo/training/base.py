@@ -20,15 +20,12 @@ from torch.optim.lr_scheduler import LinearLR
 
 from lightning_dpo.models.build import PolicySettings
 from lightning_dpo.models.lora import LoraSettings
-from lightning_dpo.models.unwrap import is_sharded
 from lightning_dpo.parallel import (
     Sharding,
     build_trained,
     clip_gradients,
-    full_state,
     gradient_norm,
     largest_of_ranks,
-    on_rank_zero,
     sharding_for,
 )
 from lightning_dpo.scoring.forward import ScoringPlan, lay_out, score
@@ -39,17 +36,18 @@ from lightning_dpo.training.callbacks.exact_resume import ExactResume
 from lightning_dpo.training.callbacks.freed_memory import KeepFreedMemory
 from lightning_dpo.training.callbacks.gradients import FreeGradients
 from lightning_dpo.training.callbacks.throughput import Throughput
-from lightning_dpo.training.compile import compile_blocks, left_to_compiler
 from lightning_dpo.training.metrics.data_sets import DataSetMeans
 from lightning_dpo.training.metrics.weighted_means import WeightedMeans
+from lightning_dpo.training.preparing.averaging import check_averaging
+from lightning_dpo.training.preparing.compile import compile_blocks, left_to_compiler
+from lightning_dpo.training.preparing.warm_up import scheduled_steps
 from lightning_dpo.training.saving.checkpoint_io import WholeCheckpoints
-from lightning_dpo.training.saving.export import export_model
+from lightning_dpo.training.saving.export import export_policy
 from lightning_dpo.training.saving.model_record import (
     RECORD_KEY,
     ModelRecord,
     adapter_state,
     drop_base_weights,
-    rebuild,
 )
 from lightning_dpo.training.step_output import StepOutput
 from lightning_dpo.types import CompletionBatch, CompletionLogps
@@ -86,6 +84,7 @@ class PolicyModule(pl.LightningModule):
     exports: ClassVar[bool] = True
     samples_completions: ClassVar[bool] = False
     batch_type: ClassVar[type | None] = None
+    _chat_template: str | None = None
 
     def __init__(
         self,
@@ -181,8 +180,9 @@ class PolicyModule(pl.LightningModule):
         """Look at the data module, and refuse one of the other kind of feedback, before a model is loaded.
 
         Raises:
-            ValueError: If its batches are not of `batch_type`.
+            ValueError: If its batches are not of `batch_type`, or a callback would average no weights.
         """
+        check_averaging(self.trainer, self)
         data = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "validation_sets", ())
         self.val_data_sets = DataSetMeans(names, make=partial(WeightedMeans, self.metric_names))
@@ -198,6 +198,12 @@ class PolicyModule(pl.LightningModule):
     def tokenizer_source(self) -> str | None:
         """Where the policy's tokenizer is loaded from, if the data module is given none."""
         return self.settings.policy if isinstance(self.settings.policy, str) else None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja text that wrote the conversations it was trained on, if the tokenizer's own did not."""
+        data = getattr(self._trainer, "datamodule", None)
+        return getattr(data, "template_text", None) or self._chat_template
 
     @property
     def is_compiled(self) -> bool:
@@ -248,13 +254,13 @@ class PolicyModule(pl.LightningModule):
             scheduler = self._lr_scheduler(optimizer)
         else:
             # As in the DPO paper; the first step already has 1 / (steps + 1) of the full rate.
-            steps = round(self._warmup_ratio * self.scheduled_steps())
+            steps = round(self._warmup_ratio * self.scheduled_steps()) if self._warmup_ratio else 0
             scheduler = LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def scheduled_steps(self) -> int:
-        """How often the scheduler steps in the whole run."""
-        return int(self.trainer.estimated_stepping_batches)
+        """How often the scheduler steps in the whole run, or in one epoch of a run without an end."""
+        return scheduled_steps(self.trainer)
 
     def plan(self) -> ScoringPlan:
         """How the policy is scored, found out on the model at hand the first time."""
@@ -360,7 +366,11 @@ class PolicyModule(pl.LightningModule):
         """Keep only the adapter's weights, where there is one; record what rebuilds the model."""
         if self.settings.lora is not None:
             checkpoint["state_dict"] = adapter_state(checkpoint["state_dict"])
-        checkpoint[RECORD_KEY] = self.model_record()._asdict()
+        checkpoint[RECORD_KEY] = self.model_record()._replace(chat_template=self.chat_template)._asdict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the chat template that the policy was trained with."""
+        self._chat_template = checkpoint.get(RECORD_KEY, {}).get("chat_template")
 
     def model_record(self) -> ModelRecord:
         """What checkpoints say about the model."""
@@ -383,17 +393,7 @@ class PolicyModule(pl.LightningModule):
             The folder.
         """
         self.configure_model()
-        data = getattr(self._trainer, "datamodule", None)
-        tokenizer = getattr(data, "tokenizer", None) or self.tokenizer_source
-        options: dict[str, Any] = {"tokenizer": tokenizer, "merge": merge}
-        options["reward_head"] = self.reward_head_weight()
-        if not is_sharded(self.policy):
-            return export_model(self.policy, folder, **options)
-        weights = full_state(self.policy)
-        return on_rank_zero(
-            self.trainer.strategy,
-            lambda: export_model(rebuild(self.model_record(), weights), folder, **options),
-        )
+        return export_policy(self, folder, merge=merge)
 
     def _remember(self, **arguments: Any) -> None:
         """Let `load_from_checkpoint` pass arguments again: texts, since it takes no modules or callables."""

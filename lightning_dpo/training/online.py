@@ -191,7 +191,7 @@ class OnlineDPOModule(DPOModule):
         assert self.judge is not None, "checked before the run"
         scores = judge_samples(self.judge, samples, tokenizer=self.tokenizer())
         finished = torch.tensor([sample.finished for sample in samples])
-        scores = scores - (self.missing_eos_penalty or 0.0) * ~finished
+        scores = scores - (self.missing_eos_penalty or 0.0) * (~finished).float()
         table = scores.view(-1, self.num_completions)
         generator = torch.Generator().manual_seed(seed)
         chosen, rejected, gaps = preferred_pairs(table, label_scale=self.label_scale, generator=generator)

@@ -231,7 +231,7 @@ class PPOModule(ReferencedModule):
         assert self.judge is not None, "a reward model is loaded in setup"
         with torch.autocast(self.device.type, enabled=False):  # a reward model keeps its own precision
             scores = judge_samples(self.judge, samples, tokenizer=tokenizer).to(self.device)
-        scores = scores - self.unfinished_penalty * ~finished
+        scores = scores - self.unfinished_penalty * (~finished).float()
         plan = self.plan()
         reference_logps = self.reference.token_logps(completions, plan=plan)
         with evaluating(self.policy):
@@ -269,6 +269,8 @@ class PPOModule(ReferencedModule):
         output = self._output(rollout, batch)
         self.latest = output._replace(num_tokens=output.num_tokens * (1 + self.epochs_per_rollout))
         weights = batch.weights.to(self.device)
+        if not sum_over_ranks(weights.sum()):  # fillers, which say nothing of the policy
+            return
         means = {name: weighted_moments(output.statistics[name], weights)[0] for name in self.metric_names}
         for name, mean in means.items():
             self.log(f"train/{name}", mean, prog_bar=name in self.in_progress_bar, batch_size=len(batch))
@@ -278,7 +280,7 @@ class PPOModule(ReferencedModule):
             **{name: torch.stack([update[name] for update in updates]).mean() for name in updates[0]},
             "ppo/entropy": -weighted_moments(rollout.logps, rollout.weights)[0],
             "ppo/explained_variance": 1 - unexplained / weighted_moments(returns, rollout.weights)[1],
-            "ppo/kl_coefficient": torch.tensor(self.kl_coefficient),
+            "ppo/kl_coefficient": torch.tensor(self.kl_coefficient, dtype=torch.float32),
         }
         self.log_dict({f"train/{name}": value for name, value in figures.items()}, batch_size=len(batch))
         if self.target_kl is not None:
@@ -331,6 +333,7 @@ class PPOModule(ReferencedModule):
         )
         # Gradients are averaged over ranks, whose minibatches may differ in tokens: theirs together count.
         count = sum_over_ranks(part.weights.sum()) / self.trainer.world_size
+        count = count.clamp(min=torch.finfo(count.dtype).tiny)  # fillers alone: a loss of 0, not 0 / 0
 
         def mean(losses: Tensor) -> Tensor:
             return (losses * part.weights).sum() / count

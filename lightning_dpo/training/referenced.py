@@ -24,7 +24,7 @@ from lightning_dpo.scoring.forward import ScoringPlan
 from lightning_dpo.training.base import PolicyModule
 from lightning_dpo.training.callbacks.exact_resume import MOVING
 from lightning_dpo.training.callbacks.reference_sync import ReferenceSync
-from lightning_dpo.training.compile import compile_blocks
+from lightning_dpo.training.preparing.compile import compile_blocks
 from lightning_dpo.types import CompletionBatch
 from lightning_dpo.types.choices import DtypeName
 
@@ -204,6 +204,7 @@ class ReferencedModule(PolicyModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The policy is about to become another than the reference."""
+        super().on_load_checkpoint(checkpoint)
         if "moving_reference" not in self._modules:
             state = checkpoint.get("state_dict", {})
             for key in [key for key in state if key.startswith(_MOVING_PREFIX)]:

@@ -331,6 +331,15 @@ class TestBCO:
             torch.testing.assert_close(measured, expected(formula, batch), rtol=1e-12, atol=1e-12)
         assert loss.pairs_seen.item() == len(PAIRS)
 
+    def test_a_first_batch_that_counts_nothing_leaves_the_mean(self):
+        loss, other = L.BCOLoss(0.3), L.BCOLoss(0.3)
+        policy, reference = policy_and_reference()
+        measured = loss(policy._replace(weights=torch.zeros(len(PAIRS))), reference)
+        assert measured.isfinite().all()
+        assert loss.delta == loss.pairs_seen == 0
+        torch.testing.assert_close(loss(policy, reference), other(policy, reference), rtol=0, atol=0)
+        assert loss.state_dict() == other.state_dict()
+
     def test_evaluation_reads_the_mean_and_leaves_it(self):
         loss = L.BCOLoss(0.3)
         loss(*policy_and_reference())

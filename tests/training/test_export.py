@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.scoring.forward import ScoringPlan, score
 from lightning_dpo.training.saving.export import export_checkpoint
 from lightning_dpo.training.saving.model_record import RECORD_KEY
+from lightning_dpo.training.saving.read import load_trained_pair
 from lightning_dpo.types import PairLogps
 
 IDS = torch.arange(3, 20)[None]
@@ -113,6 +115,31 @@ def test_the_module_exports_itself(tmp_path: Path) -> None:
     assert torch.equal(exported(IDS).logits, module.policy.eval()(IDS).logits)
     with pytest.raises(ValueError, match="must be missing or empty"):
         module.export(tmp_path / "out")
+
+
+@pytest.mark.parametrize("ends", [[2, 7], 7], ids=str)
+def test_generation_settings_are_exported_from_checkpoints_too(tmp_path: Path, ends: Any) -> None:
+    """Tokens that end a turn stand beside the config, which names the end of a sequence alone."""
+    base = tiny_model()
+    base.save_pretrained(tmp_path / "base")
+    # As some are published: a temperature beside greedy decoding, of which transformers warns.
+    settings = {"eos_token_id": ends, "pad_token_id": 0, "do_sample": False, "temperature": 0.6}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(settings))
+    module = DPOModule(str(tmp_path / "base"), optimizer=sgd)
+    path = fit(module, tmp_path)
+    live = module.export(tmp_path / "live")
+    exported = export_checkpoint(path, tmp_path / "out")
+    saved = [json.loads((folder / "generation_config.json").read_text()) for folder in (live, exported)]
+    assert saved[0] == saved[1]
+    assert saved[1]["eos_token_id"] == ends
+    assert base.config.eos_token_id == 2
+    assert load_trained_pair(path).policy.generation_config.eos_token_id == ends
+    # A checkpoint from before they were kept goes by the model's config.
+    content = torch.load(path, weights_only=True)
+    del content[RECORD_KEY]["generation"]
+    torch.save(content, tmp_path / "older.ckpt")
+    older = AutoModelForCausalLM.from_pretrained(export_checkpoint(tmp_path / "older.ckpt", tmp_path / "old"))
+    assert older.generation_config.eos_token_id == 2
 
 
 def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

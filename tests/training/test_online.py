@@ -26,7 +26,7 @@ from lightning_dpo.cli.main import main
 from lightning_dpo.demo.grammar import true_score
 from lightning_dpo.demo.task import Task, prepare_task
 from lightning_dpo.evaluation import Sample
-from lightning_dpo.losses import IPOLoss, ODPOLoss
+from lightning_dpo.losses import BCOLoss, IPOLoss, ODPOLoss
 from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.training.cli import DPOCLI
 
@@ -203,6 +203,20 @@ class TestTraining:
         start = AutoModelForCausalLM.from_pretrained(folder).state_dict()
         same = [torch.equal(value, start[name]) for name, value in module.policy.state_dict().items()]
         assert all(same) == (judge is indifferent)
+
+    def test_a_running_mean_begins_with_the_first_pairs_that_count(self, folder: str) -> None:
+        asked: list[int] = []
+
+        def undecided_at_first(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+            asked.append(len(completions))
+            return (indifferent if len(asked) == 1 else vowels)(prompts, completions)
+
+        module = Recording(folder, optimizer=sgd, loss=BCOLoss(), **{**SHORT, "judge": undecided_at_first})
+        trainer(max_steps=3).fit(module, data())
+        assert module.judged[0].ties.all()
+        assert all(value.isfinite().all() for value in module.state_dict().values())
+        start = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        assert any(not torch.equal(value, start[name]) for name, value in module.policy.state_dict().items())
 
     def test_offsets_come_from_the_judges_scores(self, folder: str) -> None:
         module = Recording(folder, optimizer=sgd, loss=ODPOLoss(beta=0.2), **SHORT)

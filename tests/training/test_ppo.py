@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from resume_jobs import source, train
 from tiny_models import OwnNetwork, random_pairs, tiny_model
 from tiny_tokenizers import byte_level
 from torch import Tensor
+from torch.utils.data import DataLoader
 from training import History, loader, trainer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -89,6 +91,24 @@ def test_fillers_count_nothing() -> None:
     for mean, variance in results:
         assert mean == pytest.approx(0, abs=1e-5)
         assert variance == pytest.approx(1, abs=1e-4)
+
+
+def test_a_batch_of_fillers_alone_teaches_nothing() -> None:
+    fillers, pairs = (PairBatch.from_pairs(PAIRS[:8], weights=[weight] * 8) for weight in (0.0, 1.0))
+    made, history = built(target_kl=0.1, kl_coefficient=0.5), History()
+    start = {name: value.clone() for name, value in made.policy.state_dict().items()}
+    trainer(callbacks=[history]).fit(made, DataLoader([fillers], batch_size=None))
+    torch.testing.assert_close(made.policy.state_dict(), start, rtol=0, atol=0)
+    assert made.kl_coefficient == 0.5
+    assert not any(name.startswith(("train/ppo", "train/rollout", "train/loss")) for name in history.values)
+    trainer(callbacks=[history]).fit(made, DataLoader([fillers, pairs], batch_size=None))
+    assert all(value.isfinite().all() for value in made.state_dict().values())
+    assert made.kl_coefficient != 0.5
+    assert all(math.isfinite(values[-1]) for values in history.values.values())
+    # One minibatch may be of fillers where the others are not.
+    mixed = PairBatch.from_pairs(PAIRS[:2], weights=[1.0, 0.0])
+    trainer().fit(made, DataLoader([mixed], batch_size=None))
+    assert all(value.isfinite().all() for value in made.state_dict().values())
 
 
 def test_what_is_trained_and_logged() -> None:

@@ -47,6 +47,33 @@ def test_by_hand_over_two_batches() -> None:
     )
 
 
+def test_many_pairs_add_up_in_a_module_cast_to_bfloat16() -> None:
+    generator = torch.Generator().manual_seed(0)
+    chosen, rejected = torch.randn(2, 4000, generator=generator)
+    accuracy = (chosen > rejected).float()
+    lengths = torch.randint(1, 9, (2, 4000), generator=generator)
+    signs = torch.nn.ModuleList([TroubleSigns()]).to(torch.bfloat16)[0]
+    for start in range(0, 4000, 8):
+        part = slice(start, start + 8)
+        policy, reference = (
+            PairLogps(*logps, lengths[0, part], lengths[1, part])
+            for logps in ((chosen[part], rejected[part]), (torch.zeros(8), torch.zeros(8)))
+        )
+        statistics = {"rewards/accuracy": accuracy[part]}
+        ones = torch.ones(8)
+        signs.update(StepOutput(ZERO.sum(), ones, ones, statistics, 0, policy, reference))
+    found = {name: float(value) for name, value in signs.compute().items()}
+    longer = lengths[0] - lengths[1]
+    expected = {
+        "logratio/chosen": chosen,
+        "logratio/rejected": rejected,
+        "logratio/both_fall": ((chosen < 0) & (rejected < 0)),
+        "rewards/accuracy_chosen_longer": accuracy[longer > 0],
+        "rewards/accuracy_chosen_shorter": accuracy[longer < 0],
+    }
+    assert found == pytest.approx({name: float(v.double().mean()) for name, v in expected.items()}, abs=1e-6)
+
+
 def test_without_a_reference_the_lengths_alone_are_known() -> None:
     signs = TroubleSigns()
     signs.update(output(POLICY, None))

@@ -121,12 +121,17 @@ class RowTokenizer(ABC):
                 "an instruction-tuned model or pass `chat_template=` (Jinja text or a .jinja file)"
             )
 
+    @property
+    def template_text(self) -> str | None:
+        """The Jinja text that conversations are written with in place of the tokenizer's own, or None."""
+        return None if self._template is None else self._template.text
+
     def key_parts(self) -> dict[str, Any]:
         """What decides the ids of a row, for the key of the cache."""
         return {
             "tokenizer": tokenizer_identity(self._tokenizer),
             "limits": self.limits,
-            "template": None if self._template is None else self._template.text,
+            "template": self.template_text,
             "variables": self._variables,
             # Left out where it decides nothing, so that entries of versions that knew of none are found.
             **({"completion_turns": self._turns} if self.has_turns else {}),

@@ -91,7 +91,7 @@ class ClassifierJudge(ModelJudge):
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         # Without a token to pad with, transformers reads the reward at the end of one row at a time.
         size = 1 if padding is None else self.batch_size
-        scores = torch.zeros(len(rows))
+        scores = torch.zeros(len(rows), dtype=torch.float32)
         for start in range(0, len(rows), size):
             chosen = order[start : start + size]
             lengths = torch.tensor([len(rows[index]) for index in chosen])

@@ -181,7 +181,7 @@ def realigned_samples(
         seed=seed,
         batch_size=batch_size,
     )
-    logps, reference_logps, kl = (torch.zeros(len(samples)) for _ in range(3))
+    logps, reference_logps, kl = torch.zeros(3, len(samples), dtype=torch.float32)
     order = sorted(range(len(samples)), key=lambda i: sum(map(len, samples[i][:2])))
     with evaluating(policy, reference):
         models = ModelPair(policy, reference)

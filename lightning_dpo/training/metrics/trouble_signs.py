@@ -54,9 +54,11 @@ class TroubleSigns(Metric):
             kwargs: For torchmetrics.
         """
         super().__init__(**kwargs)
-        dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        # Apple's GPUs have no float64; elsewhere a million pairs add up without losing a digit.
+        self._dtype_of_sums = torch.float32 if torch.backends.mps.is_available() else torch.float64
         for name in ("totals", "weights"):
-            self.add_state(name, torch.zeros(len(TROUBLE_SIGNS), dtype=dtype), dist_reduce_fx="sum")
+            zeros = torch.zeros(len(TROUBLE_SIGNS), dtype=self._dtype_of_sums)
+            self.add_state(name, zeros, dist_reduce_fx="sum")
 
     def update(self, output: StepOutput) -> None:
         """Add a batch; without a reference nothing is known of how far its pairs have moved.
@@ -68,8 +70,7 @@ class TroubleSigns(Metric):
         accuracy = output.statistics.get("rewards/accuracy")
         if not isinstance(policy, PairLogps) or accuracy is None:
             return
-        weights = output.weights
-        weights = weights.to(self.totals)
+        weights = self._sums_of(output.weights)
         nothing = torch.zeros_like(weights)
         longer = policy.chosen_lengths.to(weights) - policy.rejected_lengths.to(weights)
         values: list[Tensor] = [accuracy, accuracy]
@@ -80,15 +81,19 @@ class TroubleSigns(Metric):
             values = [*logratio_signs(policy, reference).values(), *values]
             about = [weights] * 3 + about
         shares = torch.stack(about)
+        numbers = torch.stack([self._sums_of(value) for value in values])
         # Not in place: after `validate` the sums are inference tensors, which `fit` may not change.
-        self.totals = self.totals + (torch.stack([value.to(self.totals) for value in values]) * shares).sum(1)
-        self.weights = self.weights + shares.sum(1)
+        # Converted: under bf16-true Lightning gives them the model's type, in which 2048 + 8 is 2048.
+        self.totals = self._sums_of(self.totals) + (numbers * shares).sum(1)
+        self.weights = self._sums_of(self.weights) + shares.sum(1)
 
     def compute(self) -> dict[str, Tensor]:
         """Each sign by its name, float32; without those about no pair."""
-        means = (self.totals / self.weights).float()
+        weights = self._sums_of(self.weights)
+        means = (self._sums_of(self.totals) / weights).float()
         return {
-            name: mean
-            for name, mean, weight in zip(TROUBLE_SIGNS, means, self.weights, strict=True)
-            if weight > 0
+            name: mean for name, mean, weight in zip(TROUBLE_SIGNS, means, weights, strict=True) if weight > 0
         }
+
+    def _sums_of(self, values: Tensor) -> Tensor:
+        return values.to(device=self.totals.device, dtype=self._dtype_of_sums)

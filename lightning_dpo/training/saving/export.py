@@ -14,14 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_dpo.files import scratch_folder
 from lightning_dpo.models.classifier import as_classifier, separate_padding
-from lightning_dpo.models.load import load_tokenizer
-from lightning_dpo.models.unwrap import causal_lm
+from lightning_dpo.models.load import load_tokenizer, with_template
+from lightning_dpo.models.unwrap import causal_lm, is_sharded
+from lightning_dpo.parallel import full_state, on_rank_zero
 from lightning_dpo.parallel.checkpoint_reader import FolderReader
-from lightning_dpo.training.saving.model_record import POLICY_PREFIX, ModelRecord, untrained
+from lightning_dpo.training.saving.model_record import POLICY_PREFIX, ModelRecord, rebuild, untrained
 from lightning_dpo.training.saving.read import read_checkpoint, record_of
 from lightning_dpo.training.saving.stream import NotInPartsError, check_size, write_in_parts
 
-__all__ = ["check_export_folder", "export_checkpoint", "export_model"]
+__all__ = ["check_export_folder", "export_checkpoint", "export_model", "export_policy"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def export_model(
     folder: str | Path,
     *,
     tokenizer: Any = None,
+    chat_template: str | None = None,
     merge: bool = True,
     reward_head: Tensor | None = None,
     max_shard_size: int | str | None = None,
@@ -41,6 +43,7 @@ def export_model(
         model: A Hugging Face model, possibly with an adapter.
         folder: Where to; must be missing or empty. It appears complete or not at all.
         tokenizer: A tokenizer, or a source to load one from; None or a module leaves it out.
+        chat_template: Jinja text that is written in place of the tokenizer's own template.
         merge: Fold an adapter into the weights; False writes the adapter alone.
         reward_head: Makes the folder one for `AutoModelForSequenceClassification`, see `as_classifier`; None
             keeps the model's own head.
@@ -62,6 +65,7 @@ def export_model(
         plain = copy.deepcopy(plain).merge_and_unload()
     if isinstance(tokenizer, str):
         tokenizer = _tokenizer_or_none(tokenizer)
+    tokenizer = with_template(tokenizer, chat_template)
     if reward_head is not None:
         plain, tokenizer = as_classifier(plain, reward_head), copy.deepcopy(tokenizer)
         separate_padding(plain, tokenizer)
@@ -72,6 +76,32 @@ def export_model(
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer.save_pretrained(scratch)
     return target
+
+
+def export_policy(module: Any, folder: str | Path, *, merge: bool) -> Path:
+    """Write the policy of a module, with the tokenizer of its data module or else its own.
+
+    Where the policy is sharded every rank must call this; rank 0 gathers the weights and writes.
+
+    Args:
+        module: A `PolicyModule` whose policy is built.
+        folder: See `export_model`.
+        merge: See `export_model`.
+    """
+    data = getattr(module._trainer, "datamodule", None)
+    options: dict[str, Any] = {
+        "tokenizer": getattr(data, "tokenizer", None) or module.tokenizer_source,
+        "chat_template": module.chat_template,
+        "merge": merge,
+        "reward_head": module.reward_head_weight(),
+    }
+    if not is_sharded(module.policy):
+        return export_model(module.policy, folder, **options)
+    weights = full_state(module.policy)
+    return on_rank_zero(
+        module.trainer.strategy,
+        lambda: export_model(rebuild(module.model_record(), weights), folder, **options),
+    )
 
 
 def check_export_folder(folder: str | Path) -> Path:
@@ -121,6 +151,7 @@ def export_checkpoint(
         saved.build(),
         output,
         tokenizer=_tokenizer_source(saved.record),
+        chat_template=saved.record.chat_template,
         merge=merge,
         reward_head=saved.reward_head,
         max_shard_size=max_shard_size,
@@ -144,7 +175,7 @@ def _export_in_parts(reader: FolderReader, path: Path, target: Path, *, max_shar
         return {name.removeprefix(POLICY_PREFIX): tensor for name, tensor in state.items()}
 
     source = _tokenizer_source(record)
-    tokenizer = None if source is None else _tokenizer_or_none(source)
+    tokenizer = None if source is None else with_template(_tokenizer_or_none(source), record.chat_template)
     with scratch_folder(target) as scratch:
         write_in_parts(model, scratch, read=read, max_shard_size=max_shard_size)
         if tokenizer is not None:

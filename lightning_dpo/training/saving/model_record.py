@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from lightning_dpo.models.build import PolicySettings
 from lightning_dpo.models.load import load_model
@@ -40,12 +43,18 @@ class ModelRecord(NamedTuple):
         lora: The adapter's settings, or None.
         reward_head: Name in the module's state of the map from last hidden states to rewards, for a reward
             model; None for a language model.
+        generation: The model's generation settings as JSON, such as the tokens that end a turn, which its
+            config need not name; None where it has none, or an older version saved it.
+        chat_template: Jinja text that conversations were written with in place of the tokenizer's own; None
+            where there was none but that, or an older version saved it.
     """
 
     source: str | None
     config: str | None
     lora: dict[str, Any] | None
     reward_head: str | None = None
+    generation: str | None = None
+    chat_template: str | None = None
 
     @classmethod
     def of(
@@ -53,11 +62,13 @@ class ModelRecord(NamedTuple):
     ) -> ModelRecord:
         """Describe a policy, and name its reward head if it has one."""
         lm: Any = causal_lm(policy)
+        generation = getattr(lm, "generation_config", None) if isinstance(lm, PreTrainedModel) else None
         return cls(
             source=settings.policy if isinstance(settings.policy, str) else None,
             config=json.dumps(lm.config.to_dict()) if isinstance(lm, PreTrainedModel) else None,
             lora=None if settings.lora is None else dict(vars(settings.lora)),
             reward_head=reward_head,
+            generation=None if generation is None else generation.to_json_string(),
         )
 
 
@@ -116,4 +127,18 @@ def untrained(record: ModelRecord, *, dtype: torch.dtype) -> PreTrainedModel:
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     auto: Any = AutoModelForCausalLM
     model: PreTrainedModel = auto.from_config(config, dtype=dtype)
+    if record.generation is not None:
+        model.generation_config = _generation_config(record.generation)
     return model
+
+
+def _generation_config(text: str) -> GenerationConfig:
+    """Generation settings as a model's folder gives them: loaded ones may be saved though they contradict.
+
+    Published settings often do, as with a temperature beside greedy decoding, and transformers refuses to
+    save those that it did not load.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / GENERATION_CONFIG_NAME).write_text(text, encoding="utf-8")
+        config: GenerationConfig = GenerationConfig.from_pretrained(folder)
+    return config

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dpo.models.adapter_off import AdapterOff
-from lightning_dpo.models.load import load_model
+from lightning_dpo.models.load import load_model, load_tokenizer, with_template
 from lightning_dpo.parallel.checkpoint_reader import FolderReader
 from lightning_dpo.reference.spec import ReferenceSpec
 from lightning_dpo.training.saving.model_record import POLICY_PREFIX, RECORD_KEY, ModelRecord, rebuild
@@ -54,12 +54,29 @@ class TrainedPair(NamedTuple):
         reference: The reference; an `AdapterOff` where it is the base of the policy's adapter.
         reference_name: How to name it.
         tokenizer_source: Where the tokenizer comes from; None where that is not known.
+        chat_template: The Jinja text that wrote the conversations that the policy was trained on, if the
+            tokenizer's own did not.
     """
 
     policy: nn.Module
     reference: nn.Module
     reference_name: str
     tokenizer_source: str | None
+    chat_template: str | None = None
+
+    def tokenizer(self, source: str | None = None) -> Any:
+        """The policy's tokenizer, with the chat template that it was trained with.
+
+        Args:
+            source: Where it is; None is `tokenizer_source`.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        source = source or self.tokenizer_source
+        if source is None:
+            raise ValueError("`tokenizer` must be given, since the checkpoint does not say where its own is")
+        return with_template(load_tokenizer(source), self.chat_template)
 
 
 def read_checkpoint(checkpoint: str | Path) -> SavedPolicy:
@@ -126,10 +143,12 @@ def load_trained_pair(checkpoint: str | Path, *, reference: str | None = None) -
         )
     source = reference or _source_of_reference(saved, str(checkpoint))
     policy = saved.build().eval()
+    template = saved.record.chat_template
     if source is None:
-        return TrainedPair(policy, AdapterOff(policy), "the policy without its adapter", saved.record.source)
+        name = "the policy without its adapter"
+        return TrainedPair(policy, AdapterOff(policy), name, saved.record.source, template)
     tokenizer = saved.record.source or source
-    return TrainedPair(policy, _reference_like(policy, source), source, tokenizer)
+    return TrainedPair(policy, _reference_like(policy, source), source, tokenizer, template)
 
 
 def _source_of_reference(saved: SavedPolicy, checkpoint: str) -> str | None:

@@ -95,6 +95,15 @@ def test_a_folder_is_exported_as_a_file_is(tmp_path: Path, size: str) -> None:
     assert not torch.equal(model(ids).logits, tiny_model("llama-tied")(ids).logits)
 
 
+def test_generation_settings_of_a_folder_are_exported(tmp_path: Path) -> None:
+    model = tiny_model("llama-tied")
+    model.generation_config.eos_token_id = [2, 7]
+    file, folder = saved(tmp_path, model)
+    whole, parts = export_checkpoint(file, tmp_path / "whole"), export_checkpoint(folder, tmp_path / "parts")
+    assert contents(parts) == contents(whole)
+    assert hf.GenerationConfig.from_pretrained(parts).eos_token_id == [2, 7]
+
+
 def peak_bytes(events: Iterable[dict[str, Any]]) -> int:
     """The most that tensors took at once, of a profile's allocations."""
     held = most = 0
