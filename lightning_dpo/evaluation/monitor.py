@@ -53,6 +53,9 @@ class CompletionMonitor(pl.Callback):
     val/score_error, and val/win_rate, against completions of the reference. The texts are written to
     completions/step-N.jsonl in the logger's folder.
 
+    Where `tokens_per_batch` fills batches by length, the first prompts are the shortest ones; trials of a
+    sweep draw theirs from all of them.
+
     What needs the reference is left out where its weights are not at hand, as with `reference="cached"`.
 
     Attributes:
