@@ -74,6 +74,7 @@ class SweepConfig:
         confidence: With which trials are compared with the best one on the same validation pairs; those that
             cannot be told from it are marked, and the one of them with the lowest KL is recommended.
         kl_prompts: Validation prompts that completions are sampled for, to measure the KL; 0 measures none.
+            They are drawn from all of them; where there are fewer, each is completed more than once.
         kl_tokens: Longest completion that is sampled for the KL.
         judge: What scores these completions: the import path of a function of (prompts, completions), or of
             (prompts, first, second) that says how likely the first is better; the folder or hub id of a

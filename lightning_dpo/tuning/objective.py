@@ -32,7 +32,7 @@ WIN_RATE = "val/win_rate"
 """Share of prompts for which the judge takes the policy's completion before the reference's."""
 
 JUDGED = (SCORE, WIN_RATE)
-"""Metrics of sampled completions, of which there is one for each prompt and not for each pair."""
+"""Metrics of sampled completions, which are known for each completion and not for each pair."""
 
 _LOWER_IS_BETTER = ("loss", "kl", "error")
 """Last words of metrics that nobody means to maximise by naming them alone."""
@@ -114,8 +114,18 @@ class Objective:
 
     @property
     def units(self) -> str:
-        """What this goal is a mean over: "pairs", or "prompts" where completions are judged."""
-        return "prompts" if self.primary.metric in JUDGED else "pairs"
+        """What this goal is a mean over: "pairs", or "completions" where these are judged."""
+        return "completions" if self.primary.metric in JUDGED else "pairs"
+
+    def shared(self, count: int | None = None) -> str:
+        """What trials are compared on, in words: "the same 400 pairs".
+
+        Args:
+            count: How many; None leaves the number out.
+        """
+        number = "" if count is None else f"{count:,} "
+        of_prompts = self.primary.metric in JUDGED
+        return f"{number}completions of the same prompts" if of_prompts else f"the same {number}pairs"
 
 
 _NEEDS = {

@@ -49,7 +49,7 @@ def test_trials_are_ranked_and_compared_prompt_by_prompt(result: SweepResult) ->
 
 def test_the_report_draws_the_score_against_the_kl(result: SweepResult) -> None:
     report = Path(result.report_path).read_text()
-    assert f"on the same {PROMPTS} prompts" in report
+    assert f"on {PROMPTS} completions of the same prompts" in report
     assert "win rate" in report
 
 

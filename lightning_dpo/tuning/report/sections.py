@@ -191,7 +191,7 @@ def _comparison_columns(result: SweepResult) -> list[tuple[str, str, str]]:
     sure, units = f"{result.confidence:.0%} interval of the", result.objective.units
     return [
         ("interval", f"{sure} metric", "right"),
-        ("difference", f"Paired difference from the best trial, on the same {units}", "right"),
+        ("difference", f"Paired difference from the best trial, on {result.objective.shared()}", "right"),
         ("its interval", f"{sure} difference", "right"),
         ("p", f"McNemar's test, or its like where {units} are not right or wrong", "right"),
     ]
@@ -209,7 +209,7 @@ def trials_note(result: SweepResult) -> str:
     if result.reruns:
         text += " Metrics are means over the runs that count, with their standard error over seeds (runs)."
     if result.comparisons:
-        text += f" Difference: from the best one, on the same {result.objective.units}."
+        text += f" Difference: from the best one, on {result.objective.shared()}."
     if len(result.frontier_goals) > 1:
         text += " ◆ belongs to the Pareto set."
     if len(result.comparisons) > 1:

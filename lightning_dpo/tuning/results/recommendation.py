@@ -36,7 +36,7 @@ def recommend(
         comparisons: Of trials, by name.
         confidence: With which they were compared.
         kl: The KL of trials by name, where it was measured; None takes what each trial itself reported.
-        units: What they were compared on, "pairs" or "prompts".
+        units: What they were compared on, "pairs" or "completions".
     """
     if kl is None:
         kl = {trial.id: float(trial.metrics[KL]) for trial in trials if KL in trial.metrics}

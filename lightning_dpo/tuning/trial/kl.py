@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +13,7 @@ from lightning_dpo.evaluation import CompletionMonitor
 from lightning_dpo.evaluation.judges import ModelJudge
 from lightning_dpo.tuning.objective import SCORE, WIN_RATE
 from lightning_dpo.tuning.recipe.judge import make_judge
-from lightning_dpo.tuning.trial.outcomes import OutcomeRecorder, prompt_keys
+from lightning_dpo.tuning.trial.outcomes import OutcomeRecorder, completion_keys, prompt_keys
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
 __all__ = ["KLMonitor", "load_judge_model"]
@@ -23,7 +24,7 @@ class KLMonitor(CompletionMonitor):
 
     Completions of the policy are new in every trial: no cache can hold their log-probabilities. The prompts
     are distinct ones of the whole validation, drawn by their keys: those that come first are the shortest
-    where batches are filled by length.
+    where batches are filled by length. Where there are fewer than are asked for, each is completed again.
     """
 
     def __init__(self, num_prompts: int, *, outcomes: OutcomeRecorder | None = None, **kwargs: Any) -> None:
@@ -66,17 +67,18 @@ class KLMonitor(CompletionMonitor):
         prompts = [part.tolist() for part in parts]
         found = self._drawn | dict(zip(prompt_keys(prompts).tolist(), prompts, strict=True))
         self._drawn = dict(sorted(found.items())[: self.num_prompts])
-        self._prompts = list(self._drawn.values())
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sample, measure and log, and hand on what the judge said."""
+        distinct = list(self._drawn.values())
+        self._prompts = list(itertools.islice(itertools.cycle(distinct), self.num_prompts))
         super().on_validation_epoch_end(trainer, pl_module)
         if self._outcomes is None:
             return
         for metric, name in ((SCORE, "policy_score"), (WIN_RATE, "win")):
             values = [verdict.get(name) for _, verdict in self.verdicts]
             if values and None not in values:
-                keys = prompt_keys(sample.prompt_ids for sample, _ in self.verdicts)
+                keys = completion_keys([sample.prompt_ids for sample, _ in self.verdicts])
                 self._outcomes.take(metric, keys=keys, values=torch.tensor(values, dtype=torch.float64))
 
     def reference(self, module: Any) -> nn.Module | None:

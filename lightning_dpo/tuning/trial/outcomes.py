@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,14 +18,22 @@ from lightning_dpo.files import parquet_bytes
 from lightning_dpo.tuning.storage import Storage
 from lightning_dpo.types import PairBatch
 
-__all__ = ["OutcomeRecorder", "PairOutcomes", "kept_outcomes", "load_outcomes", "pair_keys", "prompt_keys"]
+__all__ = [
+    "OutcomeRecorder",
+    "PairOutcomes",
+    "completion_keys",
+    "kept_outcomes",
+    "load_outcomes",
+    "pair_keys",
+    "prompt_keys",
+]
 
 _PREFIX = "val/"
 _SUFFIX = ".parquet"
 
 
 class PairOutcomes(NamedTuple):
-    """A metric of each validation pair, or of each prompt where completions are judged, ordered by key.
+    """A metric of each validation pair, or of each completion that was judged, ordered by key.
 
     Attributes:
         keys: Which pair, (pairs,) of uint64; the same for the same token ids, in every trial.
@@ -124,12 +133,12 @@ class OutcomeRecorder(pl.Callback):
             self._batches.append((keys, values, latest.weights))
 
     def take(self, metric: str, *, keys: NDArray[np.uint64], values: torch.Tensor) -> None:
-        """Take over what was found for prompts of this validation, if it is the metric that is kept.
+        """Take over what was found for completions of this validation, if it is the metric that is kept.
 
         Args:
             metric: Logged name.
-            keys: Which prompts, (prompts,).
-            values: What was found for each, (prompts,).
+            keys: Which completions, (completions,), see `completion_keys`.
+            values: What was found for each, (completions,).
         """
         if metric == _PREFIX + self._statistic:
             self._batches.append((keys, values, torch.ones(len(values))))
@@ -192,6 +201,24 @@ def prompt_keys(prompts: Iterable[Sequence[int]]) -> NDArray[np.uint64]:
         (prompts,) of uint64.
     """
     return np.array([_key([torch.tensor(ids, dtype=torch.int64)]) for ids in prompts], dtype=np.uint64)
+
+
+def completion_keys(prompts: Sequence[Sequence[int]]) -> NDArray[np.uint64]:
+    """A key of each of several completions: its prompt's, and of further ones of the same prompt another.
+
+    Args:
+        prompts: Token ids of the prompt of each.
+
+    Returns:
+        (completions,) of uint64.
+    """
+    count: Counter[int] = Counter()
+    keys = prompt_keys(prompts)
+    for place, key in enumerate(keys.tolist()):
+        if count[key]:
+            keys[place] = _key([torch.tensor(prompts[place], dtype=torch.int64), torch.tensor([count[key]])])
+        count[key] += 1
+    return keys
 
 
 def _key(texts: Iterable[torch.Tensor]) -> int:

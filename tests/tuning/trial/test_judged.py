@@ -93,6 +93,27 @@ def test_prompts_are_the_same_distinct_ones_whatever_the_batches(project: Path, 
     assert len(set(first)) == PROMPTS
 
 
+def test_few_prompts_are_completed_more_than_once(project: Path, tmp_path: Path) -> None:
+    row = json.loads((project / "pairs.jsonl").read_text().splitlines()[0])
+    spec = spec_of(
+        project,
+        tmp_path,
+        overrides={"data.train": jsonl(tmp_path / "same.jsonl", [row] * 16)},
+        objective=Objective.parse("val/score"),
+        kl_prompts=PROMPTS,
+        kl_tokens=8,
+        judge="judges.vowels",
+        judged=judged_metrics("judges.vowels"),
+    )
+    reports: list[dict[str, Any]] = []
+    run_in(spec, reports=reports)
+    kept = load_outcomes(spec.outcomes, "t", step=reports[-1]["step"])
+    assert kept is not None
+    assert len(set(kept.keys.tolist())) == PROMPTS
+    assert len(set(kept.values.tolist())) > 1
+    assert kept.mean == pytest.approx(reports[-1]["val/score"], abs=1e-6)
+
+
 def doubled(project: Path, folder: Path) -> str:
     """The pairs, each of them twice, with prompts of different lengths."""
     rows = [json.loads(line) for line in (project / "pairs.jsonl").read_text().splitlines()]

@@ -72,9 +72,9 @@ def differences(result: SweepResult) -> Chart | None:
         points(told, "can be told from it", Colour.STOPPED, "circle-open", 9),
     )
     label = metric_label(result.objective.primary.metric)
-    same = f"{compared[best.id].pairs:,} {result.objective.units}"
+    same = result.objective.shared(compared[best.id].pairs)
     note = (
-        f"{label.capitalize()} less the best one's on the same {same}, with {result.confidence:.0%} "
+        f"{label.capitalize()} less the best one's on {same}, with {result.confidence:.0%} "
         "intervals. A trial can be told from the best one if p is below "
         f"{format_number(1 - result.confidence, 2)}; of trials that are as good, this share looks worse by "
         "chance."
