@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dpo.models.build import PolicySettings
+from lightning_dpo.models.precision import has_frequencies
 from lightning_dpo.models.unwrap import is_sharded
 from lightning_dpo.reference.base import Reference
 from lightning_dpo.reference.cache.keys import KeyArray, batch_keys
@@ -143,7 +144,7 @@ class CachedReference(Reference):
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         space = Space(
             weights=self._weights,
-            dtype=f"{self._settings.dtype} as {parameter.dtype}",
+            dtype=f"{self._settings.dtype} as {parameter.dtype}{self._frequencies(parameter.dtype)}",
             # Sharded weights are gathered in autocast's type, all of them; autocast itself leaves some alone.
             precision=f"{autocast}{' gathered' if autocast and self.is_sharded else ''} "
             f"{torch.get_float32_matmul_precision()}",
@@ -287,6 +288,11 @@ class CachedReference(Reference):
     @property
     def _is_start_at_hand(self) -> bool:
         return self._source.start is not None and self._source.start.is_unchanged
+
+    def _frequencies(self, kept: torch.dtype) -> str:
+        """Sets values of 16-bit weights apart from those of older versions, which rounded frequencies too."""
+        has_any = kept.itemsize < 4 and has_frequencies(self._policy)
+        return " with float32 frequencies" if has_any else ""
 
     def _run(self, batch: CompletionBatch, *, plan: ScoringPlan) -> CompletionLogps:
         logps = self._running().logps(batch.to(next(self._policy.parameters()).device), plan=plan)

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LinearLR
 
 from lightning_dpo.models.build import PolicySettings
 from lightning_dpo.models.lora import LoraSettings
+from lightning_dpo.models.precision import ExactFrequencies
 from lightning_dpo.models.unwrap import is_sharded
 from lightning_dpo.parallel import (
     Sharding,
@@ -58,7 +59,7 @@ from lightning_dpo.types.choices import DtypeName, Recomputation
 __all__ = ["PolicyModule"]
 
 
-class PolicyModule(pl.LightningModule):
+class PolicyModule(ExactFrequencies, pl.LightningModule):
     """Trains a causal language model; subclass it and override `step` for a method of your own.
 
     It builds the policy whole, sharded or with an adapter, scores completions in the cheapest way that is
@@ -384,9 +385,8 @@ class PolicyModule(pl.LightningModule):
         """
         self.configure_model()
         data = getattr(self._trainer, "datamodule", None)
-        tokenizer = getattr(data, "tokenizer", None) or self.tokenizer_source
-        options: dict[str, Any] = {"tokenizer": tokenizer, "merge": merge}
-        options["reward_head"] = self.reward_head_weight()
+        options: dict[str, Any] = {"merge": merge, "reward_head": self.reward_head_weight()}
+        options["tokenizer"] = getattr(data, "tokenizer", None) or self.tokenizer_source
         if not is_sharded(self.policy):
             return export_model(self.policy, folder, **options)
         weights = full_state(self.policy)
