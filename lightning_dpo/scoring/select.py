@@ -17,6 +17,7 @@ from lightning_dpo.models.precision import ComputeType, compute_type, has_slow_b
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.scoring.forward import ScoringPlan
 from lightning_dpo.scoring.lm_head import find_head
+from lightning_dpo.scoring.positions import own_mask_width
 from lightning_dpo.scoring.prefix_attention import PREFIX_ATTENTION, prefix_attention
 from lightning_dpo.scoring.trial import Trial
 from lightning_dpo.scoring.varlen_attention import VARLEN_ATTENTION, has_kernel, varlen_attention
@@ -217,6 +218,9 @@ class _Judge:
             return self._selection(ScoringPlan(), head, reason=f"its head is not known here ({head.problem})")
         if layout == "concatenated":
             return self._selection(plan, head)
+        unfit = _why_no_shared_rows(lm)
+        if unfit:
+            return self._selection(plan, head, reason=unfit)
         if self._precision in _ROUNDING:
             self._limit = min(self._limit, _OF_A_MISTAKE * self._trial.mistake().mean)
         shared = ScoringPlan("shared", chunked_head=True)
@@ -289,6 +293,14 @@ class _Judge:
             precision=self._precision,
             gradient_error=shared.gradient_error,
         )
+
+
+def _why_no_shared_rows(lm: Any) -> str:
+    """Why a model cannot be given rows of several completions, where that is known without trying."""
+    width = own_mask_width(lm)
+    if width is not None:
+        return f"attention of {type(lm).__name__} has a mask of its own, of {width} columns"
+    return ""
 
 
 def _faster(lm: Any, device: torch.device) -> list[str]:
