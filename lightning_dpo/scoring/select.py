@@ -45,6 +45,9 @@ FASTEST: dict[str, tuple[str, ...]] = {
 """Attention that computes only what is seen, by device, the fastest first. FlexAttention takes what the
 kernel for ragged sequences cannot do, and has no backward pass on the CPU."""
 
+_TAKES_MASKS = frozenset({"eager", "sdpa", "flex_attention", PREFIX_ATTENTION, VARLEN_ATTENTION})
+"""Attention implementations that rows of several completions may be tried with."""
+
 _EXACT = 1e-4
 """Nats that a token's log-probability may be off where products run in float32."""
 
@@ -300,6 +303,12 @@ def _why_no_shared_rows(lm: Any) -> str:
     width = own_mask_width(lm)
     if width is not None:
         return f"attention of {type(lm).__name__} has a mask of its own, of {width} columns"
+    attention = _attention_of(lm)
+    if attention and attention not in _TAKES_MASKS:
+        # FlashAttention's would be unpadded by a mask of another shape, which leaves CUDA unusable.
+        return (
+            f"attention {attention} takes no mask that sets completions apart; leave attn_implementation out"
+        )
     return ""
 
 
