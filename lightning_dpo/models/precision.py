@@ -19,12 +19,20 @@ __all__ = [
     "compute_type",
     "has_frequencies",
     "has_slow_bfloat16",
+    "matmul_precision",
     "move",
     "take_types",
     "weights_dtype",
 ]
 
 ComputeType: TypeAlias = Literal["float64", "float32", "tf32", "bfloat16", "float16"]
+
+_WORDS: dict[str, tuple[ComputeType, ...]] = {
+    "highest": ("float32",),
+    "high": ("tf32",),
+    "medium": ("bfloat16", "tf32"),
+}
+"""What float32 products run in by the words of `torch.set_float32_matmul_precision`."""
 
 _NAMES: dict[torch.dtype, ComputeType] = {
     torch.float64: "float64",
@@ -61,6 +69,21 @@ def has_slow_bfloat16(device: torch.device) -> bool:
     """
     is_x86 = device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
     return is_x86 and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+
+
+def matmul_precision(device: torch.device) -> str:
+    """What float32 products may run in, in the words of `torch.set_float32_matmul_precision`.
+
+    torch itself raises, or gives an older answer, where it was set by a backend's `fp32_precision`.
+    """
+    products = _float32_products(device)
+    try:
+        said = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        said = ""
+    # "medium" is TF32 on GPUs.
+    fitting = [word for word, kinds in _WORDS.items() if products in kinds]
+    return said if said in fitting else fitting[0]
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dpo.models.build import PolicySettings
-from lightning_dpo.models.precision import has_frequencies
+from lightning_dpo.models.precision import has_frequencies, matmul_precision
 from lightning_dpo.models.unwrap import is_sharded
 from lightning_dpo.reference.base import Reference
 from lightning_dpo.reference.cache.keys import KeyArray, batch_keys
@@ -147,7 +147,7 @@ class CachedReference(Reference):
             dtype=f"{self._settings.dtype} as {parameter.dtype}{self._frequencies(parameter.dtype)}",
             # Sharded weights are gathered in autocast's type, all of them; autocast itself leaves some alone.
             precision=f"{autocast}{' gathered' if autocast and self.is_sharded else ''} "
-            f"{torch.get_float32_matmul_precision()}",
+            f"{matmul_precision(parameter.device)}",
             attention=self._settings.attn_implementation or "default",
         )
         self._cache = ReferenceCache(self._root, space=space)

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -429,3 +433,48 @@ def test_only_the_policys_confidences_are_computed(folder: str, reference: str) 
     assert isinstance(scored, PairLogps)
     assert policy.chosen_confidence is not None
     assert scored.chosen_confidence is None
+
+
+_PRECISIONS = """
+import json, os, sys
+import torch
+from lightning_dpo.models.precision import matmul_precision
+for setting, device in json.loads(sys.argv[1]):
+    if not os.fork():
+        exec(setting)
+        print(matmul_precision(torch.device(device)), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_keys_say_what_products_run_in_by_whichever_interface_it_was_set() -> None:
+    """Each in a process of its own: torch does not unset what was set by both."""
+    older, newer = "torch.set_float32_matmul_precision('{}')", "torch.backends.{}fp32_precision = 'tf32'"
+    settings = {
+        ("", "cpu"): "highest",
+        (older.format("high"), "cuda"): "high",
+        (older.format("medium"), "cpu"): "medium",
+        (older.format("medium"), "cuda"): "medium",
+        (newer.format("cuda.matmul."), "cuda"): "high",
+        (newer.format("cuda.matmul."), "cpu"): "highest",
+        (newer.format(""), "cpu"): "high",
+    }
+    command = [sys.executable, "-c", _PRECISIONS, json.dumps(list(settings))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == list(settings.values()), done.stderr
+
+
+@pytest.fixture
+def newer_tf32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_a_run_goes_on_where_torch_does_not_say_its_precision(folder: str, newer_tf32: None) -> None:
+    run(folder)
+    _, used = run(folder)
+    assert used == CacheUsage(passes=0, pairs=16, from_cache=16)
