@@ -29,6 +29,7 @@ __all__ = [
     "register_attention",
     "require_states",
     "select_plan",
+    "still_holds",
 ]
 
 LayoutChoice = Literal["auto", "shared", "concatenated"]
@@ -84,6 +85,8 @@ class Selection(NamedTuple):
             in float32, else of most tokens. Or None.
         passed_over: Faster attention that was tried and is not used, with what is wrong with it.
         advice: What would be faster on this processor, or an empty string.
+        device: Type of the device that it was found out on.
+        attention_before: What the model ran before, where `attention` is another one.
     """
 
     plan: ScoringPlan
@@ -95,6 +98,8 @@ class Selection(NamedTuple):
     gradient_error: float | None = None
     passed_over: str = ""
     advice: str = ""
+    device: str = ""
+    attention_before: str = ""
 
     def __str__(self) -> str:
         """One line for a log: what was chosen, and why."""
@@ -149,18 +154,21 @@ def select_plan(
                 '`layout="shared"` needs a Hugging Face causal language model, or a network that offers what '
                 f'lightning_dpo.models.own asks for, got {type(model).__name__}; use layout="auto"'
             )
-        return Selection(ScoringPlan(), None, None, "the model shows nothing but its logits", precision)
+        reason = "the model shows nothing but its logits"
+        return Selection(ScoringPlan(), None, None, reason, precision, device=place.type)
     with evaluating(model), torch.inference_mode(mode=False):
         faster = _faster(causal_lm(model), place) if may_switch_attention else []
         left_out = [name for name in faster if is_compiled and name == "flex_attention"]
         faster = [name for name in faster if name not in left_out]
+        before = _attention_of(causal_lm(model))
         found = _Judge(model, place, precision, agree or _alone).select(layout, faster=faster)
     advice = _SLOW_BFLOAT16 if precision == "bfloat16" and has_slow_bfloat16(place) else ""
     attention = _attention_of(causal_lm(model))
     if left_out and attention not in faster:
         reasons = [found.passed_over, *(f"{name}: the blocks are compiled" for name in left_out)]
         found = found._replace(passed_over=", ".join(filter(None, reasons)))
-    found = found._replace(attention=attention, advice=advice)
+    found = found._replace(attention=attention, advice=advice, device=place.type)
+    found = found._replace(attention_before="" if before == attention else before)
     if layout == "shared" and found.plan.layout != "shared":
         raise ValueError(
             f'`layout="shared"` is not exact for {type(causal_lm(model)).__name__}: {found.reason}'
@@ -168,6 +176,25 @@ def select_plan(
     if found.reason and layout == "auto":
         _log.warning("prompts are computed once per completion, not once per pair: %s", found.reason)
     return found
+
+
+def still_holds(selection: Selection, model: nn.Module, *, device: torch.device) -> bool:
+    """Whether a model computes where and as it did when it was tried; if not, it attends as it did before.
+
+    Call it as `select_plan` is called.
+
+    Args:
+        selection: What was found out then.
+        model: The same model.
+        device: Where its inputs go now.
+    """
+    same_place = selection.device in ("", device.type)
+    if same_place and selection.precision == compute_type(model, device=device):
+        return True
+    if selection.attention_before:
+        lm: Any = causal_lm(model)
+        lm.set_attn_implementation(selection.attention_before)
+    return False
 
 
 def require_states(plan: ScoringPlan, policy: nn.Module) -> None:

@@ -26,16 +26,14 @@ from lightning_dpo.parallel import (
     Sharding,
     build_trained,
     clip_gradients,
-    full_state,
     gradient_norm,
     largest_of_ranks,
-    on_rank_zero,
     sharding_for,
 )
 from lightning_dpo.scoring.forward import ScoringPlan, lay_out, score
 from lightning_dpo.scoring.graphs import outside_of_graphs
 from lightning_dpo.scoring.positions import check_positions
-from lightning_dpo.scoring.select import LayoutChoice, Selection, select_plan
+from lightning_dpo.scoring.select import LayoutChoice, Selection, select_plan, still_holds
 from lightning_dpo.training.callbacks.exact_resume import ExactResume
 from lightning_dpo.training.callbacks.freed_memory import KeepFreedMemory
 from lightning_dpo.training.callbacks.gradients import FreeGradients
@@ -44,13 +42,12 @@ from lightning_dpo.training.compile import compile_blocks, left_to_compiler
 from lightning_dpo.training.metrics.data_sets import DataSetMeans
 from lightning_dpo.training.metrics.weighted_means import WeightedMeans
 from lightning_dpo.training.saving.checkpoint_io import WholeCheckpoints
-from lightning_dpo.training.saving.export import export_model
+from lightning_dpo.training.saving.export import export_model, export_sharded
 from lightning_dpo.training.saving.model_record import (
     RECORD_KEY,
     ModelRecord,
     adapter_state,
     drop_base_weights,
-    rebuild,
 )
 from lightning_dpo.training.step_output import StepOutput
 from lightning_dpo.types import CompletionBatch, CompletionLogps
@@ -147,6 +144,7 @@ class PolicyModule(ExactFrequencies, pl.LightningModule):
         self._layout: LayoutChoice = layout
         self._compile_model = compile_model
         self._selection: Selection | None = None
+        self._run_begins = False
         self.latest: StepOutput | None = None
         self.val_metrics = WeightedMeans(self.metric_names, prefix="val/")
         self.val_data_sets = DataSetMeans(make=partial(WeightedMeans, self.metric_names))
@@ -184,6 +182,7 @@ class PolicyModule(ExactFrequencies, pl.LightningModule):
         Raises:
             ValueError: If its batches are not of `batch_type`.
         """
+        self._run_begins = True
         data = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "validation_sets", ())
         self.val_data_sets = DataSetMeans(names, make=partial(WeightedMeans, self.metric_names))
@@ -258,10 +257,14 @@ class PolicyModule(ExactFrequencies, pl.LightningModule):
         return int(self.trainer.estimated_stepping_batches)
 
     def plan(self) -> ScoringPlan:
-        """How the policy is scored, found out on the model at hand the first time."""
-        if self._selection is None:
+        """How the policy is scored, found out on the model at hand, anew where a run computes otherwise."""
+        if self._selection is None or self._run_begins:
+            self._run_begins = False
             trainer = self.trainer if self._trainer is not None else None
             with nullcontext() if trainer is None else trainer.precision_plugin.forward_context():
+                found = self._selection
+                if found is not None and still_holds(found, self.policy, device=self.device):
+                    return found.plan
                 self._selection = select_plan(
                     self.policy,
                     layout=self._layout,
@@ -389,11 +392,8 @@ class PolicyModule(ExactFrequencies, pl.LightningModule):
         options["tokenizer"] = getattr(data, "tokenizer", None) or self.tokenizer_source
         if not is_sharded(self.policy):
             return export_model(self.policy, folder, **options)
-        weights = full_state(self.policy)
-        return on_rank_zero(
-            self.trainer.strategy,
-            lambda: export_model(rebuild(self.model_record(), weights), folder, **options),
-        )
+        strategy, record = self.trainer.strategy, self.model_record()
+        return export_sharded(self.policy, folder, record=record, strategy=strategy, **options)
 
     def _remember(self, **arguments: Any) -> None:
         """Let `load_from_checkpoint` pass arguments again: texts, since it takes no modules or callables."""

@@ -16,12 +16,13 @@ from lightning_dpo.files import scratch_folder
 from lightning_dpo.models.classifier import as_classifier, separate_padding
 from lightning_dpo.models.load import load_tokenizer
 from lightning_dpo.models.unwrap import causal_lm
+from lightning_dpo.parallel import full_state, on_rank_zero
 from lightning_dpo.parallel.checkpoint_reader import FolderReader
-from lightning_dpo.training.saving.model_record import POLICY_PREFIX, ModelRecord, untrained
+from lightning_dpo.training.saving.model_record import POLICY_PREFIX, ModelRecord, rebuild, untrained
 from lightning_dpo.training.saving.read import read_checkpoint, record_of
 from lightning_dpo.training.saving.stream import NotInPartsError, check_size, write_in_parts
 
-__all__ = ["check_export_folder", "export_checkpoint", "export_model"]
+__all__ = ["check_export_folder", "export_checkpoint", "export_model", "export_sharded"]
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +73,22 @@ def export_model(
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer.save_pretrained(scratch)
     return target
+
+
+def export_sharded(
+    model: nn.Module, folder: str | Path, *, record: ModelRecord, strategy: Any, **options: Any
+) -> Path:
+    """Gather a model's weights on rank 0, which writes them; every rank must call this.
+
+    Args:
+        model: One that is split over ranks.
+        folder: As for `export_model`.
+        record: What rebuilds the model.
+        strategy: The trainer's.
+        options: For `export_model`.
+    """
+    weights = full_state(model)
+    return on_rank_zero(strategy, lambda: export_model(rebuild(record, weights), folder, **options))
 
 
 def check_export_folder(folder: str | Path) -> Path:
