@@ -22,7 +22,8 @@ from lightning_dpo.losses import LDDPO, WPO, DPOLoss, IPOLoss, LengthNormalizedD
 from lightning_dpo.models import build as builder_module
 from lightning_dpo.models.load import load_model
 from lightning_dpo.models.lora import LoraSettings
-from lightning_dpo.reference.cache.store import ReferenceCache
+from lightning_dpo.reference import cached as cached_module
+from lightning_dpo.reference.cache.store import ReferenceCache, Space
 from lightning_dpo.reference.cache.usage import CacheUsage
 from lightning_dpo.reference.cached import CachedReference
 from lightning_dpo.scoring.forward import ScoringPlan
@@ -478,3 +479,51 @@ def test_a_run_goes_on_where_torch_does_not_say_its_precision(folder: str, newer
     run(folder)
     _, used = run(folder)
     assert used == CacheUsage(passes=0, pairs=16, from_cache=16)
+
+
+class Asked:
+    """A reference that keeps where the batches were."""
+
+    def __init__(self) -> None:
+        self.devices: set[str] = set()
+
+    def logps(self, batch: Any, *, plan: Any) -> Any:
+        self.devices.add(batch.prompt_ids.device.type)
+        return batch
+
+
+def test_shards_on_the_cpu_are_computed_where_the_run_says(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under `cpu_offload` weights are on the CPU, and batches and autocast on the GPU; meta stands for it."""
+    gpu = torch.device("meta")
+    module = DPOModule(folder, reference="cached")
+    module.configure_model()
+    reference = module.reference
+    assert isinstance(reference, CachedReference)
+    monkeypatch.setattr(
+        cached_module, "autocast_dtype", lambda device: torch.bfloat16 if device == gpu else None
+    )
+    whole = reference.open(device=gpu)
+    monkeypatch.setattr(cached_module, "is_sharded", lambda _: True)
+    sharded = reference.open(device=gpu)
+    for cache, precision in ((whole, "None highest"), (sharded, "torch.bfloat16 gathered highest")):
+        space = Space(reference.identity, "torch.float32 as torch.float32", precision, "default")
+        assert Path(cache.location).name == space.key
+    asked = Asked()
+    monkeypatch.setattr(CachedReference, "_running", lambda _: asked)
+    reference.keep_in_step(plan=ScoringPlan())
+    assert asked.devices == {"meta"}
+
+
+def test_a_run_says_where_it_computes(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[Any] = []
+    opened = CachedReference.open
+
+    def opening(self: CachedReference, **options: Any) -> ReferenceCache:
+        devices.append(options["device"])
+        return opened(self, **options)
+
+    monkeypatch.setattr(CachedReference, "open", opening)
+    run(folder)
+    assert devices == [torch.device("cpu")]
