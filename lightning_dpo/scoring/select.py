@@ -16,6 +16,7 @@ from lightning_dpo.models.modes import evaluating
 from lightning_dpo.models.precision import ComputeType, compute_type, has_slow_bfloat16
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.scoring.forward import ScoringPlan
+from lightning_dpo.scoring.gathered import run_gathered
 from lightning_dpo.scoring.lm_head import find_head
 from lightning_dpo.scoring.positions import own_mask_width
 from lightning_dpo.scoring.prefix_attention import PREFIX_ATTENTION, prefix_attention
@@ -146,6 +147,18 @@ def select_plan(
     Raises:
         ValueError: If `layout="shared"` and it is not exact for this model.
     """
+    options = (layout, device, may_switch_attention, is_compiled, agree or _alone)
+    return run_gathered(_select_plan, model, *options, calls=True)
+
+
+def _select_plan(
+    model: nn.Module,
+    layout: LayoutChoice,
+    device: torch.device | None,
+    may_switch_attention: bool,  # noqa: FBT001
+    is_compiled: bool,  # noqa: FBT001
+    agree: Agreement,
+) -> Selection:
     place = device or next(model.parameters()).device
     precision = compute_type(model, device=place)
     if find_head(causal_lm(model)) is None:
@@ -161,7 +174,7 @@ def select_plan(
         left_out = [name for name in faster if is_compiled and name == "flex_attention"]
         faster = [name for name in faster if name not in left_out]
         before = _attention_of(causal_lm(model))
-        found = _Judge(model, place, precision, agree or _alone).select(layout, faster=faster)
+        found = _Judge(model, place, precision, agree).select(layout, faster=faster)
     advice = _SLOW_BFLOAT16 if precision == "bfloat16" and has_slow_bfloat16(place) else ""
     attention = _attention_of(causal_lm(model))
     if left_out and attention not in faster:

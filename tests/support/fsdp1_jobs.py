@@ -13,7 +13,7 @@ from step_jobs import Pairs, Recorder, Run, adamw, rank_and_count
 from tiny_models import OwnNetwork, tiny_model
 from torch import distributed
 from torch.distributed.fsdp import FullyShardedDataParallel
-from training import trainer
+from training import loader, trainer
 
 from lightning_dpo import DPOModule
 from lightning_dpo.models.lora import LoraSettings
@@ -82,6 +82,32 @@ def fit(
                 for name, value in module.policy.named_parameters()
             }
     return Run(recorder.losses, recorder.norms, weights, (0.0, None))
+
+
+def validated(*, strategy: str = "fsdp1") -> list[float]:
+    """Validation losses of a module that is fitted, and validated by the same trainer and by another one."""
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    torch.manual_seed(0)
+    module = DPOModule(tiny_model(), optimizer=adamw)
+    losses = []
+
+    def run(what: str, *data: Any, of: Any = None) -> Any:
+        runner = of or trainer(
+            devices=rank_and_count()[1],
+            strategy=OnCPU() if strategy == "fsdp1" else strategy,
+            use_distributed_sampler=False,
+            limit_train_batches=4,
+            gradient_clip_val=1.0,
+        )
+        getattr(runner, what)(module, *data)
+        losses.append(float(runner.callback_metrics["val/loss"]))
+        return runner
+
+    with on_cpu():
+        first = run("fit", Pairs().train_dataloader(), loader(count=6))
+        run("validate", loader(count=6), of=first)
+        run("validate", loader(count=6))
+    return losses
 
 
 def norm_of_one_rank() -> float:
