@@ -153,9 +153,9 @@ def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    kind: Any = type(model)
     with torch.random.fork_rng():  # what is drawn after a load must not depend on whether there was one
-        plain: Any = type(model)(config)
-    plain.to(dtype=model.dtype)
+        plain = kind._from_config(config, dtype=model.dtype)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
     return cast("PreTrainedModel", plain.eval())

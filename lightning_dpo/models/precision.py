@@ -1,17 +1,38 @@
-"""Which type a model's matrix products run in, whatever type its weights are kept in."""
+"""Which type a model's weights are kept in, and which its matrix products run in."""
 
 from __future__ import annotations
 
 import platform
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from transformers import PreTrainedModel
 
-__all__ = ["ComputeType", "autocast_dtype", "compute_type", "has_slow_bfloat16", "weights_dtype"]
+__all__ = [
+    "ComputeType",
+    "ExactFrequencies",
+    "autocast_dtype",
+    "compute_type",
+    "has_frequencies",
+    "has_slow_bfloat16",
+    "matmul_precision",
+    "move",
+    "take_types",
+    "weights_dtype",
+]
 
 ComputeType: TypeAlias = Literal["float64", "float32", "tf32", "bfloat16", "float16"]
+
+_WORDS: dict[str, tuple[ComputeType, ...]] = {
+    "highest": ("float32",),
+    "high": ("tf32",),
+    "medium": ("bfloat16", "tf32"),
+}
+"""What float32 products run in by the words of `torch.set_float32_matmul_precision`."""
 
 _NAMES: dict[torch.dtype, ComputeType] = {
     torch.float64: "float64",
@@ -50,6 +71,21 @@ def has_slow_bfloat16(device: torch.device) -> bool:
     return is_x86 and "AVX512" not in torch.backends.cpu.get_cpu_capability()
 
 
+def matmul_precision(device: torch.device) -> str:
+    """What float32 products may run in, in the words of `torch.set_float32_matmul_precision`.
+
+    torch itself raises, or gives an older answer, where it was set by a backend's `fp32_precision`.
+    """
+    products = _float32_products(device)
+    try:
+        said = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        said = ""
+    # "medium" is TF32 on GPUs.
+    fitting = [word for word, kinds in _WORDS.items() if products in kinds]
+    return said if said in fitting else fitting[0]
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The type that autocast computes products in on a device; None where it is off, or does not exist."""
     kind = device.type
@@ -75,6 +111,82 @@ def weights_dtype(model: nn.Module) -> torch.dtype:
     # Not the first weight: a quantised one is of integers.
     kinds = (p.dtype for p in model.parameters() if p.dtype in _NAMES)
     return next(kinds, torch.float32)
+
+
+def move(model: nn.Module, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+    """Move a model in place, and convert it as `from_pretrained` would have loaded it.
+
+    `Module.to` also rounds the rotary frequencies, which a model loaded in bfloat16 keeps in float32: at
+    position 1000 an angle is then off by radians. Where the weights have the type already, nothing is
+    converted, so that what is kept in a wider type stays so.
+
+    Args:
+        model: The model; not of a kind that may not be converted, such as one in 4 bits.
+        device: Where to; None leaves it where it is.
+        dtype: Type of its weights; None leaves it.
+    """
+    kinds = (p.dtype for p in model.parameters() if p.is_floating_point())
+    if dtype in (None, next(kinds, dtype)):
+        model.to(device=device)
+        return
+    with _exact_frequencies(model):
+        model.to(device=device, dtype=dtype)
+
+
+def take_types(model: nn.Module, *, like: nn.Module) -> None:
+    """Convert tensors of a model to the types of those that have the same names in another one."""
+    theirs = {**dict(like.named_parameters()), **dict(like.named_buffers())}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        other = theirs.get(name)
+        if other is not None and tensor.dtype != other.dtype and _are_floating(tensor, other):
+            tensor.data = tensor.data.to(other.dtype)
+
+
+class ExactFrequencies(nn.Module):
+    """A module that may be converted whole: the rotary frequencies of models within keep their type.
+
+    A trainer's `precision: bf16-true` converts it.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001
+        with _exact_frequencies(self):
+            converted: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return converted
+
+
+def has_frequencies(model: nn.Module) -> bool:
+    """Whether a model computes positions from frequencies that it keeps in float32 whatever its type."""
+    return bool(_frequencies(model))
+
+
+@contextmanager
+def _exact_frequencies(model: nn.Module) -> Iterator[None]:
+    held = _frequencies(model)
+    yield
+    for part, name, before in held:
+        now = part._buffers[name]
+        if now is not None and now.dtype != before.dtype and not before.is_meta:
+            part._buffers[name] = before.to(now.device)
+
+
+def _frequencies(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    """Buffers of rotary frequencies. Other networks than transformers' need not be written for two types."""
+    within = {
+        part: None
+        for outer in model.modules()
+        if isinstance(outer, PreTrainedModel)
+        for part in outer.modules()
+    }
+    return [
+        (part, name, buffer)
+        for part in within
+        for name, buffer in part._buffers.items()
+        if buffer is not None and name.endswith("inv_freq") and name in part._non_persistent_buffers_set
+    ]
+
+
+def _are_floating(*tensors: Tensor) -> bool:
+    return all(tensor.is_floating_point() for tensor in tensors)
 
 
 def _float32_products(device: torch.device) -> ComputeType:

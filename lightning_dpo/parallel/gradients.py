@@ -23,9 +23,10 @@ def gradient_norm(gradients: Sequence[Tensor], *, strategy: Any = None) -> Tenso
         gradients: What this rank holds.
         strategy: The trainer's; under FSDP1 gradients look like plain tensors and are parts all the same.
     """
-    if not gradients:
+    if not gradients and not _is_fsdp1(strategy):
         return torch.zeros(())
-    norm = torch.nn.utils.get_total_norm(gradients)
+    # Under FSDP1 a rank may hold no part of any gradient, of an adapter's say, and joins the others' sum.
+    norm = torch.nn.utils.get_total_norm(gradients) if gradients else _zero(strategy)
     if isinstance(norm, DTensor):
         return norm.full_tensor()
     if _is_fsdp1(strategy):
@@ -44,9 +45,8 @@ def clip_gradients(trainer: Any, optimizer: Optimizer, *, limit: float | None, a
         limit: Norm or value that gradients are clipped to; None or 0 leaves them.
         algorithm: "norm", "value", or None for "norm".
     """
-    by_norm = limit is not None and algorithm in (None, "norm")
-    if by_norm and isinstance(trainer.model, FullyShardedDataParallel):
-        trainer.model.clip_grad_norm_(float(limit or 0))  # under FSDP1 only the wrapped model can
+    if limit and algorithm in (None, "norm") and isinstance(trainer.model, FullyShardedDataParallel):
+        trainer.model.clip_grad_norm_(float(limit))  # under FSDP1 only the wrapped model can
         return True
     plugin = trainer.precision_plugin
     if isinstance(plugin, MixedPrecision) and plugin.scaler is None and limit:
@@ -54,6 +54,10 @@ def clip_gradients(trainer: Any, optimizer: Optimizer, *, limit: float | None, a
         Precision.clip_gradients(plugin, optimizer, limit, GradClipAlgorithmType(algorithm or "norm"))
         return True
     return False
+
+
+def _zero(strategy: Any) -> Tensor:
+    return torch.zeros((), device=strategy.root_device)
 
 
 def _is_fsdp1(strategy: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecision
+from torch.distributed.fsdp._common_utils import TrainingState
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from lightning_dpo.files import current_name
@@ -179,15 +181,29 @@ class FSDP1Strategy(WholeFolders, FSDPStrategy):
             )
         super().setup_environment()
 
+    @property
+    def mixed_precision_config(self) -> MixedPrecision | None:
+        """The precision's; but rotary frequencies are not rounded, nor what is no input of a layer."""
+        found = super().mixed_precision_config
+        if found is None or self.mixed_precision is not None:
+            return found
+        return replace(found, buffer_dtype=None, cast_root_forward_inputs=False)
+
     def _setup_model(self, model: nn.Module) -> nn.Module:
-        """Wrap the model, and the reference likewise but apart from it."""
+        """Wrap the model, and the reference likewise but apart from it; once, for all runs of a module."""
         module: Any = self.lightning_module
+        earlier = getattr(module.policy, GATHERED_ENTRY, None)
+        if isinstance(earlier, _WithinRoot):
+            return earlier.root
         if "auto_wrap_policy" not in self.kwargs:
             self.kwargs["auto_wrap_policy"] = wrap_policy(module.policy, self.block_classes)
         reference = getattr(module, "reference_model", None)
         if reference is not None:
             self._wrap_reference(reference)
-        return super()._setup_model(model)
+        root = super()._setup_model(model)
+        if isinstance(root, FullyShardedDataParallel):
+            setattr(module.policy, GATHERED_ENTRY, _WithinRoot(root, module))
+        return root
 
     def _wrap_reference(self, reference: nn.Module) -> None:
         wrapped = FullyShardedDataParallel(
@@ -201,6 +217,44 @@ class FSDP1Strategy(WholeFolders, FSDPStrategy):
 
         # A function, since a module would become a part of the one that it holds.
         setattr(reference, GATHERED_ENTRY, lambda *args: wrapped(*args))
+
+
+class _WithinRoot:
+    """Runs functions of a policy in the forward pass of the module around it, which gathers the ends.
+
+    In a step that pass is under way. Before and between steps one is made: a block that ran outside of it
+    first would take itself for the outermost one. That pass has no gradient, for no backward pass follows it
+    by which FSDP1 would take its hooks off again; left on, they lose the next step's gradients of the ends.
+    """
+
+    def __init__(self, root: FullyShardedDataParallel, module: Any) -> None:
+        self.root = root
+        self._module = module
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        module = self._module
+        if self.root.training_state != TrainingState.IDLE:
+            return function(module.policy, *args)
+        hidden = vars(module).get("forward")
+
+        def forward(*inner: Any) -> Any:
+            restore()
+            return function(module.policy, *inner)
+
+        def restore() -> None:
+            vars(module).pop("forward", None)
+            if hidden is not None:
+                vars(module)["forward"] = hidden
+
+        vars(module)["forward"] = forward
+        try:
+            with torch.no_grad():
+                return self.root(*args)
+        finally:
+            restore()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _WithinRoot:
+        return self  # whoever copies the policy does not mean what is around it
 
 
 class _Entered(nn.Module):

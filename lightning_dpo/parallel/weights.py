@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["WeightSource", "empty_model", "is_quantised", "open_weights", "saved_tensors"]
 
+_COMPUTED = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -97,6 +99,9 @@ def open_weights(
         wanted: What `saved_tensors` gives for the model as `empty_model` made it. Files are read directly if
             they hold every one of them under the same name and in the same shape.
         quantised: Whether files hold something else than the weights.
+
+    Raises:
+        ValueError: On every rank, if rank 0 cannot load the model, or its weights stay quantised.
     """
     with ExitStack() as stack:
         slices = None if quantised else _open_slices(_weight_files(source), wanted, stack)
@@ -105,14 +110,15 @@ def open_weights(
             yield _FromFiles(slices)
             return
         held: dict[str, Tensor] = {}
+        problem: list[str] = [""]
         if distributed.get_rank() == 0:
-            whole = load_model(
-                source,
-                dtype=settings.dtype,
-                attn_implementation=settings.attn_implementation,
-                trust_remote_code=settings.trust_remote_code,
-            )
-            held = dict(saved_tensors(whole))
+            try:
+                held = _load_whole(source, settings, wanted)
+            except Exception as error:  # whatever it is, the other ranks must not wait for weights
+                problem = [str(error) or type(error).__name__]
+        distributed.broadcast_object_list(problem, src=0, device=_group_device())
+        if problem[0]:
+            raise ValueError(problem[0])
         yield _FromRankZero(held, shapes=wanted, device=_group_device())
 
 
@@ -123,6 +129,46 @@ def saved_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and id(tensor) not in parameters:
             yield name, tensor
+
+
+def _load_whole(source: str, settings: PolicySettings, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's tensors as checkpoints name them, none of them quantised.
+
+    Raises:
+        ValueError: If the model cannot be loaded, or one of the tensors is not what is wanted.
+    """
+    whole = load_model(
+        source,
+        dtype=settings.dtype,
+        attn_implementation=settings.attn_implementation,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    held, cause = dict(saved_tensors(whole)), ""
+    if _differing(held, wanted):
+        # Weights in 8 or 4 bits mean nothing without their scales, which have names of their own.
+        try:
+            held = dict(saved_tensors(whole.dequantize()))  # type: ignore[no-untyped-call]
+        except Exception as error:  # each kind of quantisation has its own
+            cause = f" ({type(error).__name__}: {error})"
+    differing = _differing(held, wanted)
+    if differing:
+        raise ValueError(
+            f"`policy` must have weights that can be split over ranks, got {source!r}, which stay quantised: "
+            f"{', '.join(differing[:3])}{cause}; save it dequantised, or take a repository that is not "
+            "quantised, or train an adapter without sharding"
+        )
+    return held
+
+
+def _differing(held: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+    """Those of the wanted tensors that are missing, of another shape, or not of the kind that is computed."""
+    return [
+        name
+        for name, like in wanted.items()
+        if name not in held
+        or held[name].shape != like.shape
+        or (like.is_floating_point() and held[name].dtype not in _COMPUTED)
+    ]
 
 
 def _weight_files(source: str) -> list[Path]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dpo.models.build import PolicySettings
+from lightning_dpo.models.precision import autocast_dtype, has_frequencies, matmul_precision
 from lightning_dpo.models.unwrap import is_sharded
 from lightning_dpo.reference.base import Reference
 from lightning_dpo.reference.cache.keys import KeyArray, batch_keys
@@ -80,6 +81,7 @@ class CachedReference(Reference):
         self._settings = settings
         self._policy = policy
         self._cache: ReferenceCache | None = None
+        self._device: torch.device | None = None
         self._computing: Reference | None = None
         self._is_unwritable = False
         self.usage = UsageCount()
@@ -133,20 +135,30 @@ class CachedReference(Reference):
         """Whether the policy is divided over processes."""
         return is_sharded(self._policy)
 
-    def open(self) -> ReferenceCache:
+    @property
+    def device(self) -> torch.device:
+        """Where the policy's inputs go."""
+        kept = next(self._policy.parameters()).device
+        return self._device if self._device is not None and self.is_sharded else kept
+
+    def open(self, *, device: torch.device | None = None) -> ReferenceCache:
         """Find the cache that belongs to the precision at hand, for a run that begins.
 
         Call it as the policy is called: on its device, under autocast if the trainer uses that.
+
+        Args:
+            device: Where the policy's inputs go; None is where its weights are, which shards that are kept
+                in the CPU's memory are not.
         """
+        self._device = device
         parameter = next(p for p in self._policy.parameters() if p.is_floating_point())
-        kind = parameter.device.type
-        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        autocast = autocast_dtype(self.device)
         space = Space(
             weights=self._weights,
-            dtype=f"{self._settings.dtype} as {parameter.dtype}",
+            dtype=f"{self._settings.dtype} as {parameter.dtype}{self._frequencies(parameter.dtype)}",
             # Sharded weights are gathered in autocast's type, all of them; autocast itself leaves some alone.
             precision=f"{autocast}{' gathered' if autocast and self.is_sharded else ''} "
-            f"{torch.get_float32_matmul_precision()}",
+            f"{matmul_precision(self.device)}",
             attention=self._settings.attn_implementation or "default",
         )
         self._cache = ReferenceCache(self._root, space=space)
@@ -288,8 +300,13 @@ class CachedReference(Reference):
     def _is_start_at_hand(self) -> bool:
         return self._source.start is not None and self._source.start.is_unchanged
 
+    def _frequencies(self, kept: torch.dtype) -> str:
+        """Sets values of 16-bit weights apart from those of older versions, which rounded frequencies too."""
+        has_any = kept.itemsize < 4 and has_frequencies(self._policy)
+        return " with float32 frequencies" if has_any else ""
+
     def _run(self, batch: CompletionBatch, *, plan: ScoringPlan) -> CompletionLogps:
-        logps = self._running().logps(batch.to(next(self._policy.parameters()).device), plan=plan)
+        logps = self._running().logps(batch.to(self.device), plan=plan)
         assert logps is not None, "a source is a model"
         return logps
 

@@ -106,7 +106,7 @@ def fill_cache(module: ScoredModule, *, trainer: pl.Trainer) -> None:
     """
     for reference in _reference_of(module):
         with trainer.precision_plugin.forward_context():
-            cache = reference.open()
+            cache = reference.open(device=trainer.strategy.root_device)
             # All ranks go by one list of shards: ranks that share their data must agree on what is missing.
             names = trainer.strategy.broadcast(_names(cache))
             try:

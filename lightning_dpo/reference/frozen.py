@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_dpo.models.modes import evaluating
+from lightning_dpo.models.precision import move, take_types
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.reference.base import Reference
 from lightning_dpo.scoring.forward import ScoringPlan, completion_logps, lay_out, score_rows
@@ -80,7 +81,9 @@ class FrozenReference(_ModelReference):
     @classmethod
     def copy_of(cls, policy: nn.Module, *, dtype: torch.dtype | None = None) -> FrozenReference:
         """A copy of the policy as it is now, in a floating-point type of its own or the policy's."""
-        return cls(copy.deepcopy(policy).to(dtype), policy=policy, dtype=dtype)
+        model = copy.deepcopy(policy)
+        move(model, dtype=dtype)
+        return cls(model, policy=policy, dtype=dtype)
 
     @property
     def model(self) -> nn.Module:
@@ -90,7 +93,9 @@ class FrozenReference(_ModelReference):
     def match(self, policy: nn.Module) -> None:
         """Move to the policy's device, and to its type if none was given; attend as it does."""
         parameter = next(policy.parameters())
-        self._model.to(device=parameter.device, dtype=self._dtype or parameter.dtype)
+        move(self._model, device=parameter.device, dtype=self._dtype or parameter.dtype)
+        if self._dtype is None:
+            take_types(self._model, like=policy)
         ours, theirs = causal_lm(policy), causal_lm(self._model)
         if isinstance(ours, PreTrainedModel) and isinstance(theirs, PreTrainedModel):
             implementation = ours.config.get_text_config()._attn_implementation

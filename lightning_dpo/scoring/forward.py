@@ -100,12 +100,7 @@ def score_rows(model: nn.Module, rows: InputRows, *, plan: ScoringPlan) -> Token
     """Log-probability of every completion token of rows, (completion_tokens,)."""
     if plan.chunked_head:
         return run_gathered(_head_logps, model, rows, plan)
-    return logits_logps(  # the model is called, and gathers by itself
-        model_logits(model, rows.input_ids, rows.attention_mask),
-        predict=rows.predict,
-        targets=rows.targets,
-        confidence=plan.confidences,
-    )
+    return run_gathered(_whole_logits_logps, model, rows, plan, calls=True)
 
 
 def token_states(model: nn.Module, rows: InputRows) -> TokenStates:
@@ -179,6 +174,15 @@ def _head_logps(model: nn.Module, rows: InputRows, plan: ScoringPlan) -> TokenLo
     assert head is not None, "a plan with a chunked head is only made for models that have one"
     return head_logps(
         _states_at(model, rows, rows.predict), head=head, targets=rows.targets, confidence=plan.confidences
+    )
+
+
+def _whole_logits_logps(model: nn.Module, rows: InputRows, plan: ScoringPlan) -> TokenLogps:
+    return logits_logps(
+        model_logits(model, rows.input_ids, rows.attention_mask),
+        predict=rows.predict,
+        targets=rows.targets,
+        confidence=plan.confidences,
     )
 
 

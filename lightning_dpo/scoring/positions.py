@@ -6,10 +6,11 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
+from transformers import PreTrainedModel
 
 from lightning_dpo.models.unwrap import causal_lm
 
-__all__ = ["check_positions"]
+__all__ = ["check_positions", "has_learned_positions", "own_mask_width"]
 
 _OFFSETS = (0, 2)
 """Rows that a table of learned positions has beside those of the positions: OPT's and BART's have two."""
@@ -34,7 +35,7 @@ def check_positions(model: nn.Module, *, longest: int) -> None:
         return
     found = f"the policy's {limit} positions (max_position_embeddings)"
     fix = f"`max_length={limit}` of the data (--data.max_length {limit}) shortens longer rows"
-    if _has_learned_positions(inner, limit):
+    if has_learned_positions(inner, limit):
         raise ValueError(f"rows must fit into {found}, got one of {longest} tokens; {fix}")
     rank_zero_warn(
         f"the longest row has {longest} tokens, more than {found}: it was not made for so many, and what it "
@@ -42,9 +43,29 @@ def check_positions(model: nn.Module, *, longest: int) -> None:
     )
 
 
-def _has_learned_positions(model: Any, limit: int) -> bool:
+def has_learned_positions(model: Any, limit: int) -> bool:
+    """Whether a causal language model looks its positions up in a table, of as many rows as its limit."""
     tokens = model.get_input_embeddings()
     return any(
         isinstance(part, nn.Embedding) and part is not tokens and part.num_embeddings - limit in _OFFSETS
         for part in model.modules()
     )
+
+
+def own_mask_width(model: Any) -> int | None:
+    """Columns of the causal mask that attention layers hold as a buffer, beside the one they are given.
+
+    GPT-Neo's layers do, and raise where a row is longer; None where no layer has one.
+
+    Args:
+        model: A causal language model, without an adapter around it.
+    """
+    text_config = getattr(getattr(model, "config", None), "get_text_config", None)
+    limit = None if text_config is None else getattr(text_config(), "max_position_embeddings", None)
+    held = (
+        buffer
+        for part in model.modules()
+        if not isinstance(part, PreTrainedModel)  # GPTBigCode holds one that nothing reads any more
+        for buffer in part.buffers(recurse=False)
+    )
+    return limit if any(buffer.shape[-2:] == (limit, limit) for buffer in held) else None

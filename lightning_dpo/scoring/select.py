@@ -16,7 +16,9 @@ from lightning_dpo.models.modes import evaluating
 from lightning_dpo.models.precision import ComputeType, compute_type, has_slow_bfloat16
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.scoring.forward import ScoringPlan
+from lightning_dpo.scoring.gathered import run_gathered
 from lightning_dpo.scoring.lm_head import find_head
+from lightning_dpo.scoring.positions import own_mask_width
 from lightning_dpo.scoring.prefix_attention import PREFIX_ATTENTION, prefix_attention
 from lightning_dpo.scoring.trial import Trial
 from lightning_dpo.scoring.varlen_attention import VARLEN_ATTENTION, has_kernel, varlen_attention
@@ -28,6 +30,7 @@ __all__ = [
     "register_attention",
     "require_states",
     "select_plan",
+    "still_holds",
 ]
 
 LayoutChoice = Literal["auto", "shared", "concatenated"]
@@ -43,6 +46,9 @@ FASTEST: dict[str, tuple[str, ...]] = {
 }
 """Attention that computes only what is seen, by device, the fastest first. FlexAttention takes what the
 kernel for ragged sequences cannot do, and has no backward pass on the CPU."""
+
+_TAKES_MASKS = frozenset({"eager", "sdpa", "flex_attention", PREFIX_ATTENTION, VARLEN_ATTENTION})
+"""Attention implementations that rows of several completions may be tried with."""
 
 _EXACT = 1e-4
 """Nats that a token's log-probability may be off where products run in float32."""
@@ -80,6 +86,8 @@ class Selection(NamedTuple):
             in float32, else of most tokens. Or None.
         passed_over: Faster attention that was tried and is not used, with what is wrong with it.
         advice: What would be faster on this processor, or an empty string.
+        device: Type of the device that it was found out on.
+        attention_before: What the model ran before, where `attention` is another one.
     """
 
     plan: ScoringPlan
@@ -91,6 +99,8 @@ class Selection(NamedTuple):
     gradient_error: float | None = None
     passed_over: str = ""
     advice: str = ""
+    device: str = ""
+    attention_before: str = ""
 
     def __str__(self) -> str:
         """One line for a log: what was chosen, and why."""
@@ -137,6 +147,18 @@ def select_plan(
     Raises:
         ValueError: If `layout="shared"` and it is not exact for this model.
     """
+    options = (layout, device, may_switch_attention, is_compiled, agree or _alone)
+    return run_gathered(_select_plan, model, *options, calls=True)
+
+
+def _select_plan(
+    model: nn.Module,
+    layout: LayoutChoice,
+    device: torch.device | None,
+    may_switch_attention: bool,  # noqa: FBT001
+    is_compiled: bool,  # noqa: FBT001
+    agree: Agreement,
+) -> Selection:
     place = device or next(model.parameters()).device
     precision = compute_type(model, device=place)
     if find_head(causal_lm(model)) is None:
@@ -145,18 +167,21 @@ def select_plan(
                 '`layout="shared"` needs a Hugging Face causal language model, or a network that offers what '
                 f'lightning_dpo.models.own asks for, got {type(model).__name__}; use layout="auto"'
             )
-        return Selection(ScoringPlan(), None, None, "the model shows nothing but its logits", precision)
+        reason = "the model shows nothing but its logits"
+        return Selection(ScoringPlan(), None, None, reason, precision, device=place.type)
     with evaluating(model), torch.inference_mode(mode=False):
         faster = _faster(causal_lm(model), place) if may_switch_attention else []
         left_out = [name for name in faster if is_compiled and name == "flex_attention"]
         faster = [name for name in faster if name not in left_out]
-        found = _Judge(model, place, precision, agree or _alone).select(layout, faster=faster)
+        before = _attention_of(causal_lm(model))
+        found = _Judge(model, place, precision, agree).select(layout, faster=faster)
     advice = _SLOW_BFLOAT16 if precision == "bfloat16" and has_slow_bfloat16(place) else ""
     attention = _attention_of(causal_lm(model))
     if left_out and attention not in faster:
         reasons = [found.passed_over, *(f"{name}: the blocks are compiled" for name in left_out)]
         found = found._replace(passed_over=", ".join(filter(None, reasons)))
-    found = found._replace(attention=attention, advice=advice)
+    found = found._replace(attention=attention, advice=advice, device=place.type)
+    found = found._replace(attention_before="" if before == attention else before)
     if layout == "shared" and found.plan.layout != "shared":
         raise ValueError(
             f'`layout="shared"` is not exact for {type(causal_lm(model)).__name__}: {found.reason}'
@@ -164,6 +189,25 @@ def select_plan(
     if found.reason and layout == "auto":
         _log.warning("prompts are computed once per completion, not once per pair: %s", found.reason)
     return found
+
+
+def still_holds(selection: Selection, model: nn.Module, *, device: torch.device) -> bool:
+    """Whether a model computes where and as it did when it was tried; if not, it attends as it did before.
+
+    Call it as `select_plan` is called.
+
+    Args:
+        selection: What was found out then.
+        model: The same model.
+        device: Where its inputs go now.
+    """
+    same_place = selection.device in ("", device.type)
+    if same_place and selection.precision == compute_type(model, device=device):
+        return True
+    if selection.attention_before:
+        lm: Any = causal_lm(model)
+        lm.set_attn_implementation(selection.attention_before)
+    return False
 
 
 def require_states(plan: ScoringPlan, policy: nn.Module) -> None:
@@ -217,6 +261,9 @@ class _Judge:
             return self._selection(ScoringPlan(), head, reason=f"its head is not known here ({head.problem})")
         if layout == "concatenated":
             return self._selection(plan, head)
+        unfit = _why_no_shared_rows(lm)
+        if unfit:
+            return self._selection(plan, head, reason=unfit)
         if self._precision in _ROUNDING:
             self._limit = min(self._limit, _OF_A_MISTAKE * self._trial.mistake().mean)
         shared = ScoringPlan("shared", chunked_head=True)
@@ -289,6 +336,20 @@ class _Judge:
             precision=self._precision,
             gradient_error=shared.gradient_error,
         )
+
+
+def _why_no_shared_rows(lm: Any) -> str:
+    """Why a model cannot be given rows of several completions, where that is known without trying."""
+    width = own_mask_width(lm)
+    if width is not None:
+        return f"attention of {type(lm).__name__} has a mask of its own, of {width} columns"
+    attention = _attention_of(lm)
+    if attention and attention not in _TAKES_MASKS:
+        # FlashAttention's would be unpadded by a mask of another shape, which leaves CUDA unusable.
+        return (
+            f"attention {attention} takes no mask that sets completions apart; leave attn_implementation out"
+        )
+    return ""
 
 
 def _faster(lm: Any, device: torch.device) -> list[str]:

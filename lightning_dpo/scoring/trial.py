@@ -15,6 +15,7 @@ from lightning_dpo.models.own import computes_last_logits, model_logits
 from lightning_dpo.models.unwrap import causal_lm
 from lightning_dpo.scoring.forward import ScoringPlan, lay_out, score_rows
 from lightning_dpo.scoring.lm_head import logits_logps
+from lightning_dpo.scoring.positions import has_learned_positions
 from lightning_dpo.types import CompletionBatch
 
 __all__ = ["Difference", "GradientError", "Trial"]
@@ -202,10 +203,17 @@ def _batch(lm: Any, crossing: int) -> CompletionBatch:
 
 
 def _crossing(lm: Any, device: torch.device) -> int:
-    """Tokens that reach beyond a model's sliding window; 0 without one, or where that costs too much."""
+    """Tokens that reach beyond a model's sliding window; 0 without one, or where that costs too much.
+
+    Nor is a window crossed that is as long as a model's table of positions: rows cannot be longer.
+    """
     config = _text_config(lm)
-    window = getattr(config, "sliding_window", None) or 0
-    if not 0 < window <= _LONGEST_WINDOW.get(device.type, 1024):
+    # GPT-Neo has its own name for it, and applies it to columns, which is wrong where prompts are shared.
+    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None) or 0
+    if not isinstance(window, int) or not 0 < window <= _LONGEST_WINDOW.get(device.type, 1024):
+        return 0
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    if window + 8 + max(_SIZES[0]) > positions > 0 and has_learned_positions(lm, positions):
         return 0
     length = window + 64
     scores = 2 * length**2 * getattr(config, "num_attention_heads", 1)  # of two rows

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LinearLR
 
 from lightning_dpo.models.build import PolicySettings
 from lightning_dpo.models.lora import LoraSettings
+from lightning_dpo.models.precision import ExactFrequencies
 from lightning_dpo.parallel import (
     Sharding,
     build_trained,
@@ -31,7 +32,7 @@ from lightning_dpo.parallel import (
 from lightning_dpo.scoring.forward import ScoringPlan, lay_out, score
 from lightning_dpo.scoring.graphs import outside_of_graphs
 from lightning_dpo.scoring.positions import check_positions
-from lightning_dpo.scoring.select import LayoutChoice, Selection, select_plan
+from lightning_dpo.scoring.select import LayoutChoice, Selection, select_plan, still_holds
 from lightning_dpo.training.callbacks.exact_resume import ExactResume
 from lightning_dpo.training.callbacks.freed_memory import KeepFreedMemory
 from lightning_dpo.training.callbacks.gradients import FreeGradients
@@ -40,6 +41,7 @@ from lightning_dpo.training.metrics.data_sets import DataSetMeans
 from lightning_dpo.training.metrics.weighted_means import WeightedMeans
 from lightning_dpo.training.preparing.averaging import check_averaging
 from lightning_dpo.training.preparing.compile import compile_blocks, left_to_compiler
+from lightning_dpo.training.preparing.data_kind import check_batch_type
 from lightning_dpo.training.preparing.warm_up import scheduled_steps
 from lightning_dpo.training.saving.checkpoint_io import WholeCheckpoints
 from lightning_dpo.training.saving.export import export_policy
@@ -56,7 +58,7 @@ from lightning_dpo.types.choices import DtypeName, Recomputation
 __all__ = ["PolicyModule"]
 
 
-class PolicyModule(pl.LightningModule):
+class PolicyModule(ExactFrequencies, pl.LightningModule):
     """Trains a causal language model; subclass it and override `step` for a method of your own.
 
     It builds the policy whole, sharded or with an adapter, scores completions in the cheapest way that is
@@ -145,6 +147,7 @@ class PolicyModule(pl.LightningModule):
         self._layout: LayoutChoice = layout
         self._compile_model = compile_model
         self._selection: Selection | None = None
+        self._run_begins = False
         self.latest: StepOutput | None = None
         self.val_metrics = WeightedMeans(self.metric_names, prefix="val/")
         self.val_data_sets = DataSetMeans(make=partial(WeightedMeans, self.metric_names))
@@ -183,16 +186,11 @@ class PolicyModule(pl.LightningModule):
             ValueError: If its batches are not of `batch_type`, or a callback would average no weights.
         """
         check_averaging(self.trainer, self)
+        self._run_begins = True
         data = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "validation_sets", ())
         self.val_data_sets = DataSetMeans(names, make=partial(WeightedMeans, self.metric_names))
-        given = getattr(data, "batch_type", None)
-        if self.batch_type is not None and given is not None and not issubclass(given, self.batch_type):
-            raise ValueError(
-                f"`datamodule` must give {self.batch_type.__name__} for {type(self).__name__}, got "
-                f"{type(data).__name__}, which gives {given.__name__}. DPOModule learns from pairs, which "
-                "PreferenceDataModule reads; KTOModule from judged completions, from FeedbackDataModule"
-            )
+        check_batch_type(self, data)
 
     @property
     def tokenizer_source(self) -> str | None:
@@ -202,8 +200,9 @@ class PolicyModule(pl.LightningModule):
     @property
     def chat_template(self) -> str | None:
         """The Jinja text that wrote the conversations it was trained on, if the tokenizer's own did not."""
-        data = getattr(self._trainer, "datamodule", None)
-        return getattr(data, "template_text", None) or self._chat_template
+        return (
+            getattr(getattr(self._trainer, "datamodule", None), "template_text", None) or self._chat_template
+        )
 
     @property
     def is_compiled(self) -> bool:
@@ -263,10 +262,13 @@ class PolicyModule(pl.LightningModule):
         return scheduled_steps(self.trainer)
 
     def plan(self) -> ScoringPlan:
-        """How the policy is scored, found out on the model at hand the first time."""
-        if self._selection is None:
-            trainer = self.trainer if self._trainer is not None else None
+        """How the policy is scored, found out on the model at hand, anew where a run computes otherwise."""
+        if self._selection is None or self._run_begins:
+            self._run_begins = False
+            found, trainer = self._selection, self._trainer
             with nullcontext() if trainer is None else trainer.precision_plugin.forward_context():
+                if found is not None and still_holds(found, self.policy, device=self.device):
+                    return found.plan
                 self._selection = select_plan(
                     self.policy,
                     layout=self._layout,

@@ -165,10 +165,10 @@ class ReferencedModule(PolicyModule):
         return [*cached, *super().configure_callbacks()]
 
     def plan(self) -> ScoringPlan:
-        """How policy and reference are scored, found out on the policy at hand the first time."""
-        is_first = self._selection is None
+        """How policy and reference are scored, found out on the policy; the reference follows it there."""
+        is_new = self._selection is None or self._run_begins
         plan = super().plan()
-        if is_first:
+        if is_new:
             self.reference.match(self.policy)
         return plan
 

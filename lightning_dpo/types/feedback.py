@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_dpo.types.completions import CompletionBatch
 from lightning_dpo.types.devices import send
+from lightning_dpo.types.numbers import ExactNumbers
 from lightning_dpo.types.pairs import Message
 from lightning_dpo.types.ragged import flat_ids, flat_masks, lengths_of, pick_ids
 
@@ -53,7 +54,7 @@ class TokenExample(NamedTuple):
 
 
 @dataclass(slots=True)  # not frozen: Lightning's precision plugins set fields of a copy
-class FeedbackBatch:
+class FeedbackBatch(ExactNumbers):
     """A batch of tokenised prompts with one judged completion each, ragged: ids laid end to end.
 
     Lengths, labels and weights stay on the CPU.
@@ -131,7 +132,7 @@ class FeedbackBatch:
             completion_lengths=lengths_of(completions),
             labels=torch.tensor(labels, dtype=torch.bool),
             partners=_partners(prompts),
-            weights=torch.ones(len(examples)) if weights is None else torch.tensor(weights).float(),
+            weights=torch.tensor([1.0] * len(examples) if weights is None else weights, dtype=torch.float32),
             denominator=denominator,
             counted=None if counted is None else flat_masks(counted, completions),
             origins=None if origins is None else torch.tensor(origins),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_dpo.types.completions import CompletionBatch, CompletionLogps
 from lightning_dpo.types.devices import send
+from lightning_dpo.types.numbers import ExactNumbers
 from lightning_dpo.types.ragged import flat_ids, flat_masks, lengths_of
 
 __all__ = ["Message", "PairBatch", "PairLogps", "PreferencePair", "TokenPair"]
@@ -57,7 +58,7 @@ class TokenPair(NamedTuple):
 
 
 @dataclass(slots=True)  # not frozen: Lightning's precision plugins set fields of a copy
-class PairBatch:
+class PairBatch(ExactNumbers):
     """A batch of tokenised pairs, ragged: ids laid end to end, without padding.
 
     It is scored as prompts with two completions each, see `completions`. Lengths, weights and margins stay on
@@ -142,7 +143,7 @@ class PairBatch:
             prompt_lengths=lengths_of(prompts),
             chosen_lengths=lengths_of(chosen),
             rejected_lengths=lengths_of(rejected),
-            weights=torch.ones(len(pairs)) if weights is None else torch.tensor(weights, dtype=torch.float32),
+            weights=torch.tensor([1.0] * len(pairs) if weights is None else weights, dtype=torch.float32),
             denominator=denominator,
             margins=None if margins is None else torch.tensor(margins, dtype=torch.float32),
             origins=None if origins is None else torch.tensor(origins),

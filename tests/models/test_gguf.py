@@ -55,3 +55,10 @@ def test_quantised_weights_are_trained_and_saved_like_others(
     module.export(tmp_path / "exported")
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").state_dict()
     torch.testing.assert_close(exported, after, rtol=0, atol=0)
+
+
+def test_a_load_in_16_bits_leaves_the_frequencies_exact(written: tuple[str, dict[str, Any]]) -> None:
+    exact, rounded = (load_model(written[0], dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert {p.dtype for p in rounded.parameters()} == {torch.bfloat16}
+    for name, buffer in exact.named_buffers():
+        assert torch.equal(dict(rounded.named_buffers())[name], buffer), name

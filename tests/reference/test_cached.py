@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,8 @@ from lightning_dpo.losses import LDDPO, WPO, DPOLoss, IPOLoss, LengthNormalizedD
 from lightning_dpo.models import build as builder_module
 from lightning_dpo.models.load import load_model
 from lightning_dpo.models.lora import LoraSettings
-from lightning_dpo.reference.cache.store import ReferenceCache
+from lightning_dpo.reference import cached as cached_module
+from lightning_dpo.reference.cache.store import ReferenceCache, Space
 from lightning_dpo.reference.cache.usage import CacheUsage
 from lightning_dpo.reference.cached import CachedReference
 from lightning_dpo.scoring.forward import ScoringPlan
@@ -429,3 +434,96 @@ def test_only_the_policys_confidences_are_computed(folder: str, reference: str) 
     assert isinstance(scored, PairLogps)
     assert policy.chosen_confidence is not None
     assert scored.chosen_confidence is None
+
+
+_PRECISIONS = """
+import json, os, sys
+import torch
+from lightning_dpo.models.precision import matmul_precision
+for setting, device in json.loads(sys.argv[1]):
+    if not os.fork():
+        exec(setting)
+        print(matmul_precision(torch.device(device)), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_keys_say_what_products_run_in_by_whichever_interface_it_was_set() -> None:
+    """Each in a process of its own: torch does not unset what was set by both."""
+    older, newer = "torch.set_float32_matmul_precision('{}')", "torch.backends.{}fp32_precision = 'tf32'"
+    settings = {
+        ("", "cpu"): "highest",
+        (older.format("high"), "cuda"): "high",
+        (older.format("medium"), "cpu"): "medium",
+        (older.format("medium"), "cuda"): "medium",
+        (newer.format("cuda.matmul."), "cuda"): "high",
+        (newer.format("cuda.matmul."), "cpu"): "highest",
+        (newer.format(""), "cpu"): "high",
+    }
+    command = [sys.executable, "-c", _PRECISIONS, json.dumps(list(settings))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == list(settings.values()), done.stderr
+
+
+@pytest.fixture
+def newer_tf32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_a_run_goes_on_where_torch_does_not_say_its_precision(folder: str, newer_tf32: None) -> None:
+    run(folder)
+    _, used = run(folder)
+    assert used == CacheUsage(passes=0, pairs=16, from_cache=16)
+
+
+class Asked:
+    """A reference that keeps where the batches were."""
+
+    def __init__(self) -> None:
+        self.devices: set[str] = set()
+
+    def logps(self, batch: Any, *, plan: Any) -> Any:
+        self.devices.add(batch.prompt_ids.device.type)
+        return batch
+
+
+def test_shards_on_the_cpu_are_computed_where_the_run_says(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under `cpu_offload` weights are on the CPU, and batches and autocast on the GPU; meta stands for it."""
+    gpu = torch.device("meta")
+    module = DPOModule(folder, reference="cached")
+    module.configure_model()
+    reference = module.reference
+    assert isinstance(reference, CachedReference)
+    monkeypatch.setattr(
+        cached_module, "autocast_dtype", lambda device: torch.bfloat16 if device == gpu else None
+    )
+    whole = reference.open(device=gpu)
+    monkeypatch.setattr(cached_module, "is_sharded", lambda _: True)
+    sharded = reference.open(device=gpu)
+    for cache, precision in ((whole, "None highest"), (sharded, "torch.bfloat16 gathered highest")):
+        space = Space(reference.identity, "torch.float32 as torch.float32", precision, "default")
+        assert Path(cache.location).name == space.key
+    asked = Asked()
+    monkeypatch.setattr(CachedReference, "_running", lambda _: asked)
+    reference.keep_in_step(plan=ScoringPlan())
+    assert asked.devices == {"meta"}
+
+
+def test_a_run_says_where_it_computes(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[Any] = []
+    opened = CachedReference.open
+
+    def opening(self: CachedReference, **options: Any) -> ReferenceCache:
+        devices.append(options["device"])
+        return opened(self, **options)
+
+    monkeypatch.setattr(CachedReference, "open", opening)
+    run(folder)
+    assert devices == [torch.device("cpu")]

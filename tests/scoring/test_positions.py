@@ -5,15 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers as hf
 from pair_rows import jsonl
 from tiny_models import VOCAB, OwnNetwork, tiny_model
 from tiny_tokenizers import byte_level
+from torch import nn
 from training import sgd, trainer
 
-from lightning_dpo import DPOModule, PreferenceDataModule
+from lightning_dpo import DPOModule, PairBatch, PreferenceDataModule, TokenPair
 from lightning_dpo.models.lora import LoraSettings, apply_lora
+from lightning_dpo.scoring.forward import ScoringPlan, score
 from lightning_dpo.scoring.positions import check_positions
+from lightning_dpo.scoring.select import select_plan
+from lightning_dpo.scoring.trial import Trial
 
 LIMIT = 256
 """Positions of the tiny models."""
@@ -71,3 +76,41 @@ def test_it_is_found_before_the_first_step_and_max_length_mends_it(tmp_path: Pat
     with pytest.raises(ValueError, match="got one of 88 tokens; `max_length=64` of the data"):
         fit()
     assert fit(max_length=64).latest is not None
+
+
+def gpt_neo(**options: Any) -> Any:
+    """A model whose layers mask by columns: its own window, in a buffer as wide as its positions."""
+    settings = {"max_position_embeddings": LIMIT, "window_size": 32, **options}
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
+    torch.manual_seed(0)
+    model = hf.GPTNeoForCausalLM(hf.GPTNeoConfig(**sizes, attention_types=[[["local"], 2]], **settings))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def test_layers_with_a_mask_of_their_own_get_rows_of_one_completion() -> None:
+    model = gpt_neo()
+    plan = select_plan(model).plan
+    assert plan == ScoringPlan("concatenated", chunked_head=True)
+    # Beyond the window, and with both completions in a row beyond the positions.
+    rows = [TokenPair([*range(3, 90)] * 2, [*range(5, 75)], [*range(9, 49)])]
+    completions = PairBatch.from_pairs(rows).completions()
+    with torch.no_grad():
+        found, plain = (score(model, completions, plan=each).logps for each in (plan, ScoringPlan()))
+    torch.testing.assert_close(found, plain, atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match=rf"GPTNeoForCausalLM has a mask of its own, of {LIMIT} columns"):
+        select_plan(model, layout="shared")
+
+
+def test_a_window_by_another_name_is_crossed_where_there_are_positions_for_it() -> None:
+    assert len(Trial(gpt_neo(), device=torch.device("cpu")).batch.prompt_ids) == 32 + 8 + 5 + 3
+    assert len(Trial(gpt_neo(window_size=LIMIT), device=torch.device("cpu")).batch.prompt_ids) == 24
+
+
+def test_a_buffer_that_no_layer_holds_changes_nothing() -> None:
+    sizes = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": LIMIT}
+    torch.manual_seed(0)
+    model = hf.GPTBigCodeForCausalLM(hf.GPTBigCodeConfig(**sizes)).eval()
+    assert select_plan(model).plan == ScoringPlan("shared", chunked_head=True)

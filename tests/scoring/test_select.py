@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
 import lightning_dpo.scoring.select
 from lightning_dpo.models.precision import compute_type
@@ -191,6 +193,41 @@ def test_an_interrupt_leaves_the_attention_as_it_was(monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         select_plan(model, may_switch_attention=True)
     assert model.config._attn_implementation == "sdpa"
+
+
+class PaddingOnly:
+    """Attention of FlashAttention's kind: its mask says which tokens are padding, and nothing else."""
+
+    def __init__(self) -> None:
+        self.masks: list[int] = []
+
+    def __call__(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
+    ) -> Any:
+        self.masks.append(0 if mask is None else mask.ndim)
+        seen = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).tril()
+        seen = seen if mask is None or mask.ndim != 2 else seen & mask[:, None, None].bool()
+        return sdpa_attention_forward(module, query, key, value, seen, **{**options, "is_causal": False})
+
+
+@pytest.mark.parametrize("layout", ["auto", "shared"])
+def test_attention_without_masks_is_never_handed_one(layout: Any) -> None:
+    """On CUDA FlashAttention would index beyond its tensors, after which nothing runs there any more."""
+    attend = PaddingOnly()
+    AttentionInterface.register("test_padding_only", attend)
+    AttentionMaskInterface.register("test_padding_only", flash_attention_mask)
+    model = tiny_model()
+    model.set_attn_implementation("test_padding_only")
+    wanted = "attention test_padding_only takes no mask .* leave attn_implementation out"
+    if layout == "shared":
+        with pytest.raises(ValueError, match=wanted):
+            select_plan(model, layout=layout, may_switch_attention=True)
+    else:
+        found = select_plan(model, may_switch_attention=True)
+        assert (found.plan, found.attention) == (CONCATENATED_PLAN, "test_padding_only")
+        assert re.search(wanted, found.reason)
+    assert attend.masks
+    assert max(attend.masks) <= 2
 
 
 class LargestTensor(TorchDispatchMode):
