@@ -41,7 +41,7 @@ from lightning_dpo.training.metrics.data_sets import DataSetMeans
 from lightning_dpo.training.metrics.weighted_means import WeightedMeans
 from lightning_dpo.training.preparing.averaging import check_averaging
 from lightning_dpo.training.preparing.compile import compile_blocks, left_to_compiler
-from lightning_dpo.training.preparing.data_kind import check_batch_type
+from lightning_dpo.training.preparing.data_kind import checked_data
 from lightning_dpo.training.preparing.warm_up import scheduled_steps
 from lightning_dpo.training.saving.checkpoint_io import WholeCheckpoints
 from lightning_dpo.training.saving.export import export_policy
@@ -187,10 +187,8 @@ class PolicyModule(ExactFrequencies, pl.LightningModule):
         """
         check_averaging(self.trainer, self)
         self._run_begins = True
-        data = getattr(self.trainer, "datamodule", None)
-        names = getattr(data, "validation_sets", ())
+        names = getattr(checked_data(self), "validation_sets", ())
         self.val_data_sets = DataSetMeans(names, make=partial(WeightedMeans, self.metric_names))
-        check_batch_type(self, data)
 
     @property
     def tokenizer_source(self) -> str | None:
@@ -200,9 +198,8 @@ class PolicyModule(ExactFrequencies, pl.LightningModule):
     @property
     def chat_template(self) -> str | None:
         """The Jinja text that wrote the conversations it was trained on, if the tokenizer's own did not."""
-        return (
-            getattr(getattr(self._trainer, "datamodule", None), "template_text", None) or self._chat_template
-        )
+        data = getattr(self._trainer, "datamodule", None)
+        return getattr(data, "template_text", None) or self._chat_template
 
     @property
     def is_compiled(self) -> bool:

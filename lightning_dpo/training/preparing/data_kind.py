@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["check_batch_type"]
+__all__ = ["checked_data"]
 
 
-def check_batch_type(module: Any, data: Any) -> None:
-    """Refuse a data module of the other kind of feedback.
+def checked_data(module: Any) -> Any:
+    """The trainer's data module, unless it gives the other kind of feedback.
 
     Args:
-        module: A `PolicyModule`.
-        data: The trainer's data module; None, and one that does not say what it gives, is not checked.
+        module: A `PolicyModule` with a trainer.
+
+    Returns:
+        The data module; None where there is none. One that does not say what it gives is not checked.
 
     Raises:
         ValueError: If its batches are not of the module's `batch_type`.
     """
+    data = getattr(module.trainer, "datamodule", None)
     wanted, given = module.batch_type, getattr(data, "batch_type", None)
     if wanted is not None and given is not None and not issubclass(given, wanted):
         raise ValueError(
@@ -24,3 +27,4 @@ def check_batch_type(module: Any, data: Any) -> None:
             f"{type(data).__name__}, which gives {given.__name__}. DPOModule learns from pairs, which "
             "PreferenceDataModule reads; KTOModule from judged completions, from FeedbackDataModule"
         )
+    return data
