@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def test_numbers_are_checked() -> None:
 
 def test_vocabularies_of_other_sizes_are_one_error(tmp_path: Path) -> None:
     save_tiny(tmp_path / "policy")
-    AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(tmp_path / "reference")
+    AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["llama"])).save_pretrained(tmp_path / "reference")
     judge = ImplicitRewardJudge(str(tmp_path / "policy"), reference=str(tmp_path / "reference"))
     with pytest.raises(ValueError, match=r"`reference` must have the policy's vocabulary of .* got 97"):
         judge(PROMPTS, COMPLETIONS)

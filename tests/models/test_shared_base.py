@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_adapted_models_share_their_base_and_nothing_else(
 
 
 def test_weights_that_were_written_to_are_not_shared(tmp_path: Path) -> None:
-    AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["llama"])).save_pretrained(tmp_path)
     with sharing_bases():
         model = build_policy(_settings(tmp_path))
         model.double().float()  # what a trainer's precision does is no change

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from functools import partialmethod
 from typing import Any
@@ -208,7 +209,7 @@ def test_configure_model_is_idempotent() -> None:
 
 def test_dropout_is_off_unless_asked_for() -> None:
     for disable in (True, False):
-        model = AutoModelForCausalLM.from_config(CONFIGS["gpt2"])
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["gpt2"]))
         module = DPOModule(model, disable_dropout=disable)
         module.configure_model()
         rates = {part.p for part in model.modules() if isinstance(part, nn.Dropout)}

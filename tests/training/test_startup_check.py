@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_reference_that_is_meant_to_differ_can_be_used() -> None:
 
 def test_dropout_is_named() -> None:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS["gpt2"])
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["gpt2"]))
     with pytest.raises(ValueError, match=r"dropout is on in the policy.*disable_dropout=True"):
         fit(DPOModule(model, disable_dropout=False, optimizer=sgd))
 
