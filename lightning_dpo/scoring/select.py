@@ -340,10 +340,10 @@ class _Judge:
 
 def _why_no_shared_rows(lm: Any) -> str:
     """Why a model cannot be given rows of several completions, where that is known without trying."""
-    width = own_mask_width(lm)
-    if width is not None:
+    width, attention = own_mask_width(lm), _attention_of(lm)
+    # Of models that have other attention too, only the eager one reads it, as GPT-2's in transformers 5.0.
+    if width is not None and attention in ("", "eager"):
         return f"attention of {type(lm).__name__} has a mask of its own, of {width} columns"
-    attention = _attention_of(lm)
     if attention and attention not in _TAKES_MASKS:
         # FlashAttention's would be unpadded by a mask of another shape, which leaves CUDA unusable.
         return (

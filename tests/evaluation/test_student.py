@@ -28,7 +28,7 @@ def test_probabilities_are_the_integral_of_the_density(freedom: float) -> None:
     angles = np.linspace(0, math.pi / 2, 2_000_001)
     heights = np.cos(angles) ** (freedom - 1)
     beyond = angles >= math.atan(1.7 / math.sqrt(freedom))
-    expected = np.trapezoid(heights[beyond], angles[beyond]) / np.trapezoid(heights, angles)
+    expected = heights[beyond].sum() / heights.sum()
     assert student_p_value(1.7, freedom=freedom) == pytest.approx(expected, rel=1e-4)
 
 
