@@ -135,6 +135,15 @@ class TestSplitPairs:
         assert data.train_examples.lengths().tolist() == lengths.tolist()
         assert data.longest_row == lengths.max()
 
+    def test_each_is_of_its_pairs_data_set(self, tokenizer) -> None:
+        sets = {"one": GOOD[:1], "two": GOOD[1:3]}
+        data = ready_feedback(
+            sets, unpaired_from_pairs=True, tokenizer=tokenizer, batch_size=6, shuffle=False
+        )
+        assert data.train_examples.origins().tolist() == [0, 0, 1, 1, 1, 1]
+        [batch] = data.train_dataloader()
+        assert batch.origins.tolist() == [0, 0, 1, 1, 1, 1]
+
     def test_they_share_the_cache_of_pairs(self, tokenizer, monkeypatch) -> None:
         pairs = ready(GOOD, tokenizer=tokenizer)
         monkeypatch.setattr("lightning_dpo.data.preprocess._write_entry", None)

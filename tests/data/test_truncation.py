@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import byte_level
-from tokenised_pairs import one
+from tiny_tokenizers import INST, byte_level
+from tokenised_pairs import CHAT, one
 
 from lightning_dpo.data.bad_rows import BadRow, Reason
 from lightning_dpo.data.tokenization import PairTokenizer
 from lightning_dpo.data.tokenization.truncation import TokenLimits, truncate
 from lightning_dpo.types import PreferencePair, TokenPair
+
+LONG = "a long question about the sky and the sea " * 3
 
 
 class TestTruncation:
@@ -56,6 +60,24 @@ class TestTruncation:
         assert result.truncated
         assert tokenizer.eos_token_id not in result.pair.chosen_ids
         assert result.pair.rejected_ids[-1] == tokenizer.eos_token_id
+
+    @pytest.mark.parametrize(
+        ("pair", "format", "tokenizer"),
+        [
+            (PreferencePair(LONG, " blue", " green"), "text", byte_level(adds_bos=True)),
+            (
+                replace(CHAT, prompt=[{"role": "user", "content": LONG}]),
+                "messages",
+                byte_level(template=INST),
+            ),
+        ],
+        ids=["the tokenizer", "the chat template"],
+    )
+    def test_the_bos_token_stays_whoever_writes_it(self, pair, format: str, tokenizer) -> None:
+        [result] = PairTokenizer(tokenizer, limits=TokenLimits(24), format=format)([pair])
+        assert result.truncated
+        assert result.pair.prompt_ids[0] == tokenizer.bos_token_id
+        assert tokenizer.bos_token_id not in result.pair.prompt_ids[1:]
 
     def test_completions_that_truncation_makes_the_same_are_bad(self) -> None:
         same = "the sky is blue and the sea is green "

@@ -136,14 +136,28 @@ def test_tokens_that_the_policy_excludes_add_nothing():
     assert excluded.kl.tolist() == [math.inf]
 
 
+def test_dropout_is_off():
+    policy, reference = tiny_llama(0), tiny_llama(1)
+    expected = completion_kl(policy, reference=reference, samples=samples()[:5])
+    for model in (policy, reference):
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        model.train()
+    result = completion_kl(policy, reference=reference, samples=samples()[:5])
+    torch.testing.assert_close(result.kl, expected.kl)
+    torch.testing.assert_close(result.logratios, expected.logratios)
+
+
 def test_models_are_left_as_they_were():
     policy, reference = tiny_llama(0).train(), tiny_llama(1)
+    weights = {name: value.clone() for name, value in policy.state_dict().items()}
     policy.model.layers[0].eval()
     modes = [module.training for module in policy.modules()]
     result = completion_kl(policy, reference=reference, samples=samples()[:3])
     assert [module.training for module in policy.modules()] == modes
     assert not result.kl.requires_grad
-    assert all(p.grad is None for p in policy.parameters())
+    assert all(p.requires_grad for p in policy.parameters())
+    torch.testing.assert_close(policy.state_dict(), weights, rtol=0, atol=0)
 
 
 def test_mean_and_standard_error():

@@ -88,6 +88,23 @@ def test_a_judge_scores_and_compares_what_is_said(tmp_path: Path, lora: Any) -> 
     assert 0 <= before["val/win_rate"] <= 1
 
 
+def test_what_the_reference_said_in_another_run_is_forgotten(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    used = CompletionMonitor(5, max_new_tokens=7, judge=by_length)
+    said = []
+    for seed, monitor in ((0, used), (1, used), (1, CompletionMonitor(5, max_new_tokens=7, judge=by_length))):
+        torch.manual_seed(seed)
+        model = tiny_lm(tokenizer)
+        torch.nn.init.normal_(model.lm_head.weight)
+        data = PreferenceDataModule(
+            ROWS, validation=ROWS[:6], tokenizer=tokenizer, cache_dir=str(tmp_path), num_processes=1
+        )
+        run = trainer(callbacks=[monitor], default_root_dir=tmp_path)
+        run.validate(DPOModule(model), data, verbose=False)
+        said.append([verdict["reference"] for _, verdict in monitor.verdicts])
+    assert said[1] == said[2] != said[0]
+
+
 def test_a_judge_of_pairs_gives_a_win_rate_alone(tmp_path: Path) -> None:
     run, _ = fit(tmp_path, judge=longer, optimizer=sgd)
     assert 0 <= float(run.callback_metrics["val/win_rate"]) <= 1

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cache_jobs import used_by
-from tiny_models import OwnNetwork, random_pairs, tiny_model
+from tiny_models import OwnNetwork, random_batch, random_pairs, tiny_model
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from training import History, loader, sgd, trainer
@@ -26,6 +26,7 @@ from lightning_dpo.reference import cached as cached_module
 from lightning_dpo.reference.cache.store import ReferenceCache, Space
 from lightning_dpo.reference.cache.usage import CacheUsage
 from lightning_dpo.reference.cached import CachedReference
+from lightning_dpo.reference.starting_policy import StartingPolicy
 from lightning_dpo.scoring.forward import ScoringPlan
 from lightning_dpo.types import PairLogps
 
@@ -331,6 +332,41 @@ def test_pairs_first_seen_in_training_are_computed_by_the_reference(folder: str,
         assert history.values["train/loss"] == pytest.approx(histories[2].values["train/loss"], abs=1e-5)
     with pytest.raises(ValueError, match="let the data loader have a length"):
         run(tiny_model(seed=3), stream())
+
+
+def test_another_attention_misses(folder: str) -> None:
+    run(folder)
+    eager = {"module": {"attn_implementation": "eager"}}
+    assert run(folder, **eager)[1] == CacheUsage(passes=4, pairs=16, from_cache=0)
+    assert run(folder, **eager)[1].passes == 0
+    assert run(folder)[1].passes == 0
+
+
+def test_an_adapters_base_is_a_reference_without_dropout(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    tiny_model("gpt2").save_pretrained(tmp_path)
+    lora = LoraSettings(r=2, target_modules=["c_attn"])
+    adapted = DPOModule(str(tmp_path), lora=lora, disable_dropout=False)
+    whole = DPOModule(str(tmp_path))
+    for module in (adapted, whole):
+        module.configure_model()
+    adapted.policy.train()
+    batch = random_batch(4)
+    first, second, expected = (module.score(batch)[1] for module in (adapted, adapted, whole))
+    assert first is not None
+    assert second is not None
+    assert expected is not None
+    assert torch.equal(first.chosen, second.chosen)
+    torch.testing.assert_close(first.chosen, expected.chosen, atol=1e-4, rtol=1e-4)
+    assert adapted.policy.training
+
+
+def test_a_policy_at_its_start_is_a_reference_without_dropout() -> None:
+    policy, batch, plan = tiny_model("gpt2"), random_batch(4).completions(), ScoringPlan()
+    expected = StartingPolicy(policy).logps(batch, plan=plan).logps
+    policy.train()
+    assert torch.equal(StartingPolicy(policy).logps(batch, plan=plan).logps, expected)
+    assert policy.training
 
 
 def test_an_adapter_shares_its_base_models_entries(folder: str, passes: Passes) -> None:

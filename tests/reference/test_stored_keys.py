@@ -118,6 +118,12 @@ def test_keys_beside_the_tokens_are_those_of_batches(tmp_path: Path) -> None:
         agree(other.train_examples, batch_of(other.train_examples))
 
 
+def test_the_same_tokens_divided_differently_are_another_completion() -> None:
+    ids = np.arange(1, 5)
+    keys = [completion_keys.completion_key(ids[:cut], ids[cut:]).tolist() for cut in (1, 2, 3)]
+    assert len({tuple(key) for key in keys}) == 3
+
+
 def test_a_second_start_hashes_no_key_and_collates_no_batch(
     model: str, hashed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,6 +158,18 @@ def test_precisions_start_at_ln_2(precision: Any) -> None:
     assert module.latest.losses.dtype == torch.float32
 
 
+def test_gradients_are_clipped_with_a_fused_optimizer_too() -> None:
+    moved = []
+    for limit in (None, 1e-3):
+        module = DPOModule(tiny_model(), optimizer=lambda p: torch.optim.SGD(p, lr=1.0, fused=True))
+        before = weights(tiny_model())
+        run = trainer(max_steps=1, precision="bf16-mixed", gradient_clip_val=limit)
+        run.fit(module, loader())
+        changes = [(value - before[name]).norm() for name, value in weights(module.policy).items()]
+        moved.append(float(torch.stack(changes).norm()))
+    assert moved[1] <= 1.01e-3 < moved[0]
+
+
 def test_gradient_checkpointing_changes_memory_not_results() -> None:
     ends = []
     for checkpointing in (False, True, "selective"):

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import random
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
@@ -16,7 +19,7 @@ from training import loader, sgd, trainer
 from lightning_dpo import DPOModule
 from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.models.weight_sums import same_weights, weight_sums
-from lightning_dpo.training.callbacks.exact_resume import rescale_progress
+from lightning_dpo.training.callbacks.exact_resume import ExactResume, rescale_progress
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +147,50 @@ def test_a_run_that_an_error_stopped_goes_on(whole: Any, tmp_path: Path, workers
         )
     resumed = train(model, ckpt_path=tmp_path / "run.ckpt", data_options={"num_workers": 2 - workers})
     assert_same_bits(resumed.policy, module.policy)
+
+
+class Draws(pl.Callback):
+    """What every generator gives in each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float, float]] = []
+
+    def on_before_backward(self, *_: Any) -> None:
+        self.seen.append(draw())
+
+
+def draw() -> tuple[float, float, float]:
+    return float(torch.rand(())), random.random(), float(np.random.rand())
+
+
+def test_chance_goes_on_as_in_the_run_that_stopped_whatever_the_seed(tmp_path: Path) -> None:
+    """Each step of each epoch has chances of its own, of torch, of Python and of numpy."""
+    path, draws = tmp_path / "run.ckpt", []
+    for seed, epochs, checkpoint in ((5, 2, None), (5, 1, None), (6, 2, path)):
+        module, data, seen = DPOModule(tiny_model(), optimizer=sgd), loader(), Draws()
+        pl.seed_everything(seed, verbose=False)
+        run = trainer(callbacks=[seen], max_epochs=epochs)
+        run.fit(module, data, ckpt_path=checkpoint)
+        if epochs == 1:
+            run.save_checkpoint(path)
+        draws.append(seen.seen)
+    whole, first, resumed = draws
+    assert [*first, *resumed] == whole
+    for values in zip(*whole, strict=True):
+        assert len(set(values)) == len(values) == 8
+
+
+def test_ranks_have_chances_of_their_own() -> None:
+    saved = {"seed": 1, "ranks": 2, "reference": None}
+    draws = []
+    for rank in (0, 1, 1):
+        resuming: Any = ExactResume()
+        resuming.load_state_dict(saved)
+        place = SimpleNamespace(current_epoch=0, global_rank=rank)
+        resuming.on_train_batch_start(place, None, None, 0)
+        draws.append(draw())
+    assert draws[1] == draws[2]
+    assert all(one != other for one, other in zip(*draws[:2], strict=True))
 
 
 def test_the_reference_must_be_the_same(tmp_path: Path) -> None:

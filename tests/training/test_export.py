@@ -9,11 +9,13 @@ import peft
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_folder import tiny_lm
 from tiny_models import OwnNetwork, random_batch, tiny_model
+from tiny_tokenizers import byte_level
 from training import loader, sgd, trainer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_dpo import DPOModule
+from lightning_dpo import DPOModule, PreferenceDataModule
 from lightning_dpo.losses import BCOLoss
 from lightning_dpo.models.lora import LoraSettings
 from lightning_dpo.scoring.forward import ScoringPlan, score
@@ -103,8 +105,35 @@ def test_an_adapter_is_exported_merged_or_alone(source: str, tmp_path: Path) -> 
     assert not (alone / "model.safetensors").exists()
     adapted = peft.PeftModel.from_pretrained(tiny_model(), alone)
     torch.testing.assert_close(adapted(IDS).logits, wanted, atol=1e-5, rtol=1e-5)
-    # Merging works on a copy: the module still has its adapter.
+
+
+def test_merging_an_adapter_works_on_a_copy(source: str, tmp_path: Path) -> None:
+    module = DPOModule(source, lora=LoraSettings(r=4), optimizer=sgd)
+    fit(module, tmp_path)
+    before = {name: value.clone() for name, value in module.policy.state_dict().items()}
+    wanted = module.policy.eval()(IDS).logits
+    exported = AutoModelForCausalLM.from_pretrained(module.export(tmp_path / "out"))
+    torch.testing.assert_close(exported(IDS).logits, wanted, atol=1e-5, rtol=1e-5)
     assert hasattr(module.policy, "disable_adapter")
+    torch.testing.assert_close(module.policy.state_dict(), before, rtol=0, atol=0)
+    assert torch.equal(module.policy(IDS).logits, wanted)
+
+
+def test_weights_trained_in_16_bits_are_exported_in_16_bits(source: str, tmp_path: Path) -> None:
+    path = fit(DPOModule(source, dtype="bfloat16", optimizer=sgd), tmp_path)
+    exported = AutoModelForCausalLM.from_pretrained(export_checkpoint(path, tmp_path / "out"), dtype="auto")
+    assert {p.dtype for p in exported.parameters()} == {torch.bfloat16}
+
+
+def test_the_data_modules_tokenizer_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTNING_DPO_CACHE", str(tmp_path / "cache"))
+    tokenizer = byte_level()
+    rows = [{"prompt": f"is it {n}?", "chosen": f" yes {n}", "rejected": f" no {n}"} for n in range(4)]
+    module = DPOModule(tiny_lm(tokenizer), optimizer=sgd)
+    trainer().fit(module, PreferenceDataModule(rows, tokenizer=tokenizer, batch_size=2, num_processes=1))
+    exported = AutoTokenizer.from_pretrained(module.export(tmp_path / "out"))
+    text = "is it red?"
+    assert exported(text).input_ids == tokenizer(text).input_ids
 
 
 def test_the_module_exports_itself(tmp_path: Path) -> None:

@@ -79,6 +79,23 @@ def test_what_a_rollout_holds() -> None:
     assert torch.equal(part.returns, torch.cat([torch.split(rollout.returns, lengths)[k] for k in (1, 4)]))
 
 
+def test_a_rollout_is_without_dropout() -> None:
+    made = built(disable_dropout=False, whiten_advantages=False)
+    layers = [part for part in made.policy.modules() if hasattr(part, "attention_dropout")]
+    assert layers
+    for layer in layers:
+        layer.attention_dropout = 0.5
+    batch = PairBatch.from_pairs(PAIRS)
+    rollouts = []
+    for training in (True, True, False):
+        made.policy.train(training)
+        rollouts.append(made.rollout(batch, seed=0))
+        assert made.policy.training == training
+    for name in ("logps", "values", "reference_logps", "returns"):
+        for rollout in rollouts[:2]:
+            torch.testing.assert_close(getattr(rollout, name), getattr(rollouts[2], name), rtol=0, atol=0)
+
+
 def test_fillers_count_nothing() -> None:
     torch.manual_seed(0)
     results = []

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import CONFIGS, tiny_model
+from tiny_models import CONFIGS, random_pairs, tiny_model
 from training import History, loader, sgd, trainer
 from transformers import AutoModelForCausalLM
 
@@ -42,6 +43,29 @@ def test_dropout_is_named() -> None:
     model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["gpt2"]))
     with pytest.raises(ValueError, match=r"dropout is on in the policy.*disable_dropout=True"):
         fit(DPOModule(model, disable_dropout=False, optimizer=sgd))
+
+
+def test_dropout_that_is_a_number_of_a_layer_is_off() -> None:
+    config = copy.deepcopy(CONFIGS["llama"])
+    config.attention_dropout = 0.5
+    history = History()
+    module = DPOModule(AutoModelForCausalLM.from_config(config), optimizer=sgd)
+    trainer(callbacks=[history]).fit(module, loader())
+    assert history.values["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_difference_is_judged_by_the_token() -> None:
+    """Rounding adds up over a long completion: more than is allowed a token, and no error."""
+    reference = tiny_model()
+    with torch.no_grad():
+        reference.lm_head.weight.mul_(1.0003)
+    module = DPOModule(tiny_model(), reference=reference, optimizer=sgd)
+    trainer(max_steps=1).fit(module, loader(random_pairs(4, longest=60)))
+    seen = module.latest
+    assert seen is not None
+    assert seen.policy is not None
+    assert seen.reference is not None
+    assert float((seen.policy.chosen - seen.reference.chosen).abs().max()) > 1e-3
 
 
 def test_dtypes_are_named() -> None:

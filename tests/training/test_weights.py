@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from lightning_dpo.losses import (
     LDDPO,
     WPO,
     AOTLoss,
+    BCOLoss,
     DPOLoss,
     ODPOLoss,
     PreferenceLoss,
@@ -26,6 +28,7 @@ from lightning_dpo.losses import (
 WEIGHTS = [1.0, 2.0, 1.0, 3.0, 1.0, 2.0]
 REPEATED = [0, 1, 1, 2, 3, 3, 3, 4, 5, 5]
 MARGINS = [0.5, 1.0, 4.0, 0.25, 2.0, 8.0]
+MEASURED_TIME = {"train/tokens_per_second", "train/data_wait"}
 
 
 def run(batches: list[PairBatch], loss: PreferenceLoss, **options: Any) -> tuple[dict[str, Tensor], dict]:
@@ -68,6 +71,27 @@ def test_a_weight_of_2_is_the_pair_twice(loss: PreferenceLoss) -> None:
         ended, numbers = run(batches, loss)
         torch.testing.assert_close(ended, expected, atol=1e-5, rtol=1e-5)
         assert numbers == {name: pytest.approx(value, rel=1e-4, abs=1e-5) for name, value in logged.items()}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [DPOLoss, lambda: BCOLoss(0.3), lambda: SFTLoss(token_weighted=True)],
+    ids=["DPOLoss", "BCOLoss", "token-weighted SFTLoss"],
+)
+def test_weights_count_in_what_a_loss_keeps_and_in_all_that_is_logged(
+    make: Callable[[], PreferenceLoss],
+) -> None:
+    pairs = random_pairs(6)
+    weighted = PairBatch.from_pairs(pairs, weights=WEIGHTS)
+    ends, logged = [], []
+    for batch in (PairBatch.from_pairs([pairs[k] for k in REPEATED]), weighted):
+        module, history = DPOModule(tiny_model(), loss=make(), optimizer=sgd), History()
+        trainer(max_epochs=3, callbacks=[history]).fit(module, DataLoader([batch], batch_size=None))
+        ends.append(module.state_dict())
+        logged.append({k: v for k, v in history.values.items() if k not in MEASURED_TIME})
+    torch.testing.assert_close(ends[1], ends[0], atol=1e-5, rtol=1e-5)
+    assert {"train/loss", "train/grad_norm", "train/logps/chosen"} <= logged[0].keys()
+    assert logged[1] == {k: pytest.approx(v, rel=1e-4, abs=1e-5) for k, v in logged[0].items()}
 
 
 def test_the_data_module_weights_pairs_as_if_they_were_repeated(

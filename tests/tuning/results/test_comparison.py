@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from sweep_results import ACCURACY, KL, compared, made_up
 
+from lightning_dpo.evaluation.student import student_quantile
 from lightning_dpo.tuning.objective import Goal
 from lightning_dpo.tuning.results.comparison import Comparison, compare
 from lightning_dpo.tuning.results.folder import load_result, save_result
@@ -47,6 +49,28 @@ def test_trials_that_can_be_told_from_the_best_and_those_that_cannot() -> None:
     assert found["c"].difference_interval.high < 0
     assert found["a"].mean == 0.75
     assert (found["a"].pairs, found["a"].runs) == (400, 1)
+
+
+def test_where_less_is_better_a_larger_mean_is_worse() -> None:
+    losses = np.random.default_rng(0).uniform(size=200)
+    runs = {
+        name: [PairOutcomes(np.arange(200, dtype=np.uint64), losses + more, np.ones(200))]
+        for name, more in (("a", 0.0), ("b", 0.2))
+    }
+    found = compare(runs, goal=Goal("val/loss", "min"), confidence=0.95)
+    assert found["a"].is_level
+    assert not found["b"].is_level
+
+
+@pytest.mark.parametrize("seeds", [2, 8])
+def test_the_variance_between_seeds_is_that_of_a_sample(seeds: int) -> None:
+    """Of pairs that are all alike, two means over n seeds differ by an error of sqrt(2 variance / n)."""
+    keys, ones = np.arange(50, dtype=np.uint64), np.ones(50)
+    runs = [PairOutcomes(keys, np.full(50, 5 + 0.01 * (-1) ** k), ones) for k in range(seeds)]
+    found = compare({"a": runs, "b": runs}, goal=Goal("val/score", "max"), confidence=0.95)["b"]
+    variance = seeds * 0.01**2 / (seeds - 1)
+    half = student_quantile(0.95, freedom=2 * (seeds - 1)) * math.sqrt(2 * variance / seeds)
+    assert found.difference_interval == pytest.approx((-half, half), rel=1e-6)
 
 
 def test_more_confidence_tells_fewer_trials_apart() -> None:

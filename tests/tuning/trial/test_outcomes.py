@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from sweep_project import make_project
 
 from lightning_dpo import DPOModule, PairBatch, PreferenceDataModule, TokenPair
@@ -50,6 +53,28 @@ def test_ranks_are_put_together_and_weights_kept(tmp_path: Path) -> None:
     assert found.keys.tolist() == [3, 5, 9]
     assert found.weights.tolist() == [1, 2, 1]
     assert found.mean == pytest.approx((0.3 + 2 * 0.5 + 0.9) / 4)
+
+
+@pytest.mark.parametrize("left_out", [False, True], ids=["scored all the same", "left out by the module"])
+def test_pairs_of_no_weight_are_not_kept(tmp_path: Path, left_out: bool) -> None:
+    batch = PairBatch.from_pairs(PAIRS, weights=[1.0, 0.0, 2.0])
+    scored = torch.tensor([True, not left_out, True])
+    latest = SimpleNamespace(
+        statistics={"rewards/accuracy": torch.tensor([1.0, 0.0, 0.5])[scored]}, weights=batch.weights[scored]
+    )
+    run: Any = SimpleNamespace(
+        state=SimpleNamespace(fn=TrainerFn.FITTING), sanity_checking=False, global_step=4, global_rank=0
+    )
+    module: Any = SimpleNamespace(latest=latest)
+    recorder = OutcomeRecorder(Storage(tmp_path), trial="a", metric=METRIC)
+    recorder.on_validation_start(run, module)
+    recorder.on_validation_batch_end(run, module, None, batch, 0)
+    recorder.on_validation_end(run, module)
+    found = load_outcomes(Storage(tmp_path), "a", step=4)
+    assert found is not None
+    first, _, third = pair_keys(batch).tolist()
+    kept = dict(zip(found.keys.tolist(), zip(found.values, found.weights, strict=True), strict=True))
+    assert kept == {first: (1.0, 1.0), third: (0.5, 2.0)}
 
 
 def test_every_pair_of_a_validation_is_recorded(tmp_path: Path) -> None:
