@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,23 @@ def test_a_random_sweep_goes_on_to_the_trials_of_one_run_at_once(cluster: None, 
     again = sweep(config(project, "grows", samples=3, repeats=2), resume=True, verbose=False)
     assert {trial.id for trial in again.trials} == {trial.id for trial in grown.trials}
     assert set(starts(again).values()) == {1}
+
+
+def test_a_sweep_goes_on_in_the_folder_that_it_was_moved_to(
+    cluster: None, project: Path, tmp_path: Path
+) -> None:
+    first = sweep(config(project, "moved"), verbose=False)
+    storage = tmp_path / "elsewhere"
+    storage.mkdir()
+    Path(first.location).rename(storage / "moved")
+    again = replace(config(project, "moved", samples=3, export=True), storage=str(storage))
+    grown = sweep(again, resume=True, verbose=False)
+    assert {trial.id for trial in first.trials} < {trial.id for trial in grown.trials}
+    assert set(starts(grown).values()) == {1}
+    assert grown.location == str(storage / "moved")
+    kept = {path.parent.name for path in (storage / "moved/checkpoints").glob("*/*")}
+    assert kept == {trial.id for trial in grown.trials}
+    assert (storage / "moved/best/model/config.json").is_file()
 
 
 def test_a_study_holds_what_ran_and_a_later_sweep_learns_from_it(
