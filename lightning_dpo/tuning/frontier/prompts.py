@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lightning_dpo.tuning.trial.fit import local_trainer_options
-from lightning_dpo.tuning.trial.outcomes import prompt_keys
+from lightning_dpo.tuning.trial.outcomes import drawn_prompts
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
 __all__ = ["validation_prompts"]
@@ -49,6 +49,5 @@ def validation_prompts(spec: TrialSpec, count: int) -> tuple[tuple[tuple[int, ..
             raise ValueError("`data.validation` or `data.validation_split` must give prompts to complete")
         prompts = list(found)
         if is_by_length:
-            keys = prompt_keys(prompts).tolist()
-            prompts = [prompt for _, prompt in sorted(zip(keys, prompts, strict=True))]
+            prompts = [tuple(prompt) for prompt in drawn_prompts(prompts, count)]
         return tuple(prompts[:count]), data.tokenizer

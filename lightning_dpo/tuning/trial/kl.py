@@ -13,7 +13,7 @@ from lightning_dpo.evaluation import CompletionMonitor
 from lightning_dpo.evaluation.judges import ModelJudge
 from lightning_dpo.tuning.objective import SCORE, WIN_RATE
 from lightning_dpo.tuning.recipe.judge import make_judge
-from lightning_dpo.tuning.trial.outcomes import OutcomeRecorder, completion_keys, prompt_keys
+from lightning_dpo.tuning.trial.outcomes import OutcomeRecorder, completion_keys, drawn_prompts
 from lightning_dpo.tuning.trial.spec import TrialSpec
 
 __all__ = ["KLMonitor", "load_judge_model"]
@@ -38,7 +38,7 @@ class KLMonitor(CompletionMonitor):
         super().__init__(num_prompts, **kwargs)
         self._outcomes = outcomes
         self._own: nn.Module | None = None
-        self._drawn: dict[int, list[int]] = {}
+        self._drawn: list[list[int]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Ask the module for its reference's model, before a checkpoint or a step changes the policy."""
@@ -50,7 +50,7 @@ class KLMonitor(CompletionMonitor):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the prompts of the last validation."""
         super().on_validation_epoch_start(trainer, pl_module)
-        self._drawn = {}
+        self._drawn = []
 
     def on_validation_batch_end(
         self,
@@ -64,14 +64,11 @@ class KLMonitor(CompletionMonitor):
         """Keep the prompts with the smallest keys: the same ones in every trial, whatever its batches."""
         host = getattr(batch, "host", None) or batch
         parts = torch.split(host.prompt_ids.cpu(), host.prompt_lengths.tolist())
-        prompts = [part.tolist() for part in parts]
-        found = self._drawn | dict(zip(prompt_keys(prompts).tolist(), prompts, strict=True))
-        self._drawn = dict(sorted(found.items())[: self.num_prompts])
+        self._drawn = drawn_prompts([*self._drawn, *(part.tolist() for part in parts)], self.num_prompts)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sample, measure and log, and hand on what the judge said."""
-        distinct = list(self._drawn.values())
-        self._prompts = list(itertools.islice(itertools.cycle(distinct), self.num_prompts))
+        self._prompts = list(itertools.islice(itertools.cycle(self._drawn), self.num_prompts))
         super().on_validation_epoch_end(trainer, pl_module)
         if self._outcomes is None:
             return

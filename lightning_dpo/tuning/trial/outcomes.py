@@ -22,6 +22,7 @@ __all__ = [
     "OutcomeRecorder",
     "PairOutcomes",
     "completion_keys",
+    "drawn_prompts",
     "kept_outcomes",
     "load_outcomes",
     "pair_keys",
@@ -201,6 +202,18 @@ def prompt_keys(prompts: Iterable[Sequence[int]]) -> NDArray[np.uint64]:
         (prompts,) of uint64.
     """
     return np.array([_key([torch.tensor(ids, dtype=torch.int64)]) for ids in prompts], dtype=np.uint64)
+
+
+def drawn_prompts(prompts: Iterable[Sequence[int]], count: int) -> list[list[int]]:
+    """Different prompts of these with the smallest keys: of all lengths, and the same ones in any order.
+
+    Args:
+        prompts: Token ids of each.
+        count: How many to take at most.
+    """
+    different = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+    order = np.argsort(prompt_keys(different), kind="stable")[:count]
+    return [list(different[place]) for place in order.tolist()]
 
 
 def completion_keys(prompts: Sequence[Sequence[int]]) -> NDArray[np.uint64]:

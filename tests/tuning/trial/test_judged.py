@@ -22,11 +22,14 @@ from lightning_dpo.tuning.trial.outcomes import PairOutcomes, load_outcomes
 PROMPTS = 5
 
 
-def judged(project: Path, location: Path, judge: Any, metric: str) -> tuple[dict[str, float], PairOutcomes]:
+def judged(
+    project: Path, location: Path, judge: Any, metric: str, **overrides: Any
+) -> tuple[dict[str, float], PairOutcomes]:
     """What a trial reports at last, and what it keeps."""
     spec = spec_of(
         project,
         location,
+        overrides=overrides,
         objective=Objective.parse(metric),
         kl_prompts=PROMPTS,
         kl_tokens=8,
@@ -72,46 +75,22 @@ def test_trials_are_judged_on_the_same_prompts(project: Path, tmp_path: Path) ->
 
 
 def test_prompts_are_the_same_distinct_ones_whatever_the_batches(project: Path, tmp_path: Path) -> None:
-    found = []
-    for number, batches in enumerate(({"data.batch_size": 2}, {"data.tokens_per_batch": 64})):
-        spec = spec_of(
-            project,
-            tmp_path / str(number),
-            overrides={**batches, "data.train": doubled(project, tmp_path), "data.validation_split": 0.5},
-            objective=Objective.parse("val/score"),
-            kl_prompts=PROMPTS,
-            kl_tokens=2,
-            judge="judges.vowels",
-            judged=judged_metrics("judges.vowels"),
-        )
-        reports: list[dict[str, Any]] = []
-        outcome, _ = run_in(spec, reports=reports)
-        assert str(outcome.status) == "finished", outcome.reason
-        found.append(load_outcomes(spec.outcomes, "t", step=reports[-1]["step"]))
-    first, second = (kept.keys.tolist() for kept in found if kept is not None)
-    assert first == second
-    assert len(set(first)) == PROMPTS
+    data = {"data.train": doubled(project, tmp_path), "data.validation_split": 0.5}
+    first, second = (
+        judged(project, tmp_path / str(number), "judges.vowels", "val/score", **data, **batches)[1]
+        for number, batches in enumerate(({"data.batch_size": 2}, {"data.tokens_per_batch": 64}))
+    )
+    np.testing.assert_array_equal(first.keys, second.keys)
+    assert len(set(first.keys.tolist())) == PROMPTS
 
 
 def test_few_prompts_are_completed_more_than_once(project: Path, tmp_path: Path) -> None:
     row = json.loads((project / "pairs.jsonl").read_text().splitlines()[0])
-    spec = spec_of(
-        project,
-        tmp_path,
-        overrides={"data.train": jsonl(tmp_path / "same.jsonl", [row] * 16)},
-        objective=Objective.parse("val/score"),
-        kl_prompts=PROMPTS,
-        kl_tokens=8,
-        judge="judges.vowels",
-        judged=judged_metrics("judges.vowels"),
-    )
-    reports: list[dict[str, Any]] = []
-    run_in(spec, reports=reports)
-    kept = load_outcomes(spec.outcomes, "t", step=reports[-1]["step"])
-    assert kept is not None
+    same = {"data.train": jsonl(tmp_path / "same.jsonl", [row] * 16)}
+    report, kept = judged(project, tmp_path, "judges.vowels", "val/score", **same)
     assert len(set(kept.keys.tolist())) == PROMPTS
     assert len(set(kept.values.tolist())) > 1
-    assert kept.mean == pytest.approx(reports[-1]["val/score"], abs=1e-6)
+    assert kept.mean == pytest.approx(report["val/score"], abs=1e-6)
 
 
 def doubled(project: Path, folder: Path) -> str:
